@@ -1,0 +1,3 @@
+"""cloister: private LLM inference that you can verify."""
+
+__version__ = "0.1.0"

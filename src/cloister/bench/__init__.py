@@ -1,0 +1,1 @@
+"""Speed and overhead tables, measured on the machine at hand."""

@@ -1,0 +1,1 @@
+"""What a user imports: verify first, then transports that seal every request to the verified enclave."""

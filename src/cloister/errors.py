@@ -1,0 +1,170 @@
+"""Every exception that cloister raises: one base, four branches.
+
+    CloisterError
+    |-- Malformed            bytes that are not what they claim to be             exit code 4
+    |   |-- MalformedEvidence    attestation document, statement, quote
+    |   |-- MalformedMessage     HPKE, Binary HTTP or Oblivious HTTP framing
+    |   |-- MalformedPolicy      the client's policy file
+    |   `-- MalformedModel       a model file, or the chat template inside it
+    |-- NotTrusted           well formed, and refused                             exit code 3
+    |   |-- VerificationFailed   carries every factor that failed
+    |   `-- ChannelBroken        a sealed message did not open: cut, changed or replayed
+    |       |-- KeyUnknown           sealed to a key this enclave does not hold (422 on the wire)
+    |       |-- Replayed             seen before, or too old to tell
+    |       |-- TruncatedResponse    a response ended before its authenticated end
+    |       `-- PlaintextRefused     the other side answered, or asked, outside the sealed channel
+    |-- Unreachable          nobody there, or not now                             exit code 5
+    |   |-- ConnectionFailed     network, DNS, TLS, an offline hub
+    |   |-- EngineDied           the engine crashed or hung; it is being restarted
+    |   |-- EngineLoading        the model is not loaded yet
+    |   `-- QueueFull            too many requests wait already
+    `-- WrongUse             the request cannot be served as asked                exit code 2
+        |-- ContextLengthExceeded
+        `-- Unauthorized         no API key, or not a known one
+
+Messages never hold prompts, answers, keys or tokens. `hint` says in one line what to do next.
+"""
+
+__all__ = [
+    "ChannelBroken",
+    "CloisterError",
+    "ConnectionFailed",
+    "ContextLengthExceeded",
+    "EngineDied",
+    "EngineLoading",
+    "KeyUnknown",
+    "Malformed",
+    "MalformedEvidence",
+    "MalformedMessage",
+    "MalformedModel",
+    "MalformedPolicy",
+    "NotTrusted",
+    "PlaintextRefused",
+    "QueueFull",
+    "Replayed",
+    "TruncatedResponse",
+    "Unauthorized",
+    "Unreachable",
+    "VerificationFailed",
+    "WrongUse",
+]
+
+
+class CloisterError(Exception):
+    """Base of all. `step` names what was being done; `expected` and `got` are short, printable, never secret."""
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, hint: str = "", step: str = "", expected: str | None = None, got: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.step = step
+        self.expected = expected
+        self.got = got
+
+
+class Malformed(CloisterError):
+    exit_code = 4
+
+
+class MalformedEvidence(Malformed):
+    pass
+
+
+class MalformedMessage(Malformed):
+    pass
+
+
+class MalformedPolicy(Malformed):
+    pass
+
+
+class MalformedModel(Malformed):
+    pass
+
+
+class NotTrusted(CloisterError):
+    exit_code = 3
+
+
+class VerificationFailed(NotTrusted):
+    """`factors` holds every step's outcome (`cloister.verify.factors.Factor`), failed ones among them."""
+
+    def __init__(self, message: str, *, factors: tuple[object, ...] = (), hint: str = "", step: str = "") -> None:
+        super().__init__(message, hint=hint, step=step)
+        self.factors = factors
+
+
+class ChannelBroken(NotTrusted):
+    pass
+
+
+class KeyUnknown(ChannelBroken):
+    pass
+
+
+class Replayed(ChannelBroken):
+    pass
+
+
+class TruncatedResponse(ChannelBroken):
+    pass
+
+
+class PlaintextRefused(ChannelBroken):
+    pass
+
+
+class Unreachable(CloisterError):
+    exit_code = 5
+
+
+class ConnectionFailed(Unreachable):
+    pass
+
+
+class EngineDied(Unreachable):
+    pass
+
+
+class EngineLoading(Unreachable):
+    """`progress` is the loaded share of the model, 0 to 1."""
+
+    def __init__(self, message: str, *, progress: float = 0.0, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.progress = progress
+
+
+class QueueFull(Unreachable):
+    """`retry_after` in whole seconds."""
+
+    def __init__(self, message: str, *, retry_after: int = 1, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class WrongUse(CloisterError):
+    exit_code = 2
+
+
+class ContextLengthExceeded(WrongUse):
+    """`limit` and `requested` count tokens; `requested` = prompt + room asked for the answer."""
+
+    def __init__(self, *, limit: int, prompt: int, requested: int) -> None:
+        super().__init__(
+            f"This model's context is {limit} tokens; the prompt has {prompt} and the answer was given room for "
+            f"{requested - prompt}.",
+            hint="Shorten the prompt, lower max_tokens, or serve the model with a larger --context.",
+            expected=str(limit),
+            got=str(requested),
+        )
+        self.limit = limit
+        self.prompt = prompt
+        self.requested = requested
+
+
+class Unauthorized(WrongUse):
+    pass

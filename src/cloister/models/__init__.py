@@ -1,0 +1,1 @@
+"""Models by reference: find, download with progress, describe, digest. Imports only errors."""
