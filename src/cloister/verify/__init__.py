@@ -1,1 +1,8 @@
 """Whether we believe it: pure judgement over evidence, a policy and a time. Returns a frozen `Verified` or raises."""
+
+from cloister.verify.document import verify
+from cloister.verify.factors import Factor
+from cloister.verify.policy import Policy
+from cloister.verify.verified import Verified
+
+__all__ = ["Factor", "Policy", "Verified", "verify"]

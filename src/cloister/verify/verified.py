@@ -1,0 +1,67 @@
+"""The one thing that a prompt may be sealed to: proof, in the type, that a verification ended well."""
+
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass
+from typing import Any
+
+from cloister.errors import WrongUse
+from cloister.evidence.launch import LaunchConfig
+from cloister.evidence.statement import Statement
+from cloister.verify.factors import Factor
+
+__all__ = ["Verified"]
+
+_ONLY_VERIFY = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """Made by `cloister.verify.verify` and by nothing else.
+
+    Digests are 64 lower-case hexadecimal digits, times Unix seconds. `measurement` maps a component's name to its
+    value. `ohttp_keys` are the attested key configs, unparsed but for their lengths. `expires_at` is the end of the
+    statement's validity, at most one hour after `verified_at`; callers hold it against a monotonic clock of their own.
+    `factors` holds what passed, and what was not checked at all: nothing in here failed.
+    """
+
+    platform: str
+    simulated: bool
+    statement: Statement
+    statement_sha256: str
+    launch: LaunchConfig
+    launch_sha256: str
+    measurement: Mapping[str, str]
+    factors: tuple[Factor, ...]
+    ohttp_keys: bytes
+    verified_at: float
+    expires_at: float
+    made_by: InitVar[object]
+
+    def __post_init__(self, made_by: object) -> None:
+        if made_by is not _ONLY_VERIFY:
+            raise WrongUse("Only cloister.verify.verify makes a Verified.", step="verified")
+
+    def to_json(self) -> dict[str, Any]:
+        """The verification document: plain data, for `json.dumps`."""
+        return {
+            "v": 1,
+            "verdict": "simulated" if self.simulated else "trusted",
+            "platform": self.platform,
+            "simulated": self.simulated,
+            "deployment": self.launch.deployment,
+            "owner_key": self.launch.owner_key,
+            "release": self.launch.release,
+            "statement_sha256": self.statement_sha256,
+            "launch_sha256": self.launch_sha256,
+            "config_sha256": self.launch.config_sha256,
+            "measurement": dict(self.measurement),
+            "engine": {"sha256": self.statement.engine.sha256, "variant": self.statement.engine.variant},
+            "models": [
+                {"name": model.name, "sha256": model.sha256, "quantization": model.quantization}
+                for model in self.statement.models
+            ],
+            "insecure": list(self.statement.insecure),
+            "verified_at": self.verified_at,
+            "expires_at": self.expires_at,
+            "factors": [factor.to_json() for factor in self.factors],
+        }
