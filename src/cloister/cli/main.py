@@ -1,0 +1,117 @@
+"""The command `cloister`: a table of commands, and what an error becomes at the process's edge.
+
+To add a command: one module in this folder and one line in `COMMANDS`. The module offers
+
+    def register(app: typer.Typer) -> None
+
+which is given an empty app of its own and adds to it either one command (`app.command()(run)`; its name on the command
+line is the one in the table) or a family (`app.callback()(group)`, then `app.command()(pull)`, `app.command("list")(…)`).
+A module is imported only when its command runs, so `cloister ask` needs none of what `cloister serve` needs.
+
+Commands raise `CloisterError`; nobody else catches them or calls `sys.exit`. Here they become one line and a hint on
+standard error, and the exit codes: 0, 1 other, 2 usage, 3 not trusted, 4 malformed, 5 unreachable, 130 on Ctrl+C. A
+command with another outcome raises `typer.Exit(code)`. What is printed goes through `cloister.cli.output`.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from cloister import __version__
+from cloister.cli import output
+from cloister.errors import CloisterError, WrongUse
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {  # name -> (module, the line that `cloister --help` shows)
+        "up": ("cloister.cli.up", "Everything on this machine: a simulated enclave, a model, and a chat with it."),
+        "chat": ("cloister.cli.chat", "Talk to a model in an enclave that was verified first."),
+        "ask": ("cloister.cli.ask", "Ask one question; the answer goes to standard output."),
+        "verify": ("cloister.cli.verify", "Say whether an enclave, or a saved document, is what it claims to be."),
+        "connect": ("cloister.cli.connect", "Verify, then offer an OpenAI-compatible endpoint on 127.0.0.1."),
+        "serve": ("cloister.cli.serve", "Run a model in an enclave on this machine."),
+        "models": ("cloister.cli.models", "Fetch and list models."),
+        "keys": ("cloister.cli.keys", "Make and list API keys."),
+        "bench": ("cloister.cli.bench", "Measure speed and overhead on this machine."),
+        "demo": ("cloister.cli.demo", "Play the attacker, and see each attack blocked."),
+    }
+)
+
+# Names and locals never reach a traceback, and help stays plain text that a pipe can carry.
+_SETTINGS: Mapping[str, Any] = MappingProxyType(
+    {
+        "rich_markup_mode": None,
+        "pretty_exceptions_enable": False,
+        "pretty_exceptions_show_locals": False,
+        "no_args_is_help": False,
+    }
+)
+
+
+class _Commands(TyperGroup):
+    """Shows the table, imports only the module that is asked for, and turns errors into exit codes."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        for name, (_, line) in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=line, rich_markup_mode=None))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, stub, rest = super().resolve_command(ctx, args)
+        return name, (_load(name) if name in COMMANDS else stub), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CloisterError as error:
+            output.show_error(error)
+            raise typer.Exit(error.exit_code) from error
+
+
+def _load(name: str) -> Any:
+    module, line = COMMANDS[name]
+    try:
+        register = importlib.import_module(module).register
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "cloister":
+            raise
+        raise WrongUse(
+            f"`cloister {name}` needs the Python package {error.name!r}, which is not installed.",
+            hint="pip install 'cloister[server]' brings everything; 'cloister[proxy]' is enough for `cloister connect`.",
+        ) from error
+    family = typer.Typer(add_completion=False, help=line, **_SETTINGS)
+    register(family)
+    command = get_command(family)
+    command.name = name
+    return command
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"cloister {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(cls=_Commands, add_completion=True, **{**_SETTINGS, "no_args_is_help": True})
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Private LLM inference that you can verify.
+
+    Every command that talks to an enclave verifies it first, and refuses to send anything to one that it cannot verify.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line (`sys.argv` by default) and exit with its code."""
+    get_command(app).main(args=arguments, prog_name="cloister")
+    raise SystemExit(0)
