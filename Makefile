@@ -1,0 +1,53 @@
+# Everything a person needs: `make run` (a confidential chat) and `make test`. Both set up .venv and the engine themselves.
+PYTHON ?= python3
+PORT ?= 8484
+MODEL ?= default
+BIN := .venv/bin
+
+.PHONY: run test test-system check lint fix bench setup lock clean
+
+run: setup
+	@$(BIN)/cloister up --port $(PORT) "$(MODEL)"
+
+test: setup
+	$(BIN)/pytest -q -m "not system"
+
+test-system: setup  # needs the packages of tools/ci-packages.txt; a missing one fails
+	$(BIN)/pytest -q -m system
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+fix: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/cloister bench overhead
+
+setup: .venv/.installed .venv/.engine
+
+.venv/.installed: pyproject.toml requirements/dev.txt
+	@echo "setting up .venv (once; about a minute)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.engine: .venv/.installed requirements/engine.txt tools/build_engine.py
+	@$(BIN)/python tools/build_engine.py
+	@touch $@
+
+LOCK := $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header --allow-unsafe
+lock:
+	$(LOCK) -o requirements/client.txt pyproject.toml
+	$(LOCK) --extra server -c requirements/client.txt -o requirements/server.txt pyproject.toml
+	$(LOCK) --extra server -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
+
+clean:
+	rm -rf .venv build dist *.egg-info src/*.egg-info

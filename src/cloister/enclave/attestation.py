@@ -1,0 +1,90 @@
+"""The enclave's own attestation document: a statement over its current keys, and fresh evidence that binds it."""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from cloister.channel.keys import KeyRing
+from cloister.enclave.attest import EvidenceSource
+from cloister.enclave.llm.engine import EngineInfo
+from cloister.errors import NotTrusted
+from cloister.evidence.binding import report_data
+from cloister.evidence.document import Document, Item
+from cloister.evidence.launch import LaunchConfig, parse_launch
+from cloister.evidence.statement import EngineStatement, ModelStatement, Statement
+
+__all__ = ["Attestation", "check_launch"]
+
+
+def check_launch(launch: bytes, config: bytes, source: EvidenceSource) -> LaunchConfig:
+    """The enclave compares its own report first: what it was told must be what stands in hardware.
+
+    Raises NotTrusted when the launch config's digest is not in the hardware's field or names another config.
+    """
+    if not secrets.compare_digest(source.launch_sha256(), hashlib.sha256(launch).digest()):
+        raise NotTrusted(
+            "The launch config handed over is not the one fixed in hardware.",
+            hint="Start the enclave again with the launch config it was measured with.",
+        )
+    parsed = parse_launch(launch)
+    if parsed.config_sha256 != hashlib.sha256(config).hexdigest():
+        raise NotTrusted("The config handed over is not the one named in the launch config.")
+    return parsed
+
+
+@dataclass(slots=True)
+class Attestation:
+    """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names."""
+
+    source: EvidenceSource
+    ring: KeyRing
+    launch: bytes
+    info: EngineInfo
+    insecure: tuple[str, ...]
+    clock: Callable[[], float] = time.time
+    receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    _statement: bytes = field(default=b"", init=False)
+    _keys: bytes = field(default=b"", init=False)
+
+    async def document(self, nonce: bytes) -> bytes:
+        """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
+        statement = self._current()
+        evidence = await asyncio.to_thread(self.source.collect, report_data(nonce, statement))
+        items = {
+            "statement": Item("application/json", statement),
+            "launch": Item("application/json", self.launch),
+            **evidence,
+        }
+        return Document(items).encode()
+
+    def _current(self) -> bytes:
+        now = self.clock()
+        self.ring.rotate(now)
+        if self.ring.ohttp_keys != self._keys:
+            self._statement = self._make(now).encode()
+            self._keys = self.ring.ohttp_keys
+        return self._statement
+
+    def _make(self, now: float) -> Statement:
+        model = self.info.model
+        receipt = self.receipt_key.public_key().public_bytes_raw()
+        return Statement(
+            purpose="serve",
+            aud=(),
+            launch_sha256=hashlib.sha256(self.launch).hexdigest(),
+            iat=int(now),
+            exp=int(self.ring.expires_at),
+            ohttp_keys=self.ring.ohttp_keys,
+            receipt_key=receipt,
+            engine=EngineStatement(self.info.sha256, self.info.variant),
+            models=(ModelStatement(model.name, model.sha256, model.quantization),),
+            egress=(),
+            code="open",
+            key_scope="replica",
+            insecure=self.insecure,
+        )

@@ -1,0 +1,174 @@
+"""The enclave's front process: one boot line in, then gateway -> API -> engine until it is told to stop.
+
+Order: (1) no dumps; (2) boot line parsed; (3) the launch config compared with the hardware's own report; (4) the
+engine's thread made, then this thread's priority lowered; (5) listening, `readyz` 503; (6) the model loaded and its
+digest compared with the launch config; (7) ready: attestation documents are given out.
+
+It says what happens in lines of JSON on standard output, without content: `loading`, `ready`, `failed`.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httptools  # noqa: F401  (uvicorn loads it by name; the import makes it part of what is measured)
+import uvicorn
+import uvloop
+
+from cloister.channel.keys import KeyRing
+from cloister.enclave.attest import EvidenceSource
+from cloister.enclave.attest.simulated import SimulatedTee
+from cloister.enclave.attestation import Attestation, check_launch
+from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
+from cloister.enclave.gateway import Gateway
+from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
+from cloister.enclave.llm.api import ApiConfig, create_api
+from cloister.enclave.llm.engine import EngineInfo
+from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine
+from cloister.enclave.llm.tenants import ApiKey
+from cloister.errors import CloisterError, EngineLoading, NotTrusted, WrongUse
+from cloister.evidence.launch import LaunchConfig
+
+__all__ = ["main"]
+
+_MAX_BOOT = 1 << 20
+
+
+def main() -> None:
+    """Exit status 0 after an orderly stop, 1 when it could not serve."""
+    forbid_dumps()
+    quiet_logs()
+    try:
+        boot = parse_boot(sys.stdin.buffer.readline(_MAX_BOOT))
+        uvloop.run(_Enclave(boot).serve())
+    except CloisterError as error:
+        _say("failed", error=type(error).__name__, message=error.message, hint=error.hint)
+        raise SystemExit(1) from None
+
+
+def _say(event: str, **fields: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+        sys.stdout.flush()
+
+
+def _source(config: EnclaveConfig, boot: Boot) -> EvidenceSource:
+    if config.platform == "sim" and boot.device_fd is not None:
+        return SimulatedTee(boot.device_fd)
+    raise WrongUse(
+        f"No driver for platform {config.platform!r} in this release.",
+        hint="Use --platform sim to try cloister without protection.",
+    )
+
+
+class _Enclave:
+    """Joins the rooms; holds nothing that a room could hold itself."""
+
+    def __init__(self, boot: Boot) -> None:
+        self.boot = boot
+        self.config = parse_config(boot.config)
+        self.source = _source(self.config, boot)
+        self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
+        self.ring = KeyRing(time.time())
+        self.engine = LlamaEngine(self._engine_config(), on_progress=lambda share: _say("loading", progress=share))
+        lower_priority()
+        self.attestation: Attestation | None = None
+
+    def _engine_config(self) -> LlamaConfig:
+        return LlamaConfig(
+            model_path=Path(self.boot.model_path),
+            model_name=self.boot.model_name,
+            library_dir=Path(self.boot.engine_dir),
+            context_length=self.config.context_length,
+            slots=self.config.slots,
+            mode=self.config.engine,
+        )
+
+    async def serve(self) -> None:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                self._gateway(),
+                http="httptools",
+                loop="uvloop",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+        with socket.socket(fileno=self.boot.listen_fd) as sock:
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            _on_stdin_closed(lambda: setattr(server, "should_exit", True))
+            try:
+                await self._load()
+                await serving
+            finally:
+                server.should_exit = True
+                await self.engine.close()
+                await asyncio.wait([serving], timeout=5)
+
+    async def _load(self) -> None:
+        await self.engine.start()
+        info = self.engine.info
+        if info.model.sha256 not in self.launch.models:
+            raise NotTrusted(
+                "The model file handed over is not one that the launch config names.",
+                hint="Start the enclave again with the model it was launched for.",
+            )
+        self.attestation = Attestation(self.source, self.ring, self.boot.launch, info, self.config.insecure)
+        _say("ready", **_describe(info))
+
+    def _gateway(self) -> Gateway:
+        keys = tuple(ApiKey(key.name, key.sha256) for key in self.boot.api_keys)
+        api = create_api(
+            self.engine,
+            ApiConfig(api_keys=keys, require_keys=self.config.api_keys, max_waiting=self.config.max_waiting),
+        )
+        return Gateway(
+            api,
+            self.ring,
+            self._document,
+            ready=lambda: self.attestation is not None and self.engine.ready,
+            padding=self.config.padding,
+        )
+
+    async def _document(self, nonce: bytes) -> bytes:
+        if self.attestation is None:
+            raise EngineLoading("The model is being loaded.", hint="Try again in a moment.")
+        return await self.attestation.document(nonce)
+
+
+def _describe(info: EngineInfo) -> dict[str, Any]:
+    model = info.model
+    return {
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "quantization": model.quantization,
+        "parameters": model.parameters,
+        "context_length": model.context_length,
+        "engine_sha256": info.sha256,
+        "variant": info.variant,
+        "slots": info.slots,
+    }
+
+
+def _on_stdin_closed(stop: Callable[[], None]) -> None:
+    """The host holds our standard input open; when the host is gone, so are we."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop)
+
+    threading.Thread(target=wait, name="stdin", daemon=True).start()

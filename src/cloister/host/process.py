@@ -1,0 +1,115 @@
+"""Start one enclave as a child process and follow what it says about itself until it is ready.
+
+This is the untrusted side: it chooses ports and paths, passes descriptors, and reads one line of JSON per event from
+the child's standard output. When this process dies, the child sees its standard input close and ends.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTrusted, Unreachable, WrongUse
+
+__all__ = ["EnclaveProcess", "listen"]
+
+_MAX_LINE = 64 * 1024
+_FAILURES: dict[str, type[CloisterError]] = {
+    kind.__name__: kind for kind in (EngineDied, MalformedModel, NotTrusted, WrongUse)
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound, listening TCP socket (port 0: any free one). Raises WrongUse when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise WrongUse(
+            f"Cannot listen on {host} port {port}: {error.strerror}.", hint="Choose another port with --port."
+        ) from error
+    return sock
+
+
+@dataclass(slots=True)
+class EnclaveProcess:
+    """`boot` is the line written to the child's standard input; `pass_fds` are the descriptors it names."""
+
+    boot: bytes
+    pass_fds: tuple[int, ...]
+    on_progress: Callable[[float], None] = lambda _share: None
+    process: subprocess.Popen[bytes] = field(init=False)
+    ready: dict[str, Any] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        """Returns at once. Call it from a thread that lives as long as the enclave shall."""
+        argv = [sys.executable, "-I", "-m", "cloister.enclave"]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self.pass_fds, env=self._environment()
+        )
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(self.boot)
+                self.process.stdin.flush()
+
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the host's environment reaches the enclave but what a process needs to run."""
+        return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TZ") if name in os.environ}
+
+    def wait_ready(self) -> dict[str, Any]:
+        """Blocks until the model can answer; its description. Raises what the enclave says went wrong."""
+        for event in self._events():
+            if event.get("event") == "loading":
+                self.on_progress(float(event.get("progress", 0.0)))
+            elif event.get("event") == "failed":
+                self.stop()
+                kind = _FAILURES.get(str(event.get("error")), Unreachable)
+                raise kind(str(event.get("message", "The enclave failed.")), hint=str(event.get("hint", "")))
+            elif event.get("event") == "ready":
+                self.ready = event
+                threading.Thread(target=self._drain, name="enclave-stdout", daemon=True).start()
+                return event
+        code = self.process.wait()
+        raise Unreachable(f"The enclave ended before it was ready (status {code}).", hint="See its messages above.")
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        stdout = self.process.stdout
+        while stdout is not None and (line := stdout.readline(_MAX_LINE)):
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    yield event
+
+    def _drain(self) -> None:
+        for _event in self._events():
+            pass
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, *, grace: float = 5.0) -> None:
+        """Asks, waits `grace` seconds, then kills. Safe to call twice."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+        if self.alive:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()

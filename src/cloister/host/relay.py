@@ -1,0 +1,100 @@
+"""A hop between client and enclave that keeps what passes: all that the untrusted host can ever see.
+
+`cloister up` shows its record beside the conversation; tests look in it for prompts. It runs in a thread of its own.
+"""
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Record", "Relay"]
+
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One piece of one connection, as it came out of a socket."""
+
+    connection: int
+    direction: Literal["to-enclave", "from-enclave"]
+    data: bytes
+
+
+@dataclass(slots=True)
+class Relay:
+    """Listens on a free loopback port and passes every byte on to `upstream_port`, remembering the last `keep` bytes."""
+
+    upstream_port: int
+    keep: int = 4 << 20
+    port: int = field(default=0, init=False)
+    _records: list[Record] = field(default_factory=list, init=False)
+    _kept: int = field(default=0, init=False)
+    _connections: int = field(default=0, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
+    _stopping: asyncio.Event | None = field(default=None, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(started)), name="relay", daemon=True)
+        self._thread.start()
+        started.wait()
+
+    def stop(self) -> None:
+        if self._loop is not None and self._stopping is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+
+    def take(self) -> list[Record]:
+        """What passed since the last call, oldest first."""
+        with self._lock:
+            taken, self._records, self._kept = self._records, [], 0
+        return taken
+
+    async def _serve(self, started: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        started.set()
+        await self._stopping.wait()
+        server.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        number = self._connections
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(
+            self._pump(number, "to-enclave", reader, up_writer),
+            self._pump(number, "from-enclave", up_reader, writer),
+        )
+
+    async def _pump(
+        self,
+        number: int,
+        direction: Literal["to-enclave", "from-enclave"],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(_CHUNK):
+                self._remember(Record(number, direction, data))
+                writer.write(data)
+                await writer.drain()
+        with contextlib.suppress(OSError):
+            writer.close()
+
+    def _remember(self, record: Record) -> None:
+        with self._lock:
+            self._records.append(record)
+            self._kept += len(record.data)
+            while self._kept > self.keep and len(self._records) > 1:
+                self._kept -= len(self._records.pop(0).data)

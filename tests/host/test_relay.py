@@ -1,0 +1,45 @@
+import socket
+import threading
+
+from cloister.host.relay import Relay
+
+
+def _echo_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(connection.recv(100).upper())
+
+
+def _ask(port: int, text: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(text)
+        return client.recv(100)
+
+
+def test_passes_every_byte_on_and_remembers_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_echo_once, args=(server,), daemon=True).start()
+        relay = Relay(server.getsockname()[1])
+        relay.start()
+        try:
+            assert _ask(relay.port, b"hello") == b"HELLO"
+            seen = relay.take()
+        finally:
+            relay.stop()
+    assert [(record.direction, record.data) for record in seen] == [
+        ("to-enclave", b"hello"),
+        ("from-enclave", b"HELLO"),
+    ]
+    assert relay.take() == []
+
+
+def test_keeps_no_more_than_it_was_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_echo_once, args=(server,), daemon=True).start()
+        relay = Relay(server.getsockname()[1], keep=6)
+        relay.start()
+        try:
+            _ask(relay.port, b"hello")
+            assert [record.data for record in relay.take()] == [b"HELLO"]
+        finally:
+            relay.stop()
