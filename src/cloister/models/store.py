@@ -1,0 +1,127 @@
+"""Where fetched models lie, and what was known about each when it was fetched.
+
+    <cache>/org--repo/<file>.gguf
+    <cache>/org--repo/<file>.gguf.cloister.json      the record; written last, so a file without one is not whole
+
+`<cache>` is `$XDG_CACHE_HOME/cloister/models`, or `~/.cache/cloister/models`.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "LocalModel",
+    "Record",
+    "cache_directory",
+    "drop_record",
+    "embedded_path",
+    "file_path",
+    "read_record",
+    "records",
+    "save_record",
+]
+
+_RECORD_SUFFIX = ".cloister.json"
+_MAX_RECORD_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model that can be opened now. `source` says in one line where it came from.
+
+    The digest of a model is taken of the bytes that the engine loads, not from here.
+    """
+
+    path: Path
+    name: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What was fetched. `sha256` (hex) was computed over the bytes as they arrived; `hub_sha256` is what the hub
+    said, "" where it said nothing. `tags`: the tags it was asked for by, "" being the usual choice. `fetched_at` in
+    Unix seconds."""
+
+    repository: str
+    revision: str
+    file: str
+    quantization: str
+    tags: tuple[str, ...]
+    sha256: str
+    hub_sha256: str
+    size: int
+    fetched_at: int
+
+    def local_model(self) -> LocalModel:
+        source = f"hf.co/{self.repository}@{self.revision[:12]}/{self.file}"
+        return LocalModel(file_path(self.repository, self.file), Path(self.file).stem, source)
+
+
+def cache_directory() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache"
+    return root / "cloister" / "models"
+
+
+def embedded_path(name: str) -> Path:
+    return Path(__file__).parent / "data" / f"{name}.gguf"
+
+
+def file_path(repository: str, file: str) -> Path:
+    """Flat below the repository's folder: no part of a name that a hub sent is used as a folder."""
+    return cache_directory() / repository.replace("/", "--") / file.replace("/", "--")
+
+
+def read_record(repository: str, file: str) -> Record | None:
+    """The record of a file that is here in its full size; None when either is missing or they disagree."""
+    return _read(file_path(repository, file))
+
+
+def save_record(record: Record) -> None:
+    """Write the record beside its file, in one step."""
+    path = _record_path(file_path(record.repository, record.file))
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as draft:
+        json.dump(asdict(record), draft, indent=1)
+    Path(draft.name).replace(path)
+
+
+def drop_record(repository: str, file: str) -> None:
+    """From here on the file is not taken as whole."""
+    _record_path(file_path(repository, file)).unlink(missing_ok=True)
+
+
+def records(repository: str | None = None) -> Iterator[Record]:
+    """Every whole model in the cache, or of one repository, in the order of their names."""
+    folder = repository.replace("/", "--") if repository else "*"
+    for path in sorted(cache_directory().glob(f"{folder}/*{_RECORD_SUFFIX}")):
+        if record := _read(path.with_name(path.name.removesuffix(_RECORD_SUFFIX))):
+            yield record
+
+
+def _record_path(model: Path) -> Path:
+    return model.with_name(model.name + _RECORD_SUFFIX)
+
+
+def _read(model: Path) -> Record | None:
+    try:
+        with _record_path(model).open("rb") as stored:
+            raw = json.loads(stored.read(_MAX_RECORD_BYTES))
+        record = _from_json(raw)
+        whole = model.stat().st_size == record.size and file_path(record.repository, record.file) == model
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return record if whole else None
+
+
+def _from_json(raw: dict[str, Any]) -> Record:
+    values = {field.name: raw[field.name] for field in fields(Record)}
+    wanted = {"tags": list, "size": int, "fetched_at": int}
+    if any(type(value) is not wanted.get(name, str) for name, value in values.items()):
+        raise ValueError("a field has another type")
+    return Record(**{**values, "tags": tuple(str(tag) for tag in values["tags"])})
