@@ -11,10 +11,13 @@ from typing import Any, Literal, cast
 
 from cloister.evidence.strict_json import Fields, b64url, load_object
 
-__all__ = ["MAX_STATEMENT", "EngineStatement", "ModelStatement", "Statement", "parse_statement"]
+__all__ = ["INSECURE_NAMES", "MAX_STATEMENT", "EngineStatement", "ModelStatement", "Statement", "parse_statement"]
 
 MAX_STATEMENT = 64 * 1024
 MAX_KEY_CONFIGS = 16 * 1024
+
+INSECURE_NAMES = frozenset({"api-keys-off", "ehbp", "padding-off", "plaintext"})
+"""Every weakened setting that a statement may name. A verifier refuses any other."""
 
 Purpose = Literal["serve", "provision", "key-join"]
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from cloister.errors import MalformedEvidence
+from cloister.errors import Malformed, MalformedEvidence
 
 __all__ = ["Fields", "b64url", "from_b64url", "load_object"]
 
@@ -75,25 +75,26 @@ def load_object(data: bytes, *, max_bytes: int, what: str) -> dict[str, Any]:
 class Fields:
     """Reads one object's members by name and type; `end` refuses what nobody asked for.
 
-    Every method raises MalformedEvidence, naming the member.
+    Every method raises `error` (MalformedEvidence, or the policy's), naming the member.
     """
 
-    def __init__(self, value: object, *, what: str) -> None:
+    def __init__(self, value: object, *, what: str, error: type[Malformed] = MalformedEvidence) -> None:
         if not isinstance(value, Mapping):
-            raise MalformedEvidence(f"{what} is not an object.", step=what)
+            raise error(f"{what} is not an object.", step=what)
         self._rest = dict(value)
         self._what = what
+        self._error = error
 
     def _refuse(self, name: str, expected: str) -> NoReturn:
         where = f"{self._what}.{name}"
-        raise MalformedEvidence(f"{where} is not {expected}.", step=where, expected=expected)
+        raise self._error(f"{where} is not {expected}.", step=where, expected=expected)
 
     def has(self, name: str) -> bool:
         return name in self._rest
 
     def take(self, name: str) -> object:
         if name not in self._rest:
-            raise MalformedEvidence(f"{self._what}.{name} is missing.", step=f"{self._what}.{name}")
+            raise self._error(f"{self._what}.{name} is missing.", step=f"{self._what}.{name}")
         return self._rest.pop(name)
 
     def integer(self, name: str, *, low: int = 0, high: int = MAX_INTEGER) -> int:
@@ -155,7 +156,11 @@ class Fields:
             self._refuse(name, "a list of SHA-256 digests, 64 lower-case hexadecimal digits each")
         return values
 
+    def names(self) -> tuple[str, ...]:
+        """The members not read yet."""
+        return tuple(self._rest)
+
     def end(self) -> None:
         if self._rest:
             unknown = ascii(min(self._rest))[:64]
-            raise MalformedEvidence(f"{self._what} has an unknown key: {unknown}.", step=self._what, got=unknown)
+            raise self._error(f"{self._what} has an unknown key: {unknown}.", step=self._what, got=unknown)

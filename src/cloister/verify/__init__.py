@@ -2,7 +2,7 @@
 
 from cloister.verify.document import verify
 from cloister.verify.factors import Factor
-from cloister.verify.policy import Policy
+from cloister.verify.policy import Limits, Policy, Tcb, parse_policy
 from cloister.verify.verified import Verified
 
-__all__ = ["Factor", "Policy", "Verified", "verify"]
+__all__ = ["Factor", "Limits", "Policy", "Tcb", "Verified", "parse_policy", "verify"]

@@ -1,12 +1,334 @@
-"""The verification itself. (The steps follow; until then nothing is trusted.)"""
+"""The verification itself: numbered steps in one order, the same for every platform."""
 
-from cloister.errors import VerificationFailed
-from cloister.evidence.document import Document
+import hashlib
+import hmac
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
+from cloister.evidence import simulated as simulated_evidence
+from cloister.evidence.binding import NONCE_SIZES, report_data
+from cloister.evidence.document import Document, gpu_labels
+from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
+from cloister.evidence.statement import INSECURE_NAMES, Statement, parse_statement
+from cloister.verify import simulated
+from cloister.verify.factors import Factor, compare, failed, not_checked, passed
+from cloister.verify.key_configs import config_lengths
+from cloister.verify.measurement import check_measurement
+from cloister.verify.platform import Appraisal
 from cloister.verify.policy import Policy
-from cloister.verify.verified import Verified
+from cloister.verify.verified import _ONLY_VERIFY, Verified
 
-__all__ = ["verify"]
+__all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "verify"]
+
+CLOCK_TOLERANCE = 120.0
+"""Seconds that the client's and the enclave's clocks may differ."""
+
+MAX_AGE = 3600.0
+"""Seconds a client may rely on one verification (PROTOCOL, "Freshness")."""
+
+_STATEMENTS = "application/json"
+
+_APPRAISERS: Mapping[str, Callable[[Document, Policy, float], Appraisal]] = MappingProxyType(
+    {simulated_evidence.REPORT_MEDIA_TYPE: simulated.appraise}
+)
+"""Media type of the `cpu` item -> that platform's verifier."""
+
+_LABELS = frozenset({"statement", "launch", "cpu", "endorsements"})
+"""What the verifiers above read. Anything else in a document would be evidence that nobody judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Everything that is judged, parsed once."""
+
+    document: Document
+    policy: Policy
+    nonce: bytes
+    now: float
+    statement_bytes: bytes
+    statement: Statement
+    launch_bytes: bytes
+    launch: LaunchConfig
+    appraisal: Appraisal
 
 
 def verify(document: Document, *, policy: Policy, nonce: bytes, now: float) -> Verified:
-    raise VerificationFailed("Nothing is verified yet.", step="platform")
+    """Judge a whole attestation document (PROTOCOL, "Attestation document", "Launch config", "Client policy").
+
+    (1) the document holds what is needed, all of it judged, statement and launch config well formed
+    (2) the platform's evidence is genuine
+    (3) it is fresh: report_data binds this nonce, the statement's exact bytes and all GPU evidence
+    (4) the launch config's digest stands in the hardware's own field
+    (5) the statement agrees with the launch config and with the measured engine
+    (6) its purpose is to serve, and now lies between iat and exp
+    (7) every weakened setting is known, and tolerated by the policy
+    (8) platform, machine, measurement, owner, deployment, models and configuration are those of the policy
+    (9) the key configs are framed correctly (channel parses them)
+    (10) what nothing above proves is said
+
+    `nonce` is the caller's own fresh 32 bytes; with an empty one everything is judged for display and then refused.
+    `now` in Unix seconds. All mismatches are reported together. Does not check physical custody, nor which source the
+    measured code was built from, nor where weights come from.
+
+    Raises: VerificationFailed with every factor; MalformedEvidence; MalformedPolicy; WrongUse for a nonce of another
+    size.
+    """
+    if len(nonce) not in NONCE_SIZES:
+        raise WrongUse("A nonce has 32 bytes.", step="nonce", expected="32", got=str(len(nonce)))
+    missing = tuple(_check_labels(document))
+    _raise_if_failed(missing)
+    case = _parse(document, policy, nonce, now)
+    factors = (
+        passed("document", f"{len(document.items)} items"),  # (1)
+        *case.appraisal.factors,  # (2)
+        *_check_freshness(case),  # (3)
+        _check_launch(case),  # (4)
+        *_check_agreement(case),  # (5)
+        *_check_purpose_and_time(case),  # (6)
+        *_check_insecure(case),  # (7)
+        *_check_policy(case),  # (8)
+        _check_keys(case),  # (9)
+        *_not_proved(case),  # (10)
+    )
+    _raise_if_failed(factors)
+    return _verified(case, factors)
+
+
+def _raise_if_failed(factors: tuple[Factor, ...]) -> None:
+    wrong = [factor for factor in factors if factor.verdict == "fail"]
+    if wrong:
+        names = ", ".join(factor.step for factor in wrong)
+        raise VerificationFailed(f"Not trusted: {names}.", factors=factors, hint=wrong[0].hint, step=wrong[0].step)
+
+
+def _check_labels(document: Document) -> Iterator[Factor]:
+    for label in ("statement", "launch", "cpu"):
+        if label not in document.items:
+            yield failed(
+                f"document.{label}", expected="evidence", got="nothing", hint="Absent evidence is no evidence."
+            )
+    for label in ("statement", "launch"):
+        if label in document.items:
+            media_type = document.items[label].media_type
+            if media_type != _STATEMENTS:
+                yield failed(f"document.{label}", expected=_STATEMENTS, got=media_type)
+    for label in document.items:
+        if label not in _LABELS:
+            yield failed(f"document.{label}", expected="nothing", got=label, hint="No verifier for this evidence yet.")
+    if "cpu" in document.items and (got := document.items["cpu"].media_type) not in _APPRAISERS:
+        hint = "No verifier for this platform yet."
+        yield failed("document.cpu", expected=" or ".join(sorted(_APPRAISERS)), got=got, hint=hint)
+
+
+def _parse(document: Document, policy: Policy, nonce: bytes, now: float) -> _Case:
+    statement = document.items["statement"].content
+    launch = document.items["launch"].content
+    appraise = _APPRAISERS[document.items["cpu"].media_type]
+    return _Case(
+        document=document,
+        policy=policy,
+        nonce=nonce,
+        now=now,
+        statement_bytes=statement,
+        statement=parse_statement(statement),
+        launch_bytes=launch,
+        launch=parse_launch(launch),
+        appraisal=appraise(document, policy, now),
+    )
+
+
+def _check_freshness(case: _Case) -> Iterator[Factor]:
+    if not case.nonce:
+        hint = "Made for no client in particular: it may be old. Ask the enclave itself, with a nonce."
+        yield failed("nonce", expected="32 fresh bytes", got="none", hint=hint)
+    gpus = [case.document.items[label].content for label in gpu_labels(case.document)]
+    expected = report_data(case.nonce, case.statement_bytes, gpus)
+    if hmac.compare_digest(expected, case.appraisal.report_data):
+        yield passed("binding", expected.hex()[:32])
+        return
+    hint = "Replayed evidence, or a statement that was changed on the way."
+    yield failed("binding", expected=expected.hex()[:32], got=case.appraisal.report_data.hex()[:32], hint=hint)
+
+
+def _check_launch(case: _Case) -> Factor:
+    return compare(
+        "launch",
+        expected=case.appraisal.launch_sha256.hex(),
+        got=launch_digest(case.launch_bytes).hex(),
+        hint="The hardware was started with another launch config.",
+    )
+
+
+def _check_agreement(case: _Case) -> Iterator[Factor]:
+    statement, launch = case.statement, case.launch
+    yield compare(
+        "statement.launch",
+        expected=case.appraisal.launch_sha256.hex(),
+        got=statement.launch_sha256,
+        hint="The enclave says it was started with another launch config than the hardware does.",
+    )
+    yield from _check_each("statement.models", [m.sha256 for m in statement.models], launch.models, "launch config")
+    yield compare(
+        "statement.egress",
+        expected=" ".join(launch.egress) or "nowhere",
+        got=" ".join(statement.egress) or "nowhere",
+        hint="The enclave may connect to other places than its launch config says.",
+    )
+    if case.appraisal.engine is not None:
+        yield compare(
+            "statement.engine",
+            expected=case.appraisal.engine,
+            got=f"sha256:{statement.engine.sha256}",
+            hint="The engine that runs is not the one that was measured.",
+        )
+    listed = "ehbp" in statement.insecure
+    yield compare(
+        "statement.ehbp",
+        expected="listed as insecure" if statement.ehbp_key else "off",
+        got="listed as insecure" if listed else "off",
+        hint="The EHBP key and the list of weakened settings contradict each other.",
+    )
+
+
+def _check_each(
+    step: str, digests: list[str], allowed: tuple[str, ...] | frozenset[str], where: str
+) -> Iterator[Factor]:
+    wrong = [digest for digest in digests if digest not in allowed]
+    for digest in wrong:
+        hint = f"This model is not one of the {where}."
+        yield failed(step, expected=" or ".join(sorted(allowed)) or "no model", got=digest, hint=hint)
+    if not wrong:
+        yield passed(step, " ".join(digests) or "no model")
+
+
+def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
+    statement, now = case.statement, case.now
+    hint = "This enclave is not ready for prompts: it waits for its owner, or for its peers."
+    yield compare("purpose", expected="serve", got=statement.purpose, hint=hint)
+    hint = "The enclave's clock or this one is wrong."
+    if statement.iat - CLOCK_TOLERANCE <= now < float("inf"):
+        yield passed("issued", str(statement.iat))
+    else:
+        yield failed("issued", expected=f"at most {now:.0f} + 120", got=str(statement.iat), hint=hint)
+    if statement.iat < statement.exp and now <= statement.exp + CLOCK_TOLERANCE:
+        yield passed("expires", str(statement.exp))
+    else:
+        hint = "Its time is over: ask the enclave for new evidence."
+        yield failed("expires", expected=f"at least {now:.0f} - 120", got=str(statement.exp), hint=hint)
+
+
+def _check_insecure(case: _Case) -> Iterator[Factor]:
+    for name in case.statement.insecure:
+        step = f"insecure.{name}" if name in INSECURE_NAMES else "insecure"
+        if name not in INSECURE_NAMES:
+            yield failed(
+                step, expected="known names", got=name, hint="A weakened setting that this version does not know."
+            )
+        elif name not in case.policy.tolerate_insecure:
+            hint = f'To accept it: dangerously_tolerate_insecure = ["{name}"]'
+            yield failed(step, expected="off", got="weakened", hint=hint)
+        else:
+            yield passed(step, "weakened", "Weakened, and your policy tolerates it.")
+    if not case.statement.insecure:
+        yield passed("insecure", "nothing is weakened")
+
+
+def _check_policy(case: _Case) -> Iterator[Factor]:
+    policy, launch, appraisal = case.policy, case.launch, case.appraisal
+    yield (
+        passed("platform", appraisal.platform)
+        if policy.platforms is None
+        else compare(
+            "platform",
+            expected=policy.platforms,
+            got=appraisal.platform,
+            hint="The policy does not accept this platform.",
+        )
+    )
+    yield _check_machine(case)
+    yield from check_measurement(policy.measurements, appraisal)
+    yield _check_pin(case, "owner", policy.owner_key, launch.owner_key, "Somebody else started this enclave.")
+    yield _check_pin(case, "deployment", policy.deployment, launch.deployment, "This is another deployment.")
+    config = f"sha256:{launch.config_sha256}"
+    pinned = None if policy.config is None else f"sha256:{policy.config}"
+    yield _check_pin(case, "config", pinned, config, "It runs with another configuration.")
+    yield from _check_models(case)
+    yield from _check_hardware_rules(case)
+
+
+def _check_pin(case: _Case, step: str, pinned: str | None, got: str, hint: str) -> Factor:
+    if pinned is not None:
+        return compare(step, expected=pinned, got=got, hint=hint)
+    return not_checked(step, f"The policy does not say which {step} it expects.", got)
+
+
+def _check_machine(case: _Case) -> Factor:
+    allowed, got = case.policy.limits.platform_ids, case.appraisal.platform_id
+    if allowed is None:
+        return not_checked("custody", "Nothing proves who has the machine in hand: bus probes stay possible.", got)
+    return compare("custody", expected=allowed, got=got, hint="Another machine than those the policy names.")
+
+
+def _check_models(case: _Case) -> Iterator[Factor]:
+    pinned, launch = case.policy.models, case.launch.models
+    if pinned is None:
+        yield not_checked("models", "The policy pins no model: any that the launch config names.", " ".join(launch))
+        return
+    if not launch:
+        yield failed("models", expected=" or ".join(sorted(pinned)), got="no model", hint="No model is named.")
+        return
+    yield from _check_each("models", list(launch), pinned, "policy's")
+
+
+def _check_hardware_rules(case: _Case) -> Iterator[Factor]:
+    tcb = case.policy.tcb
+    if (
+        tcb.tolerate
+        or tcb.min_tcb_evaluation_data_number is not None
+        or case.policy.limits.max_crl_age_days is not None
+    ):
+        yield not_checked("tcb", "A simulator has no TCB: [tcb] and max_crl_age_days say nothing here.")
+    if case.policy.trust == "first-use":
+        yield not_checked("trust", "First use: this policy was written from a running server. Compare it out of band.")
+
+
+def _check_keys(case: _Case) -> Factor:
+    try:
+        lengths = config_lengths(case.statement.ohttp_keys)
+    except MalformedEvidence as error:
+        return failed("keys", expected="key configs", got="something else", hint=error.message)
+    return passed("keys", f"{len(lengths)} key configs")
+
+
+def _not_proved(case: _Case) -> Iterator[Factor]:
+    yield not_checked("source", "Nothing here proves which source the measured code was built from.")
+    yield not_checked("weights", "The digest says which weights run, not where they come from nor what they know.")
+    if case.statement.code == "sealed":
+        yield not_checked("code", "The owner keeps the app's code sealed: nobody else can read what it does.")
+    if case.statement.key_scope == "group":
+        yield not_checked("key-scope", "The keys are shared by a group of replicas: one leak exposes all.")
+
+
+def _expires_at(case: _Case) -> float:
+    """Never past `exp`, but for a client whose clock is ahead of it and who was let in by the tolerance."""
+    end = case.statement.exp if case.now < case.statement.exp else case.statement.exp + CLOCK_TOLERANCE
+    return min(end, case.now + MAX_AGE)
+
+
+def _verified(case: _Case, factors: tuple[Factor, ...]) -> Verified:
+    return Verified(
+        platform=case.appraisal.platform,
+        simulated=case.appraisal.simulated,
+        statement=case.statement,
+        statement_sha256=hashlib.sha256(case.statement_bytes).hexdigest(),
+        launch=case.launch,
+        launch_sha256=case.appraisal.launch_sha256.hex(),
+        measurement=case.appraisal.measurement,
+        factors=factors,
+        ohttp_keys=case.statement.ohttp_keys,
+        verified_at=case.now,
+        expires_at=_expires_at(case),
+        made_by=_ONLY_VERIFY,
+    )

@@ -1,9 +1,35 @@
-"""What a client accepts: one frozen value, from a TOML file or made in code. Absent means strictest."""
+"""What a client accepts: one frozen value, from a TOML file or made in code. Absent means strictest.
 
-from collections.abc import Mapping
+"Strictest" on hardware: what no policy names is refused. On a simulator, whose operator can read everything anyway,
+what no policy names is reported as not checked.
+"""
+
+import re
+import tomllib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NoReturn
 
-__all__ = ["Limits", "Policy", "Tcb"]
+from cloister.errors import MalformedPolicy
+from cloister.evidence import simulated
+from cloister.evidence.launch import OWNER_KEY
+from cloister.evidence.statement import INSECURE_NAMES
+from cloister.evidence.strict_json import Fields
+
+__all__ = ["PLATFORMS", "Limits", "Measurements", "Policy", "Tcb", "parse_policy"]
+
+PLATFORMS = ("sim", "sgx", "tdx", "sev-snp", "nitro", "azure-sev-snp", "azure-tdx", "vtpm")
+
+MAX_POLICY = 1024 * 1024
+
+Measurements = Mapping[str, tuple[Mapping[str, str | int], ...]]
+"""Platform -> acceptable entries; an entry is component -> value, and every component it names must match."""
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_COMPONENT = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_SIM_COMPONENTS = frozenset({*simulated.COMPONENTS, "measurement"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,16 +50,167 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`models` and `config` are SHA-256 digests (hex); `simulator_root` is PEM and makes a simulator trusted."""
+    """`models` and `config` are SHA-256 digests (64 hexadecimal digits, without prefix).
+
+    `models` None: whatever the launch config says. `platforms` None: any that can be verified; a simulator only under
+    `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
+    `trust` "first-use" says that the policy was written from a running server.
+
+    Raises: MalformedPolicy for values that could never match or would match anything.
+    """
 
     deployment: str | None = None
     owner_key: str | None = None
     models: frozenset[str] | None = None
     config: str | None = None
     platforms: tuple[str, ...] | None = None
-    measurements: Mapping[str, tuple[Mapping[str, str | int], ...]] = field(default_factory=dict)
+    measurements: Measurements = field(default_factory=dict)
     tcb: Tcb = Tcb()
     limits: Limits = Limits()
     simulator_root: bytes | None = None
     tolerate_insecure: frozenset[str] = frozenset()
     trust: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_names("platforms", self.platforms or (), PLATFORMS)
+        _check_names("measurements", self.measurements, PLATFORMS)
+        _check_names("dangerously_tolerate_insecure", self.tolerate_insecure, INSECURE_NAMES)
+        _check_names("trust", [] if self.trust is None else [self.trust], ["first-use"])
+        if self.owner_key is not None and not OWNER_KEY.fullmatch(self.owner_key):
+            _refuse("owner_key", "ed25519: and 43 characters of base64url")
+        for digest in [*(self.models or ()), *([self.config] if self.config is not None else [])]:
+            if not _HEX.fullmatch(digest):
+                _refuse("models or config", "SHA-256 digests")
+        for platform, entries in self.measurements.items():
+            for entry in entries:
+                _check_entry(platform, entry)
+        frozen = {name: tuple(MappingProxyType(dict(e)) for e in es) for name, es in self.measurements.items()}
+        object.__setattr__(self, "measurements", MappingProxyType(frozen))
+
+
+def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
+    """The policy file of PROTOCOL, "Client policy". `read` gives the bytes of the simulator's root, named by a path.
+
+    Raises: MalformedPolicy for TOML errors (with their line), unknown keys, wrong types, values out of bounds, and a
+    root that cannot be read.
+    """
+    fields = Fields(_load(toml), what="policy", error=MalformedPolicy)
+    fields.integer("version", low=1, high=1)
+    policy = Policy(
+        deployment=_optional_text(fields, "deployment"),
+        owner_key=_optional_text(fields, "owner_key"),
+        models=_optional_digests(fields, "models"),
+        config=_digest(fields.text("config"), "config") if fields.has("config") else None,
+        platforms=fields.texts("platforms") if fields.has("platforms") else None,
+        measurements=_parse_measurements(fields),
+        tcb=_parse_tcb(fields),
+        limits=_parse_limits(fields),
+        simulator_root=_read_root(fields, read),
+        tolerate_insecure=frozenset(_optional_texts(fields, "dangerously_tolerate_insecure")),
+        trust=_optional_text(fields, "trust"),
+    )
+    fields.end()
+    return policy
+
+
+def _refuse(name: str, expected: str) -> NoReturn:
+    raise MalformedPolicy(f"policy.{name} is not {expected}.", step=f"policy.{name}", expected=expected)
+
+
+def _check_names(name: str, values: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise MalformedPolicy(
+            f"policy.{name} has an unknown name: {ascii(unknown[0])[:64]}.",
+            step=f"policy.{name}",
+            expected=", ".join(sorted(known)),
+        )
+
+
+def _check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
+    where = f"policy.measurements.{platform}"
+    if not entry:
+        raise MalformedPolicy(f"{where} has an empty entry, which would match anything.", step=where)
+    for component, value in entry.items():
+        known = component in _SIM_COMPONENTS if platform == simulated.PLATFORM else _COMPONENT.fullmatch(component)
+        if not known:
+            raise MalformedPolicy(f"{where} has an unknown component: {ascii(component)[:40]}.", step=where)
+        if type(value) not in (str, int) or value == "":
+            raise MalformedPolicy(f"{where}.{component} is neither text nor an integer.", step=where)
+
+
+def _load(toml: str | bytes) -> dict[str, object]:
+    if len(toml) > MAX_POLICY:
+        raise MalformedPolicy("The policy is over 1 MiB.", step="policy")
+    try:
+        return tomllib.loads(toml.decode("utf-8") if isinstance(toml, bytes) else toml)
+    except (ValueError, RecursionError) as error:
+        raise MalformedPolicy(f"The policy is not TOML: {ascii(str(error))[1:-1][:200]}.", step="policy") from error
+
+
+def _optional_text(fields: Fields, name: str) -> str | None:
+    return fields.text(name) if fields.has(name) else None
+
+
+def _optional_texts(fields: Fields, name: str) -> tuple[str, ...]:
+    return fields.texts(name, max_items=64) if fields.has(name) else ()
+
+
+def _digest(text: str, name: str) -> str:
+    if not _DIGEST.fullmatch(text):
+        _refuse(name, "sha256: and 64 lower-case hexadecimal digits")
+    return text.removeprefix("sha256:")
+
+
+def _optional_digests(fields: Fields, name: str) -> frozenset[str] | None:
+    if not fields.has(name):
+        return None
+    return frozenset(_digest(text, name) for text in fields.texts(name, max_items=256))
+
+
+def _section(fields: Fields, name: str) -> Fields:
+    value = fields.take(name) if fields.has(name) else {}
+    return Fields(value, what=f"policy.{name}", error=MalformedPolicy)
+
+
+def _parse_measurements(fields: Fields) -> Measurements:
+    section = _section(fields, "measurements")
+    return {
+        platform: tuple(_parse_entry(entry, platform) for entry in section.items(platform, max_items=256))
+        for platform in section.names()
+    }
+
+
+def _parse_entry(entry: object, platform: str) -> Mapping[str, str | int]:
+    if not isinstance(entry, dict):
+        _refuse(f"measurements.{ascii(platform)[1:17]}", "a list of tables")
+    return entry
+
+
+def _parse_tcb(fields: Fields) -> Tcb:
+    section = _section(fields, "tcb")
+    name = "min_tcb_evaluation_data_number"
+    tcb = Tcb(
+        tolerate=frozenset(_optional_texts(section, "tolerate")),
+        min_tcb_evaluation_data_number=section.integer(name) if section.has(name) else None,
+    )
+    section.end()
+    return tcb
+
+
+def _parse_limits(fields: Fields) -> Limits:
+    section = _section(fields, "limits")
+    ids = frozenset(_optional_texts(section, "platform_ids"))
+    age = section.integer("max_crl_age_days", high=3650) if section.has("max_crl_age_days") else None
+    section.end()
+    return Limits(max_crl_age_days=age, platform_ids=ids or None)
+
+
+def _read_root(fields: Fields, read: Callable[[str], bytes]) -> bytes | None:
+    name = "dangerously_trust_simulator"
+    if not fields.has(name):
+        return None
+    try:
+        return read(fields.text(name, max_length=4096))
+    except OSError as error:
+        raise MalformedPolicy("The simulator's root cannot be read.", step=f"policy.{name}") from error

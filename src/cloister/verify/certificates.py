@@ -1,0 +1,70 @@
+"""X.509 as far as hardware vendors use it: load, and check one link. Chains are walked by each platform's verifier."""
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from cloister.errors import MalformedEvidence
+from cloister.verify.factors import Factor, failed, passed
+
+__all__ = ["check_leaf", "load_certificate", "public_key_p384"]
+
+_MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)  # fmt: skip
+
+
+def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
+    """DER, whose names, extensions and key can be read too (pyca reads them lazily).
+
+    Raises: MalformedEvidence.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except _MALFORMED as error:
+        raise MalformedEvidence(f"{what} is not an X.509 certificate.", step=what) from error
+    return certificate
+
+
+def public_key_p384(certificate: x509.Certificate, *, what: str) -> ec.EllipticCurvePublicKey:
+    """Raises: MalformedEvidence for a key of another kind."""
+    key = certificate.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise MalformedEvidence(f"{what} has no P-384 key.", step=what)
+    return key
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, *_MALFORMED):
+        return False
+    return True
+
+
+def _valid_at(certificate: x509.Certificate, now: float) -> bool:
+    return certificate.not_valid_before_utc.timestamp() <= now <= certificate.not_valid_after_utc.timestamp()
+
+
+def _signs_only_data(certificate: x509.Certificate) -> bool:
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return False
+    return not constraints.ca and usage.digital_signature and not usage.key_cert_sign
+
+
+def check_leaf(step: str, leaf: x509.Certificate, issuer: x509.Certificate, now: float) -> Factor:
+    """The leaf was signed by `issuer` itself, both are valid at `now`, and the leaf may sign data, not certificates.
+
+    Does not check: whether `issuer` is to be believed, revocation.
+    """
+    serial = f"serial {leaf.serial_number:x}"
+    if not _issued(leaf, issuer):
+        return failed(step, expected="signed by the trusted root", got=serial, hint="Another root made this evidence.")
+    if not _valid_at(leaf, now) or not _valid_at(issuer, now):
+        return failed(step, expected="valid now", got=serial, hint="Expired, not valid yet, or a clock is wrong.")
+    if not _signs_only_data(leaf):
+        return failed(step, expected="a certificate for signing reports", got=serial)
+    return passed(step, serial)
