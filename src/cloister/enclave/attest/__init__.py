@@ -13,7 +13,7 @@ class EvidenceSource(Protocol):
 
     @property
     def platform(self) -> str:
-        """"sim", and later "sgx", "tdx", "sev-snp", "nitro", "azure-…", "vtpm"."""
+        """ "sim", and later "sgx", "tdx", "sev-snp", "nitro", "azure-…", "vtpm"."""
 
     def launch_sha256(self) -> bytes:
         """The 32-byte launch digest that stands in the hardware's own field, for the enclave's self-check."""

@@ -1,0 +1,189 @@
+"""What "running code" means here: every file of the enclave's import closure, the interpreter and the engine.
+
+Not measured: the standard library, files that no installed distribution lists, cached bytecode (start the enclave with
+`-I`, and with nothing else in its site-packages). Hardware measures all of it, inside an image.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import cloister
+from cloister.errors import WrongUse
+from cloister.evidence.manifest import manifest, manifest_digest
+
+__all__ = ["ROOMS", "Measurement", "code_files", "code_manifest", "engine_digest", "measure"]
+
+ROOMS = ("errors.py", "evidence", "verify", "channel", "models", "enclave")
+
+PACKAGE = Path(cloister.__file__).parent
+
+_LOADED_BY_NAME = ("httptools", "uvloop")
+"""uvicorn picks these by name when they are there; no import statement tells."""
+
+_NOT_CODE = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
+"""Written by the installer, different on every machine."""
+
+_REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)")
+_EXTRA = re.compile(r";.*\bextra\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Values as they stand in the report and in policies: "sha256:…"; the interpreter's with name and version."""
+
+    code: str
+    interpreter: str
+    engine: str
+
+    def components(self) -> Mapping[str, str]:
+        return {"code": self.code, "interpreter": self.interpreter, "engine": self.engine}
+
+
+def measure(engine_dir: Path | None, *, package: Path = PACKAGE) -> Measurement:
+    """Measure what would run if the enclave were started now from `package`, with the engine in `engine_dir`.
+
+    Raises: WrongUse when the enclave imports something that belongs to no installed distribution.
+    """
+    return Measurement(
+        code=_text(hashlib.sha256(code_manifest(package)).digest()),
+        interpreter=_interpreter(),
+        engine=_text(engine_digest(engine_dir)),
+    )
+
+
+def engine_digest(engine_dir: Path | None) -> bytes:
+    """SHA-256 (32 bytes) of the manifest of `lib*.so*` by resolved file name; of nothing without an engine."""
+    libraries = [] if engine_dir is None else sorted(engine_dir.glob("lib*.so*"))
+    files = {path.name: path for path in (library.resolve() for library in libraries) if path.is_file()}
+    return manifest_digest(_hash(files))
+
+
+def code_manifest(package: Path = PACKAGE) -> bytes:
+    """The `sha256sum` lines that the code's digest is over: `code` = SHA-256 of exactly these bytes."""
+    return manifest(_hash(code_files(package)))
+
+
+def code_files(package: Path = PACKAGE) -> Mapping[str, Path]:
+    """Name in the manifest -> file: the rooms' own, and those of every distribution that they import, in turn."""
+    own = {f"cloister/{path.relative_to(package).as_posix()}": path for path in _own_files(package)}
+    wanted = {name for path in own.values() if path.suffix == ".py" for name in _imports(path)}
+    for distribution in sorted(_closure(_distributions({*wanted, *_LOADED_BY_NAME}, required=wanted))):
+        own.update(_files_of(distribution))
+    return own
+
+
+def _text(digest: bytes) -> str:
+    return f"sha256:{digest.hex()}"
+
+
+@cache
+def _executable_digest(path: str, size: int, changed: int) -> bytes:
+    """`size` and `changed` are part of the key, so that another executable at the same path is hashed again."""
+    return _sha256(Path(path))
+
+
+def _interpreter() -> str:
+    path = Path(sys.executable).resolve()
+    status = path.stat()
+    digest = _executable_digest(str(path), status.st_size, status.st_mtime_ns)
+    return f"{sys.implementation.name} {platform.python_version()} {_text(digest)}"
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _hash(files: Mapping[str, Path]) -> dict[str, bytes]:
+    """In threads: reading and hashing both let go of the interpreter's lock."""
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+
+
+def _own_files(package: Path) -> Iterator[Path]:
+    yield package / "__init__.py"
+    for room in ROOMS:
+        path = package / room
+        yield from [path] if path.is_file() else sorted(_measured(path, package))
+
+
+def _measured(room: Path, package: Path) -> Iterator[Path]:
+    """Model files have digests of their own, in the launch config."""
+    weights = package / "models" / "data"
+    for path in room.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc" and not (path.parent == weights and path.suffix == ".gguf"):
+            yield path
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """Top-level names of third-party packages, wherever in the file they are imported."""
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        else:
+            continue
+        yield from {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"cloister"}
+
+
+def _distributions(names: Iterable[str], *, required: set[str]) -> set[str]:
+    """What is not installed cannot run and is left out; what is there but belongs to nobody is refused."""
+    owners = importlib.metadata.packages_distributions()
+    for name in required - owners.keys():
+        if importlib.util.find_spec(name) is not None:
+            raise WrongUse(
+                f"The enclave imports {name}, which belongs to no installed distribution: it cannot be measured.",
+                step="measure",
+                hint="Install it as a package, with its metadata.",
+            )
+    return {_normal(owner) for name in names for owner in owners.get(name, [])}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _closure(names: set[str]) -> set[str]:
+    """With everything they require, as far as it is installed; extras only when something imports them."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and _is_installed(name):
+            found.add(name)
+            waiting.extend(_requirements(name))
+    return found
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _requirements(name: str) -> Iterator[str]:
+    for line in importlib.metadata.requires(name) or []:
+        if (match := _REQUIREMENT.match(line)) and not _EXTRA.search(line):
+            yield _normal(match[1])
+
+
+def _files_of(name: str) -> Iterator[tuple[str, Path]]:
+    """Inside site-packages only: console scripts and manual pages lie outside and are never imported."""
+    distribution = importlib.metadata.distribution(name)
+    for entry in distribution.files or []:
+        path = Path(str(distribution.locate_file(entry)))
+        if ".." not in entry.parts and entry.suffix != ".pyc" and entry.name not in _NOT_CODE and path.is_file():
+            yield entry.as_posix(), path
