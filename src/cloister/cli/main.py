@@ -30,11 +30,11 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {  # name -> (module, the line that `cloister --help` shows)
-        "up": ("cloister.cli.up", "Everything on this machine: a simulated enclave, a model, and a chat with it."),
-        "chat": ("cloister.cli.chat", "Talk to a model in an enclave that was verified first."),
-        "ask": ("cloister.cli.ask", "Ask one question; the answer goes to standard output."),
-        "verify": ("cloister.cli.verify", "Say whether an enclave, or a saved document, is what it claims to be."),
-        "connect": ("cloister.cli.connect", "Verify, then offer an OpenAI-compatible endpoint on 127.0.0.1."),
+        "up": ("cloister.cli.up", "Try it all here: a simulated enclave, a model, a chat."),
+        "chat": ("cloister.cli.chat", "Talk to a model in an enclave, verified first."),
+        "ask": ("cloister.cli.ask", "Ask one question; the answer goes to stdout."),
+        "verify": ("cloister.cli.verify", "Say whether an enclave is what it claims to be."),
+        "connect": ("cloister.cli.connect", "Verify, then serve an OpenAI-compatible API locally."),
         "serve": ("cloister.cli.serve", "Run a model in an enclave on this machine."),
         "models": ("cloister.cli.models", "Fetch and list models."),
         "keys": ("cloister.cli.keys", "Make and list API keys."),
@@ -64,7 +64,7 @@ class _Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, stub, rest = super().resolve_command(ctx, args)
-        return name, (_load(name) if name in COMMANDS else stub), rest
+        return name, (_load(name) if name is not None else stub), rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

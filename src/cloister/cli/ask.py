@@ -1,0 +1,89 @@
+"""`cloister ask URL TEXT`: one question to a verified enclave, its answer streamed to standard output."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from cloister.cli import output
+from cloister.cli.dialogue import Asking, Conversation, Reply
+from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client, summary
+from cloister.errors import WrongUse
+from cloister.verify import Verified
+
+__all__ = ["ask", "register"]
+
+System = Annotated[str, typer.Option("--system", help="A system prompt.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", min=0.0, max=2.0, help="0 always takes the likeliest.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same answer.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Send the text as it stands, without the model's chat template.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(ask)
+
+
+def ask(
+    url: Annotated[str, typer.Argument(help="The enclave's address.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="The question; `-` or none: standard input.", show_default=False)] = "-",
+    policy: PolicyFile = None,
+    dangerously_trust_simulator: SimulatorRoot = None,
+    require_pq: RequirePq = False,
+    api_key: ApiKey = "",
+    system: System = "",
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    raw: Raw = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Answer, counts and verification as JSON, at the end.")
+    ] = False,
+) -> None:
+    """Ask one question. Nothing is sent before the enclave is verified; an answer that breaks off is an error."""
+    question = _question(text)
+    asking = Asking(max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw)
+    with Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
+        verified = session.verify()
+        for part in summary(verified):
+            output.note(part)
+        reply = Conversation(open_client(session, api_key), asking, system).ask(question)
+        if as_json:
+            _finish_json(reply, verified)
+        else:
+            show(reply)
+
+
+def _question(text: str) -> str:
+    if text != "-":
+        return text
+    if output.is_terminal(sys.stdin):
+        raise WrongUse("There is no question.", hint='cloister ask URL "your question", or pipe it in.')
+    return sys.stdin.read()
+
+
+def show(reply: Reply) -> None:
+    """Stream an answer to standard output; its line ends whatever happens."""
+    try:
+        for piece in reply:
+            output.write(piece)
+    finally:
+        if reply.text:
+            output.write("\n")
+    if reply.finish_reason == "length":
+        output.note("(cut at the token limit)", "dim")
+
+
+def _finish_json(reply: Reply, verified: Verified) -> None:
+    for _piece in reply:
+        pass
+    output.json_value(
+        {
+            "answer": reply.text,
+            "finish_reason": reply.finish_reason,
+            "usage": reply.usage,
+            "verification": verified.to_json(),
+        }
+    )
