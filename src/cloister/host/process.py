@@ -48,43 +48,42 @@ class EnclaveProcess:
 
     boot: bytes
     pass_fds: tuple[int, ...]
-    on_progress: Callable[[float], None] = lambda _share: None
-    process: subprocess.Popen[bytes] = field(init=False)
-    ready: dict[str, Any] | None = field(default=None, init=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Returns at once. Call it from a thread that lives as long as the enclave shall."""
         argv = [sys.executable, "-I", "-m", "cloister.enclave"]
-        self.process = subprocess.Popen(
+        process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self.pass_fds, env=self._environment()
         )
-        if self.process.stdin is not None:
+        self.process = process
+        if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.write(self.boot)
-                self.process.stdin.flush()
+                process.stdin.write(self.boot)
+                process.stdin.flush()
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the host's environment reaches the enclave but what a process needs to run."""
         return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TZ") if name in os.environ}
 
-    def wait_ready(self) -> dict[str, Any]:
+    def wait_ready(self, on_progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
         """Blocks until the model can answer; its description. Raises what the enclave says went wrong."""
         for event in self._events():
             if event.get("event") == "loading":
-                self.on_progress(float(event.get("progress", 0.0)))
+                on_progress(float(event.get("progress", 0.0)))
             elif event.get("event") == "failed":
                 self.stop()
                 kind = _FAILURES.get(str(event.get("error")), Unreachable)
                 raise kind(str(event.get("message", "The enclave failed.")), hint=str(event.get("hint", "")))
             elif event.get("event") == "ready":
-                self.ready = event
                 threading.Thread(target=self._drain, name="enclave-stdout", daemon=True).start()
                 return event
-        code = self.process.wait()
-        raise Unreachable(f"The enclave ended before it was ready (status {code}).", hint="See its messages above.")
+        raise Unreachable(
+            f"The enclave ended before it was ready (status {self.wait()}).", hint="See its messages above."
+        )
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        stdout = self.process.stdout
+        stdout = self.process.stdout if self.process else None
         while stdout is not None and (line := stdout.readline(_MAX_LINE)):
             with contextlib.suppress(ValueError):
                 event = json.loads(line)
@@ -97,19 +96,24 @@ class EnclaveProcess:
 
     @property
     def alive(self) -> bool:
-        return self.process.poll() is None
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self) -> int:
+        """Blocks until it ends; its exit status."""
+        return self.process.wait() if self.process else 0
 
     def stop(self, *, grace: float = 5.0) -> None:
-        """Asks, waits `grace` seconds, then kills. Safe to call twice."""
-        if self.process.stdin is not None:
+        """Asks, waits `grace` seconds, then kills. Safe to call twice, and before the start."""
+        process = self.process
+        if process is None:
+            return
+        if process.stdin is not None:
             with contextlib.suppress(OSError):
-                self.process.stdin.close()
+                process.stdin.close()
         if self.alive:
-            self.process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(grace)
+            process.wait(grace)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+            process.kill()
+            process.wait()

@@ -1,0 +1,177 @@
+"""A simulated enclave on this machine: what `serve`, `up`, `demo` and `bench` start, and the policy that pins it.
+
+Everything here is the untrusted host's work: it makes the launch config, plays the hardware, and hands over paths.
+"""
+
+import base64
+import hashlib
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash
+from cloister.enclave.llm.llama.library import library_dir
+from cloister.errors import WrongUse
+from cloister.evidence.launch import App, LaunchConfig, launch_digest
+from cloister.host.process import EnclaveProcess, listen
+from cloister.models.store import LocalModel
+from cloister.sim import Device, LaunchedEnclave, Measurement, measure
+from cloister.verify import Policy
+
+__all__ = ["LocalEnclave", "Plan", "file_digest", "policy_for", "root_path", "state_directory", "write_root"]
+
+
+def state_directory() -> Path:
+    """`$XDG_STATE_HOME/cloister`, or `~/.local/state/cloister`: the owner's key and the simulator's keys."""
+    named = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(named) if named else Path.home() / ".local" / "state") / "cloister"
+
+
+def root_path() -> Path:
+    """Where the root certificate of this machine's simulator is written, for `--dangerously-trust-simulator`."""
+    return state_directory() / "sim-root.pem"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def owner_key() -> Ed25519PrivateKey:
+    """This machine's owner key, made on the first use, readable by its user alone."""
+    path = state_directory() / "owner.pem"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        draft = path.with_suffix(f".{os.getpid()}")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(pem)
+        draft.replace(path)
+    key = load_pem_private_key(path.read_bytes(), None)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise WrongUse(f"{path} does not hold an Ed25519 key.", hint="Move it away; a new one is made.")
+    return key
+
+
+def owner_name(key: Ed25519PrivateKey) -> str:
+    return "ed25519:" + base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).rstrip(b"=").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What shall run. `model_digest` (hex) is what the launch config names; an attacker may hand over another file."""
+
+    model: LocalModel
+    config: EnclaveConfig
+    owner: str
+    measurement: Measurement
+    deployment: str = "local"
+    model_digest: str = ""
+    keys: tuple[KeyHash, ...] = ()
+
+    @classmethod
+    def make(cls, model: LocalModel, *, keys: Sequence[KeyHash] = (), **settings: Any) -> Self:
+        """Measures the code that would run and hashes the model: about a second."""
+        config = EnclaveConfig(platform="sim", api_keys=bool(keys), **settings)
+        return cls(
+            model=model,
+            config=config,
+            owner=owner_name(owner_key()),
+            measurement=measure(library_dir()),
+            model_digest=file_digest(model.path),
+            keys=tuple(keys),
+        )
+
+    def launch(self) -> bytes:
+        code = self.measurement.code.removeprefix("sha256:")
+        return LaunchConfig(
+            owner_key=self.owner,
+            deployment=self.deployment,
+            release=1,
+            app=App("llm", code),
+            models=(self.model_digest,),
+            config_sha256=self.config.digest().hex(),
+        ).encode()
+
+
+def policy_for(plan: Plan, root_pem: bytes) -> Policy:
+    """Pins all that can be pinned: owner, deployment, model, config, code, interpreter and engine."""
+    return Policy(
+        deployment=plan.deployment,
+        owner_key=plan.owner,
+        models=frozenset({plan.model_digest}),
+        config=plan.config.digest().hex(),
+        platforms=("sim",),
+        measurements={"sim": (plan.measurement.components(),)},
+        simulator_root=root_pem,
+        tolerate_insecure=frozenset(plan.config.insecure),
+    )
+
+
+class LocalEnclave:
+    """One running enclave. A context manager: leaving it stops the process and the simulated hardware."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        device: Device | None = None,
+    ) -> None:
+        self.plan = plan
+        self.device = device or Device.open(state_directory() / "sim")
+        self._socket: socket.socket = listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        launch = plan.launch()
+        self._hardware: LaunchedEnclave = self.device.launch(plan.measurement, launch_digest(launch))
+        boot = Boot(
+            launch=launch,
+            config=plan.config.encode(),
+            listen_fd=self._socket.fileno(),
+            device_fd=self._hardware.fd,
+            model_path=str(plan.model.path),
+            model_name=plan.model.name,
+            engine_dir=str(library_dir()),
+            api_keys=plan.keys,
+        )
+        self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), self._hardware.fd))
+
+    @property
+    def policy(self) -> Policy:
+        return policy_for(self.plan, self.device.root_pem)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def start(self, on_progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
+        """Returns the enclave's description of itself once it can answer. Raises what it says went wrong."""
+        self.process.start()
+        self._hardware.handed_over()
+        self._socket.close()
+        return self.process.wait_ready(on_progress)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.process.stop()
+        self._socket.close()
+        self._hardware.close()
+
+
+def write_root(device: Device) -> Path:
+    """The simulator's root certificate, where commands on this machine find it."""
+    path = root_path()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_bytes(device.root_pem)
+    draft.replace(path)
+    return path

@@ -1,0 +1,84 @@
+"""`cloister serve MODEL`: an enclave on this machine."""
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloister.cli import output
+from cloister.cli.keys import read_keys
+from cloister.cli.local import LocalEnclave, Plan, write_root
+from cloister.cli.progress import loading_bar
+from cloister.errors import EngineDied, WrongUse
+from cloister.models.download import resolve
+
+__all__ = ["register"]
+
+Model = Annotated[str, typer.Argument(help="default, tiny, a .gguf file, or hf.co/org/repo[:quant].")]
+Context = Annotated[int | None, typer.Option(min=64, help="Tokens per conversation; absent: the model's own.")]
+Slots = Annotated[int, typer.Option(min=1, max=256, help="Conversations answered at the same time.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+
+
+def serve(
+    model: Model = "default",
+    platform: Annotated[str, typer.Option(help="`sim` simulates a TEE; absent: the one that this machine has.")] = "",
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8484,
+    context: Context = None,
+    slots: Slots = 16,
+    api_keys: Annotated[Path | None, typer.Option(help="Hashes of API keys, from `cloister keys new`.")] = None,
+    engine_thread: Annotated[bool, typer.Option(help="The engine in a thread, as SGX needs it.")] = False,
+) -> None:
+    """Run a model in an enclave until interrupted."""
+    _check_platform(platform)
+    keys = read_keys(api_keys) if api_keys else ()
+    with output.download_bar() as bar:
+        found = resolve(model, progress=bar)
+    output.note("measuring the code that will run", "dim")
+    plan = Plan.make(
+        found, keys=keys, context_length=context, slots=slots, engine="thread" if engine_thread else "process"
+    )
+    with LocalEnclave(plan, host=host, port=port) as enclave:
+        with loading_bar() as progress:
+            ready = enclave.start(progress)
+        _announce(enclave, ready)
+        _wait(enclave)
+
+
+def _check_platform(platform: str) -> None:
+    if platform == "sim":
+        return
+    if platform:
+        raise WrongUse(f"No driver for platform {output.one_line(platform, 40)!r} yet.", hint="Known: sim.")
+    raise WrongUse(
+        "No TEE that cloister knows was found on this machine, and it does not simulate one unasked.",
+        hint="To try it out without protection: cloister serve --platform sim",
+    )
+
+
+def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
+    root = write_root(enclave.device)
+    output.note(
+        output.styled(
+            ("SIMULATED", "bold yellow"),
+            ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
+        )
+    )
+    output.note(f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}")
+    output.note(f"engine  {ready.get('variant')}, {ready.get('slots')} streams of {ready.get('context_length')} tokens")
+    output.note(f"owner   {enclave.plan.owner}")
+    output.note("")
+    output.note(f"cloister chat {enclave.url} --dangerously-trust-simulator {root}")
+    output.line(f"ready {enclave.url}")
+
+
+def _wait(enclave: LocalEnclave) -> None:
+    """Until interrupted, terminated, or the enclave ends by itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = enclave.process.wait()
+    raise EngineDied(f"The enclave ended by itself (status {code}).", hint="Start it again.")
