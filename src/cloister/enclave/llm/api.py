@@ -1,0 +1,123 @@
+"""The ASGI app inside the sealed channel: a table of routes, each behind the tenants' keys unless it says otherwise."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from cloister.enclave.llm import openai, original, tokens
+from cloister.enclave.llm.connection import ClientGone, Reply
+from cloister.enclave.llm.engine import Engine
+from cloister.enclave.llm.envelope import Refused, problem
+from cloister.enclave.llm.metrics import Metrics
+from cloister.enclave.llm.queue import Queue
+from cloister.enclave.llm.service import ApiConfig, Call, Service
+from cloister.errors import CloisterError, EngineDied, WrongUse
+
+__all__ = ["ROUTES", "Api", "ApiConfig", "Route", "create_api"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` ending in `/` stands for everything below it. `keyless` routes hold no user's data."""
+
+    method: str
+    path: str
+    handler: Callable[[Call], Awaitable[None]]
+    keyless: bool = False
+
+    def covers(self, path: str) -> bool:
+        if self.path.endswith("/"):
+            return path.startswith(self.path) and path != self.path
+        return path == self.path
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", openai.chat_completions),
+    Route("POST", "/v1/completions", openai.completions),
+    Route("GET", "/v1/models", openai.models),
+    Route("GET", openai.MODELS_PATH, openai.model),
+    Route("POST", "/tokenize", tokens.tokenize),
+    Route("POST", "/detokenize", tokens.detokenize),
+    Route("POST", "/generate", original.generate),
+    Route("GET", "/generate", original.generate_from_query),
+    Route("GET", "/health", original.health, keyless=True),
+)
+
+
+class Api:
+    """Failures become OpenAI's error envelope. Once a stream runs, one is told as an event and then raised, so that
+    the server aborts the response and nobody takes a short answer for a whole one.
+
+    Nothing of a request is logged; of an unexpected error, its type and place.
+    """
+
+    def __init__(self, engine: Engine, config: ApiConfig) -> None:
+        self._service = Service(engine, config)
+
+    @property
+    def metrics(self) -> Metrics:
+        return self._service.metrics
+
+    @property
+    def queue(self) -> Queue:
+        return self._service.queue
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise WrongUse("the API speaks HTTP only")
+        reply = Reply(send)
+        failure: Exception | None = None
+        self.metrics.requests += 1
+        try:
+            await self._serve(Call(self._service, scope, receive, reply))
+        except ClientGone:
+            self.metrics.cancelled += 1
+        except CloisterError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - the process's edge: whatever it is, the client learns nothing of it
+            log.error("unexpected %s at %s", type(error).__name__, _place(error))
+            failure = error
+        if failure is not None and not reply.finished:
+            await self._tell(reply, failure)
+        if reply.status is not None:
+            self.metrics.responses[reply.status] += 1
+
+    async def _serve(self, call: Call) -> None:
+        route, allowed = _find(call.method, call.path)
+        if route is None or not route.keyless:
+            call.principal = self._service.tenants.identify(call.headers)
+        if route is None and allowed:
+            message = f"This route takes {' and '.join(allowed)} only."
+            raise Refused(405, "method_not_allowed", message, headers=((b"allow", ", ".join(allowed).encode()),))
+        if route is None:
+            raise Refused(404, "unknown_url", "There is no such route.")
+        await route.handler(call)
+
+    async def _tell(self, reply: Reply, failure: Exception) -> None:
+        streaming = reply.status is not None
+        await reply.problem(problem(failure))
+        if streaming:
+            self.metrics.broken += 1
+            raise EngineDied("the answer broke off")
+
+
+def create_api(engine: Engine, config: ApiConfig) -> Api:
+    """The ASGI app that stands inside the gateway. It neither starts nor closes the engine."""
+    return Api(engine, config)
+
+
+def _find(method: str, path: str) -> tuple[Route | None, tuple[str, ...]]:
+    """The route, and which methods the path has."""
+    there = [route for route in ROUTES if route.covers(path)]
+    return next((route for route in there if route.method == method), None), tuple(route.method for route in there)
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "?" if trace is None else f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,0 +1,106 @@
+"""OpenAI's error envelope: which status, code and words each error becomes. No message repeats what a client sent."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from cloister.errors import (
+    CloisterError,
+    ContextLengthExceeded,
+    EngineDied,
+    EngineLoading,
+    MalformedModel,
+    QueueFull,
+    Unauthorized,
+    WrongUse,
+)
+
+__all__ = ["Problem", "Refused", "problem", "retry_after"]
+
+SERVER_ERROR = "server_error"
+INVALID_REQUEST = "invalid_request_error"
+RESTART = 2
+"""Seconds after which an engine that loads, or is being restarted, is worth another try."""
+
+
+class Refused(WrongUse):
+    """The API says no: `status` and `code` as OpenAI's clients know them, `param` the field at fault."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as it goes out."""
+
+    status: int
+    code: str
+    message: str
+    kind: str = INVALID_REQUEST
+    param: str | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    extra: tuple[tuple[str, int | float], ...] = ()
+
+    def encode(self) -> bytes:
+        error: dict[str, Any] = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return json.dumps({"error": error | dict(self.extra)}, separators=(",", ":")).encode()
+
+
+def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
+    return ((b"retry-after", str(seconds).encode()),)
+
+
+def problem(error: Exception) -> Problem:
+    """What the client is told. Anything that is not cloister's own error becomes a bare 500."""
+    match error:
+        case Refused():
+            kind = INVALID_REQUEST if error.status < 500 else SERVER_ERROR
+            return Problem(error.status, error.code, error.message, kind, error.param, error.headers)
+        case ContextLengthExceeded():
+            counts = (("limit", error.limit), ("prompt_tokens", error.prompt), ("requested_tokens", error.requested))
+            return Problem(400, "context_length_exceeded", error.message, param="messages", extra=counts)
+        case Unauthorized():
+            return Problem(401, "invalid_api_key", error.message, headers=((b"www-authenticate", b"Bearer"),))
+        case QueueFull():
+            return Problem(429, "queue_full", error.message, "rate_limit_error", headers=retry_after(error.retry_after))
+        case CloisterError():
+            return _engine_problem(error)
+    return Problem(500, "internal_error", "Something failed inside the enclave.", SERVER_ERROR)
+
+
+def _engine_problem(error: CloisterError) -> Problem:
+    match error:
+        case EngineLoading():
+            progress = round(error.progress, 3)
+            message = f"The model is loading ({progress:.0%})."
+            return Problem(
+                503,
+                "model_loading",
+                message,
+                SERVER_ERROR,
+                headers=retry_after(RESTART),
+                extra=(("progress", progress),),
+            )
+        case EngineDied():
+            message = "The engine stopped while answering and is being restarted."
+            return Problem(503, "engine_died", message, SERVER_ERROR, headers=retry_after(RESTART))
+        case MalformedModel():
+            # The template's own words may quote the messages it was given, so they stay inside.
+            message = "The model's chat template refused these messages, or took too long over them."
+            return Problem(400, "chat_template_failed", message, param="messages")
+        case WrongUse():
+            return Problem(400, "invalid_request", error.message)
+    return Problem(500, "internal_error", "Something failed inside the enclave.", SERVER_ERROR)

@@ -1,0 +1,159 @@
+"""What every route shares: the engine, the queue, the tenants, the counters; and one call with its client."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeAlias, cast
+
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope
+
+from cloister.enclave.llm.connection import Reply, read_json_body
+from cloister.enclave.llm.engine import Delta, Done, Engine, EngineInfo, Event, GenerateRequest
+from cloister.enclave.llm.envelope import Refused
+from cloister.enclave.llm.fields import Fields, parse_object
+from cloister.enclave.llm.metrics import Metrics
+from cloister.enclave.llm.queue import Queue, Ticket
+from cloister.enclave.llm.tenants import ApiKey, Principal, Tenants, cache_scope
+from cloister.errors import EngineDied
+
+__all__ = ["ApiConfig", "Call", "Service"]
+
+Answers: TypeAlias = AsyncGenerator[tuple[int, Event], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiConfig:
+    """How the API is served. Keys are required unless told otherwise; `require_keys=False` opens it only where no keys
+    are configured, and belongs in the statement's `insecure`."""
+
+    keys: tuple[ApiKey, ...] = ()
+    require_keys: bool = True
+    alias: str = "default"
+    """A second name for the one model."""
+    max_waiting: int = 64
+    """Answers that may wait for a slot."""
+    wait_limit: float = 60.0
+    """Seconds that a request waits for its first slot."""
+    max_body: int = 8 << 20
+    """Bytes of one request."""
+    generate_tokens: int = 256
+    """Tokens that /generate leaves for the answer where the caller does not say."""
+
+
+class Service:
+    def __init__(self, engine: Engine, config: ApiConfig) -> None:
+        self.engine = engine
+        self.config = config
+        self.tenants = Tenants(config.keys, require_keys=config.require_keys)
+        self.queue = Queue(config.max_waiting)
+        self.metrics = Metrics()
+
+    def serving(self, model: str | None = None) -> EngineInfo:
+        """What answers now, if it goes by that name.
+
+        Raises:
+            EngineLoading: no model yet.
+            EngineDied: the engine is being restarted.
+            Refused: 404, another model was asked for.
+        """
+        info = self.engine.info
+        if not self.engine.ready:
+            raise EngineDied("the engine is not ready")
+        if model is not None and model not in (info.model.name, self.config.alias):
+            message = "This enclave serves one model; /v1/models names it."
+            raise Refused(404, "model_not_found", message, param="model")
+        return info
+
+    async def answers(self, principal: Principal, requests: Sequence[GenerateRequest]) -> Answers:
+        """The events of all requests, each with its request's index, as they come. Closing it stops them all.
+
+        Raises:
+            QueueFull, Refused: no place in the queue, or none in time.
+            EngineDied: also when an answer just stops: a short answer is never taken for a whole one.
+        """
+        self.queue.slots = self.engine.info.slots
+        tickets = self.queue.admit(principal.name, len(requests))
+        try:
+            streams = [self._answer(*item) for item in zip(range(len(requests)), requests, tickets, strict=True)]
+            async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
+                async for item in merged:
+                    yield item
+        finally:
+            for ticket in tickets:
+                ticket.release()
+
+    async def _answer(self, index: int, request: GenerateRequest, ticket: Ticket) -> Answers:
+        # Only the first answer of a request can time out: once one runs, the others are on their way.
+        await ticket.wait(None if index else self.config.wait_limit)
+        done: Done | None = None
+        events = cast("AsyncGenerator[Event, None]", self.engine.generate(request))  # the seam promises `aclose`
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, Delta):
+                        self.metrics.completion_tokens += event.tokens
+                    elif isinstance(event, Done):
+                        done = event
+                        continue
+                    yield index, event
+        finally:
+            ticket.release()
+        if done is None:
+            raise EngineDied("the answer stopped without its end")
+        self.metrics.prompt_tokens += done.prompt_tokens
+        self.metrics.cached_tokens += done.cached_tokens
+        yield index, done
+
+
+async def _merge(streams: Sequence[Answers]) -> Answers:
+    """Side by side, in the order in which events come; the first failure ends all."""
+    items: asyncio.Queue[tuple[int, Event] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def pump(stream: Answers) -> None:
+        async with aclosing(stream):
+            async for item in stream:
+                items.put_nowait(item)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    for task in tasks:
+        task.add_done_callback(items.put_nowait)
+    running = len(tasks)
+    try:
+        while running:
+            item = await items.get()
+            if isinstance(item, asyncio.Task):
+                running -= 1
+                item.result()
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Call:
+    """One request: who asks, what, and where the answer goes."""
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, reply: Reply) -> None:
+        self.service = service
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
+        self.headers = Headers(scope=scope)
+        self.receive = receive
+        self.reply = reply
+        self.principal = Principal()
+
+    async def fields(self) -> Fields:
+        """The body's JSON object. Raises `Refused` (400, 413, 415) and `ClientGone`."""
+        return parse_object(await read_json_body(self.headers, self.receive, self.service.config.max_body))
+
+    def answers(self, requests: Sequence[GenerateRequest]) -> Answers:
+        return self.service.answers(self.principal, requests)
+
+    def scope(self) -> bytes | None:
+        """Whose cached prefixes may be reused. Raises `Refused` (400)."""
+        return cache_scope(self.headers, self.principal)

@@ -1,0 +1,31 @@
+"""/tokenize and /detokenize, with llama-server's fields."""
+
+from cloister.enclave.llm import sse
+from cloister.enclave.llm.fields import refuse
+from cloister.enclave.llm.service import Call
+
+__all__ = ["detokenize", "tokenize"]
+
+
+async def tokenize(call: Call) -> None:
+    """`{content, add_special?, parse_special?}` -> `{tokens}`; `text` is another name for `content`."""
+    fields = await call.fields()
+    text = fields.text("content") if fields.has("content") else fields.text("text")
+    if text is None:
+        refuse("content", "'content' is missing.", "missing_required_parameter")
+    add_special = fields.flag("add_special")
+    parse_special = fields.flag("parse_special", default=True)
+    call.service.serving()
+    tokens = await call.service.engine.tokenize(text, add_special=add_special, parse_special=parse_special)
+    await call.reply.json(200, sse.compact({"tokens": tokens}).encode("ascii"))
+
+
+async def detokenize(call: Call) -> None:
+    """`{tokens}` -> `{content}`; bytes that are not UTF-8 by themselves become U+FFFD."""
+    fields = await call.fields()
+    if not fields.has("tokens"):
+        refuse("tokens", "'tokens' is missing.", "missing_required_parameter")
+    tokens = fields.tokens("tokens", fields.array("tokens"))
+    call.service.serving()
+    raw = await call.service.engine.detokenize(tokens)
+    await call.reply.json(200, sse.compact({"content": raw.decode("utf-8", "replace")}).encode("ascii"))
