@@ -1,0 +1,160 @@
+"""What one session knows about its enclave: sans-I/O, the clock is given, the document is brought.
+
+Verification is `cloister.verify.verify` under the caller's policy; here stands what needs memory across documents:
+freshness, release numbers that never fall, a simulator that may only be as far away as this machine.
+"""
+
+import base64
+import ipaddress
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from cloister.client.diagnostic import printable
+from cloister.errors import ConnectionFailed, PlaintextRefused, VerificationFailed, WrongUse
+from cloister.evidence.document import MEDIA_TYPE, parse_document
+from cloister.verify import Factor, Policy, Verified, verify
+
+__all__ = ["Attestor", "Challenge", "Clock"]
+
+LONGEST_TRUST = 3600.0  # seconds for which one verification may be used
+_NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """`wall` gives Unix seconds and is held against the statement; `monotonic` measures how long ago that was."""
+
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    nonce: bytes
+    url: str
+    asked_at: float  # monotonic seconds
+
+
+class Attestor:
+    """`pin`: the first measurement and launch config that were verified are the only ones for this session's life."""
+
+    def __init__(
+        self,
+        url: str,
+        policy: Policy,
+        *,
+        clock: Clock,
+        pin: bool = False,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.base, self.loopback = _origin(url)
+        self.document = b""
+        self.nonce = b""
+        self._policy = policy
+        self._clock = clock
+        self._pin = pin
+        self._entropy = entropy
+        self._verified: Verified | None = None
+        self._first: Verified | None = None
+        self._trusted_until = 0.0  # monotonic seconds
+        self._releases: dict[tuple[str, str], int] = {}  # (owner key, deployment) -> highest release seen
+
+    def current(self) -> Verified | None:
+        """The last verification while it may still be used: at most an hour, and never past the statement's `exp`."""
+        if self._verified is None or self._clock.monotonic() >= self._trusted_until:
+            return None
+        return self._verified if self._clock.wall() < self._verified.expires_at else None
+
+    def challenge(self) -> Challenge:
+        nonce = self._entropy(_NONCE_BYTES)
+        text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
+        url = f"{self.base}/.well-known/cloister-attestation?nonce={text}"
+        return Challenge(nonce, url, self._clock.monotonic())
+
+    def accept(self, challenge: Challenge, status: int, media_type: str, body: bytes) -> Verified:
+        """Judges what came back for a challenge.
+
+        Raises: ConnectionFailed when there is no evidence to be had now, PlaintextRefused for an answer that is no
+        evidence at all, MalformedEvidence, VerificationFailed.
+        """
+        if status in (429, 502, 503, 504):
+            raise ConnectionFailed(f"The enclave has no evidence right now (status {status}).", hint="Try again soon.")
+        if status != 200 or media_type != MEDIA_TYPE:
+            raise PlaintextRefused(
+                f"No attestation document is served there (status {status}).",
+                hint="Is this the address of an enclave?",
+                step="document",
+                expected=MEDIA_TYPE,
+                got=printable(media_type),
+            )
+        # Kept whatever becomes of it: a refused document is the one that somebody wants to look at.
+        self.document, self.nonce = body, challenge.nonce
+        now = self._clock.wall()
+        verified = verify(parse_document(body), policy=self._policy, nonce=challenge.nonce, now=now)
+        self._check_simulator(verified)
+        self._check_release(verified)
+        self._check_pin(verified)
+        self._first = self._first or verified
+        self._verified = verified
+        self._trusted_until = challenge.asked_at + min(LONGEST_TRUST, verified.expires_at - now)
+        return verified
+
+    def _check_simulator(self, verified: Verified) -> None:
+        if verified.simulated and not self.loopback:
+            factor = Factor("simulator", "fail", "this machine", "another machine", _FAR)
+            raise _refused(verified, factor, message="A simulated platform on another machine.")
+
+    def _check_release(self, verified: Verified) -> None:
+        launch = verified.launch
+        seen = self._releases.get((launch.owner_key, launch.deployment), launch.release)
+        if launch.release < seen:
+            factor = Factor("release", "fail", f"{seen} or later", str(launch.release), _ROLLBACK)
+            raise _refused(verified, factor, message="The deployment went back to an earlier release.")
+        self._releases[launch.owner_key, launch.deployment] = launch.release
+
+    def _check_pin(self, verified: Verified) -> None:
+        if not self._pin or self._first is None:
+            return
+        old, new = _identity(self._first), _identity(verified)
+        changed = tuple(
+            Factor(name, "fail", old.get(name, "nothing"), new.get(name, "nothing"), _CHANGED)
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        )
+        if changed:
+            raise _refused(verified, *changed, message="What runs there is not what was verified first.")
+
+
+_FAR = "Anybody can simulate hardware: a simulator is trusted on this machine only."
+_ROLLBACK = "An earlier release may have faults that were mended since. Ask the owner."
+_CHANGED = "If the change is expected, start again: the policy decides anew."
+
+
+def _identity(verified: Verified) -> dict[str, str]:
+    return {
+        "platform": verified.platform,
+        "launch": verified.launch_sha256,
+        **{f"measurement.{name}": value for name, value in verified.measurement.items()},
+    }
+
+
+def _refused(verified: Verified, *factors: Factor, message: str) -> VerificationFailed:
+    return VerificationFailed(
+        message, factors=(*verified.factors, *factors), hint=factors[0].hint, step=factors[0].step
+    )
+
+
+def _origin(url: str) -> tuple[str, bool]:
+    """The address without its fragment (owner and deployment are the policy's), and whether it is this machine."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username is not None:
+        raise WrongUse("The enclave's address must look like https://host or http://127.0.0.1:8484.")
+    host = parts.hostname
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}", loopback

@@ -1,0 +1,168 @@
+"""The untrusted hop, sync and async: carries out the steps of an `exchange` and translates what goes wrong on the way.
+
+Plain HTTP through httpx2: no cookies, no redirects, no compression, nothing of the inner request. TLS, if there is any,
+is the hop's own affair: what protects the words is the seal.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from typing import TypeAlias, TypeVar
+
+import httpx2
+
+from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, content
+from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
+from cloister.verify import Verified
+
+__all__ = ["AsyncHop", "Hop", "Timeouts"]
+
+T = TypeVar("T")
+Timeouts: TypeAlias = Mapping[str, float | None]  # connect, read, write, pool; seconds
+
+
+class _Base:
+    """One exchange's use of the hop; `answered` once a status has arrived."""
+
+    def __init__(self, timeouts: Timeouts | None) -> None:
+        self._extensions = {"timeout": dict(timeouts)} if timeouts is not None else {}
+        self._answered = False
+
+    def _broken(self, error: Exception) -> CloisterError:
+        if self._answered:
+            return TruncatedResponse(
+                "The answer broke off before its end.",
+                hint="What came is not the whole answer. Ask again.",
+                step="response",
+                got=type(error).__name__,
+            )
+        return ConnectionFailed(
+            "The enclave could not be reached, or did not answer.",
+            hint="Is it running, and is the address right?",
+            step="connection",
+            got=type(error).__name__,
+        )
+
+
+class Hop(_Base):
+    def __init__(
+        self, client: httpx2.Client, verify: Callable[[Verified | None], Verified], timeouts: Timeouts | None
+    ) -> None:
+        super().__init__(timeouts)
+        self._client = client
+        self._verify = verify
+        self._response: httpx2.Response | None = None
+        self._chunks: Iterator[bytes] = iter(())
+
+    def drive(self, flow: Generator[Step, Reply, T]) -> T:
+        with closing(flow):
+            try:
+                step = next(flow)
+                while True:
+                    step = flow.send(self._do(step))
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+    def body(self, opened: Opened) -> Iterator[bytes]:
+        """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        yield from opened.body
+        while data := self._read():
+            yield from content(opened.opener.feed(data))
+        opened.opener.finish()
+
+    def close(self) -> None:
+        if self._response is not None:
+            self._response.close()
+
+    def _do(self, step: Step) -> Reply:
+        if isinstance(step, Verify):
+            return self._verify(step.stale)
+        return self._fetch(step) if isinstance(step, Fetch) else self._read()
+
+    def _fetch(self, step: Fetch) -> Arrived:
+        self.close()
+        self._answered = False
+        request = self._client.build_request(
+            step.method, step.url, headers=step.headers, content=step.content, extensions=self._extensions
+        )
+        try:
+            response = self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise self._broken(error) from error
+        self._answered = True
+        self._response, self._chunks = response, response.iter_raw()
+        return _arrived(response)
+
+    def _read(self) -> bytes:
+        try:
+            return next(self._chunks, b"")
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise self._broken(error) from error
+
+
+class AsyncHop(_Base):
+    def __init__(
+        self,
+        client: httpx2.AsyncClient,
+        verify: Callable[[Verified | None], Awaitable[Verified]],
+        timeouts: Timeouts | None,
+    ) -> None:
+        super().__init__(timeouts)
+        self._client = client
+        self._verify = verify
+        self._response: httpx2.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+
+    async def drive(self, flow: Generator[Step, Reply, T]) -> T:
+        with closing(flow):
+            try:
+                step = next(flow)
+                while True:
+                    step = flow.send(await self._do(step))
+            except StopIteration as done:
+                result: T = done.value
+                return result
+
+    async def body(self, opened: Opened) -> AsyncIterator[bytes]:
+        """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        for part in opened.body:
+            yield part
+        while data := await self._read():
+            for part in content(opened.opener.feed(data)):
+                yield part
+        opened.opener.finish()
+
+    async def close(self) -> None:
+        if self._response is not None:
+            await self._response.aclose()
+
+    async def _do(self, step: Step) -> Reply:
+        if isinstance(step, Verify):
+            return await self._verify(step.stale)
+        return await self._fetch(step) if isinstance(step, Fetch) else await self._read()
+
+    async def _fetch(self, step: Fetch) -> Arrived:
+        await self.close()
+        self._answered = False
+        request = self._client.build_request(
+            step.method, step.url, headers=step.headers, content=step.content, extensions=self._extensions
+        )
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx2.HTTPError as error:
+            raise self._broken(error) from error
+        self._answered = True
+        self._response, self._chunks = response, response.aiter_raw()
+        return _arrived(response)
+
+    async def _read(self) -> bytes:
+        if self._chunks is None:
+            return b""
+        try:
+            return await anext(self._chunks, b"")
+        except (httpx2.HTTPError, httpx2.StreamError) as error:
+            raise self._broken(error) from error
+
+
+def _arrived(response: httpx2.Response) -> Arrived:
+    return Arrived(response.status_code, {name.lower(): value for name, value in response.headers.items()})

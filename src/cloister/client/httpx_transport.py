@@ -1,0 +1,67 @@
+"""The same transports for httpx, where it is installed (the outer hop goes through httpx2 all the same)."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+
+from cloister.client.exchange import InnerRequest
+from cloister.client.session import Answer, AsyncAnswer, AsyncSession, Session
+
+__all__ = ["AsyncSealedTransport", "SealedTransport"]
+
+
+class SealedTransport(httpx.BaseTransport):
+    """`OpenAI(base_url="http://enclave.invalid/v1", http_client=httpx.Client(transport=SealedTransport(session)))`.
+
+    Closing the client closes the session. Raises what `Session.send` raises: cloister's own errors, which no SDK takes
+    for its transport's and retries.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), request.read())
+        answer = self._session.send(inner, request.extensions.get("timeout"))
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=_Stream(answer))
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class AsyncSealedTransport(httpx.AsyncBaseTransport):
+    """As `SealedTransport`, for `httpx.AsyncClient` and `AsyncOpenAI`."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), await request.aread())
+        answer = await self._session.send(inner, request.extensions.get("timeout"))
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=_AsyncStream(answer))
+
+    async def aclose(self) -> None:
+        await self._session.aclose()
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._answer)
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+class _AsyncStream(httpx.AsyncByteStream):
+    def __init__(self, answer: AsyncAnswer) -> None:
+        self._answer = answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._answer:
+            yield part
+
+    async def aclose(self) -> None:
+        await self._answer.aclose()

@@ -1,0 +1,196 @@
+"""Sessions: a verified, sealed way to one enclave; sync and async over the same generators (`exchange`)."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+
+import httpx2
+
+from cloister.client.attestor import Attestor, Clock
+from cloister.client.exchange import InnerRequest, Opened, Sealer, attest
+from cloister.client.hop import AsyncHop, Hop, Timeouts
+from cloister.verify import Policy, Verified
+
+__all__ = ["Answer", "AsyncAnswer", "AsyncSession", "Session"]
+
+_KEEPALIVE = 4.0  # seconds; a little less than uvicorn's 5, so that nothing is sent into a connection being closed
+_CONNECT_TIMEOUT = 30.0  # seconds; also for writing
+_READ_TIMEOUT = 300.0  # seconds of silence: a model may think long before its first token
+
+
+class _Core:
+    """What both kinds of session share: who is trusted, and how requests are sealed."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        policy: Policy,
+        require_pq: bool = False,
+        pin_measurement: bool = False,
+        reuse_cache: bool = True,
+        clock: Clock = Clock(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._attestor = Attestor(url, policy, clock=clock, pin=pin_measurement)
+        self._sealer = Sealer(self._attestor, clock, require_pq=require_pq, reuse_cache=reuse_cache)
+        self._connect(
+            timeout=httpx2.Timeout(_CONNECT_TIMEOUT, read=_READ_TIMEOUT),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE),
+            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
+            headers={"user-agent": "cloister", "accept-encoding": "identity"},
+            follow_redirects=False,
+            # A proxy named by the environment is one more untrusted hop; but none leads back to this machine.
+            trust_env=not self._attestor.loopback,
+        )
+
+    def _connect(self, **http: Any) -> None:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return self._attestor.base
+
+    @property
+    def document(self) -> bytes:
+        """The attestation document fetched last, refused or not, as transported; b"" before the first."""
+        return self._attestor.document
+
+    @property
+    def nonce(self) -> bytes:
+        """The nonce that `document` was asked for with."""
+        return self._attestor.nonce
+
+    @property
+    def verified(self) -> Verified | None:
+        """The verification in use, if one still holds. Fetches nothing."""
+        return self._attestor.current()
+
+
+class Session(_Core):
+    """A verified, sealed way to one enclave. May be shared between threads.
+
+    `require_pq` refuses key configs without ML-KEM. `pin_measurement` refuses, for this session's life, any change of
+    what was verified first, even one that the policy accepts. `reuse_cache=False` sends no secret for the enclave's
+    prompt cache, so that nothing is reused.
+
+    Does not check that answers are true: only that they come, whole, from the enclave that was verified.
+    """
+
+    def _connect(self, **http: Any) -> None:
+        self._client = httpx2.Client(**http)
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._client.close()
+
+    def verify(self, *, force: bool = False) -> Verified:
+        """What was verified within the last hour and still holds; otherwise, or with `force`, verified anew.
+
+        Raises: ConnectionFailed, PlaintextRefused, MalformedEvidence, VerificationFailed (with every factor).
+        """
+        return self._renew(self._attestor.current() if force else None)
+
+    def send(self, request: InnerRequest, timeouts: Timeouts | None = None) -> "Answer":
+        """Seals and sends; returns when the answer's head has opened. Close the answer.
+
+        Raises: WrongUse before anything was sent; NotTrusted, Malformed, Unreachable.
+        """
+        hop = Hop(self._client, self._renew, timeouts)
+        try:
+            return Answer(hop.drive(self._sealer.exchange(request)), hop)
+        except BaseException:
+            hop.close()
+            raise
+
+    def _renew(self, stale: Verified | None) -> Verified:
+        """The current verification unless it is `stale`: of many threads that find out, one fetches anew."""
+        with self._lock:
+            current = self._attestor.current()
+            if current is not None and current is not stale:
+                return current
+            hop = Hop(self._client, self._renew, None)
+            try:
+                return hop.drive(attest(self._attestor))
+            finally:
+                hop.close()
+
+
+class Answer:
+    """An authentic answer: `status`, `headers`, and a body that either ends well or raises TruncatedResponse."""
+
+    def __init__(self, opened: Opened, hop: Hop) -> None:
+        self.status = opened.head.status
+        self.headers = opened.head.headers
+        self._body = hop.body(opened)
+        self._hop = hop
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._body
+
+    def close(self) -> None:
+        self._hop.close()
+
+
+class AsyncSession(_Core):
+    """`Session` for asyncio: one event loop, any number of tasks."""
+
+    def _connect(self, **http: Any) -> None:
+        self._client = httpx2.AsyncClient(**http)
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> "AsyncSession":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def verify(self, *, force: bool = False) -> Verified:
+        """As `Session.verify`."""
+        return await self._renew(self._attestor.current() if force else None)
+
+    async def send(self, request: InnerRequest, timeouts: Timeouts | None = None) -> "AsyncAnswer":
+        """As `Session.send`."""
+        hop = AsyncHop(self._client, self._renew, timeouts)
+        try:
+            return AsyncAnswer(await hop.drive(self._sealer.exchange(request)), hop)
+        except BaseException:
+            await hop.close()
+            raise
+
+    async def _renew(self, stale: Verified | None) -> Verified:
+        async with self._lock:
+            current = self._attestor.current()
+            if current is not None and current is not stale:
+                return current
+            hop = AsyncHop(self._client, self._renew, None)
+            try:
+                return await hop.drive(attest(self._attestor))
+            finally:
+                await hop.close()
+
+
+class AsyncAnswer:
+    """As `Answer`."""
+
+    def __init__(self, opened: Opened, hop: AsyncHop) -> None:
+        self.status = opened.head.status
+        self.headers = opened.head.headers
+        self._body = hop.body(opened)
+        self._hop = hop
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._body
+
+    async def aclose(self) -> None:
+        await self._hop.close()

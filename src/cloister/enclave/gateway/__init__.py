@@ -1,0 +1,13 @@
+"""The enclave's front door: opens sealed requests, calls the app inside in process, seals its answers; refuses plaintext.
+
+front      which outer address does what
+intake     reads one sealed request under caps of size and time
+inner      the opened request as the inner app's ASGI scope; the inner `Date`
+answer     seals what the inner app sends, and decides when it leaves
+events     whole server-sent events, padded
+problems   what is said in plaintext when nothing could be opened
+"""
+
+from cloister.enclave.gateway.front import Gateway
+
+__all__ = ["Gateway"]

@@ -1,0 +1,168 @@
+"""Seals what the inner app sends, and decides when it leaves.
+
+A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, each time as one sealed chunk,
+padded (`events`). Any other answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm
+and length of tokens tell what is being said: this reduces it and does not remove it.
+"""
+
+import asyncio
+import math
+
+from cloister.channel.bhttp import encode_response_head
+from cloister.channel.limits import MAX_CHUNK
+from cloister.channel.ohttp import ResponseSealer
+from cloister.enclave.gateway import inner
+from cloister.enclave.gateway.events import EventBuffer
+from cloister.enclave.gateway.problems import Message, Send
+from cloister.errors import EngineDied
+
+__all__ = ["Answer"]
+
+GRID = 0.05  # seconds
+_HIGH_WATER = 1 << 18  # bytes that wait here before the inner app has to
+_HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"})
+_OUTER_HEADERS = [
+    (b"content-type", b"message/ohttp-chunked-res"),
+    (b"incremental", b"?1"),
+    (b"cache-control", b"no-store, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Answer:
+    """One answer: `send` is the inner app's, `pump` the gateway's; they meet in a buffer."""
+
+    def __init__(self, sealer: ResponseSealer, *, padding: bool) -> None:
+        self._sealer = sealer
+        self._padding = padding
+        self._events: EventBuffer | None = None  # set when the answer is an event stream
+        self._body = bytearray()  # of any other answer
+        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._whole = False  # leaves in whole chunks only
+        self._left = False  # something has gone out
+        self._failed = False
+        self._gone = False
+        self._anchor: float | None = None
+        self._work = asyncio.Event()
+        self._room = asyncio.Event()
+        self.complete = asyncio.Event()  # by the inner app's word: all of the answer is here, or nobody wants it
+
+    async def send(self, message: Message) -> None:
+        """The inner app's `send`. Raises OSError when nobody listens any more (ASGI 2.4)."""
+        if self._gone:
+            raise ConnectionResetError
+        if message["type"] == "http.response.start" and self._head is None:
+            self._start(message["status"], list(message.get("headers", ())))
+        elif message["type"] == "http.response.body" and self._head is not None and not self.complete.is_set():
+            await self._add(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise EngineDied("the app inside broke the ASGI protocol", got=str(message["type"]))
+
+    def app_ended(self, _: object = None) -> None:
+        """The inner app returned or raised: a failure unless its answer was complete."""
+        if not self.complete.is_set():
+            self._failed = True
+            self._work.set()
+
+    def abandon(self) -> None:
+        """Nobody listens any more."""
+        self._gone = True
+        self.complete.set()
+        self._work.set()
+        self._room.set()
+
+    async def pump(self, send: Send) -> None:
+        """Sends until the answer is complete or nobody listens.
+
+        Raises: EngineDied when the inner app failed with its answer half sent. The server then cuts the connection,
+        and since nothing is sealed as "final", no client takes what came for the whole.
+        """
+        while not self._gone:
+            await self._work.wait()
+            self._work.clear()
+            if self._failed:
+                self._fail()
+            if self._whole and not self.complete.is_set() and len(self._body) <= MAX_CHUNK:
+                continue
+            await self._tick()
+            if self._gone:
+                return
+            ended = self.complete.is_set()
+            sealed = self._flush(ended)
+            if sealed:
+                await self._leave(send, sealed, more=not ended)
+            if ended:
+                return
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        names = {name.lower(): value for name, value in headers}
+        if names.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            self._events = EventBuffer(pad=self._padding)
+        self._whole = self._padding and self._events is None
+        dropped = _HOP_BY_HOP if self._events is None else _HOP_BY_HOP | {b"content-length"}
+        fields = [(name, value) for name, value in headers if name.lower() not in dropped]
+        encode_response_head(status, fields)  # MalformedMessage goes to the app that gave them
+        self._head = status, fields
+
+    async def _add(self, data: bytes, *, more: bool) -> None:
+        buffer = self._body if self._events is None else self._events
+        if isinstance(buffer, EventBuffer):
+            buffer.add(data)
+        else:
+            buffer += data
+        if not more:
+            self.complete.set()
+        self._work.set()
+        if more and len(buffer) > _HIGH_WATER:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _tick(self) -> None:
+        """Waits for the next point of the grid; not before the first event, and only for streams."""
+        if not self._padding or self._events is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if self._anchor is None:
+            self._anchor = now
+            return
+        await asyncio.sleep(self._anchor + math.ceil((now - self._anchor) / GRID) * GRID - now)
+
+    def _flush(self, ended: bool) -> bytes:
+        sealed = []
+        body = self._take(ended)
+        if (body or ended) and self._head is not None and not self._left:
+            sealed.append(self._sealer.start(*self._head, stream=not self._whole))
+        if body:
+            sealed.append(self._sealer.data(body))
+        if ended:
+            sealed.append(self._sealer.finish(pad=self._padding))
+        self._room.set()
+        return b"".join(sealed)
+
+    def _take(self, ended: bool) -> bytes:
+        if self._events is not None:
+            return self._events.take(everything=ended)
+        body = bytes(self._body)
+        self._body.clear()
+        return body
+
+    async def _leave(self, send: Send, sealed: bytes, *, more: bool) -> None:
+        if not self._left:
+            self._left = True
+            await send({"type": "http.response.start", "status": 200, "headers": list(_OUTER_HEADERS)})
+        await send({"type": "http.response.body", "body": sealed, "more_body": more})
+
+    def _fail(self) -> None:
+        if self._left:
+            raise EngineDied("the app inside failed after its answer had begun")
+        status, headers, body = inner.failure()
+        self.replace(status, headers, body)
+
+    def replace(self, status: int, headers: inner.Fields, body: bytes) -> None:
+        """Answers with this, whole; only before anything has left."""
+        self._events = None
+        self._head = status, list(headers)
+        self._body[:] = body
+        self._whole = self._padding
+        self.complete.set()
+        self._work.set()

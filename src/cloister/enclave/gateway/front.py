@@ -1,0 +1,224 @@
+"""Which outer address does what: the five that exist, and a refusal for all others."""
+
+import asyncio
+import base64
+import binascii
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl
+
+from cloister.channel.keys import KeyRing
+from cloister.channel.limits import Limits
+from cloister.channel.ohttp import OpenedRequest
+from cloister.enclave.gateway import inner, problems
+from cloister.enclave.gateway.answer import Answer
+from cloister.enclave.gateway.intake import Intake
+from cloister.enclave.gateway.problems import Message, Problem, Receive, Send
+from cloister.errors import CloisterError
+
+__all__ = ["Gateway"]
+
+KEYS_PATH = "/.well-known/ohttp-gateway"
+EVIDENCE_PATH = "/.well-known/cloister-attestation"
+_NONCE_BYTES = 32
+_QUOTES_AT_ONCE = 20
+_CACHED_DOCUMENT_SECONDS = 300.0
+
+Scope = dict[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Gateway:
+    """An ASGI app in front of another, `app`, which only sealed requests reach.
+
+    `attest` makes the attestation document for a nonce of 0 or 32 bytes, over `ring.ohttp_keys` as they are when it is
+    called. `ready` says whether `app` can answer. `padding=False` weakens what the channel hides (lengths and rhythm of
+    an answer): it belongs into the statement's `insecure`. `quotes_per_second`: evidence over a client's nonce takes
+    0.14 to 1 s of some hardware; above this rate, after a burst of 20, the answer is 503 and never stale evidence. `clock` gives Unix seconds; it belongs to the host, so it
+    is never let run backwards and nothing rests on it alone.
+
+    Does not check who asks: an API key travels inside and is the inner app's affair.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        ring: KeyRing,
+        attest: Callable[[bytes], Awaitable[bytes]],
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        padding: bool = True,
+        quotes_per_second: float = 5.0,
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._app = app
+        self._ring = ring
+        self._attest = attest
+        self._ready = ready
+        self._padding = padding
+        self._clock = clock
+        self._latest = 0.0
+        self._intake = Intake(ring, limits, self._now)
+        self._quotes = _Allowance(quotes_per_second, _QUOTES_AT_ONCE)
+        self._document: tuple[bytes, float, bytes] | None = None  # keys, made at, document without a nonce
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._route(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reads = scope["method"] in ("GET", "HEAD")
+        match scope["path"]:
+            case "/.well-known/ohttp-gateway" if reads:
+                self._ring.rotate(self._now())
+                await _reply(send, b"application/ohttp-keys", self._ring.ohttp_keys)
+            case "/.well-known/ohttp-gateway" if scope["method"] == "POST":
+                await self._exchange(scope, receive, send)
+            case "/.well-known/cloister-attestation" if reads:
+                await self._evidence(scope["query_string"], send)
+            case "/healthz" if reads:
+                await _reply(send, b"application/json", b'{"status":"alive"}')
+            case "/readyz" if reads:
+                ready = self._ready()
+                body = b'{"status":"ready"}' if ready else b'{"status":"not ready"}'
+                await _reply(send, b"application/json", body, status=200 if ready else 503)
+            case "/.well-known/ohttp-gateway" | "/.well-known/cloister-attestation" | "/healthz" | "/readyz":
+                await problems.METHOD.answer(send)
+            case _:
+                await problems.PLAINTEXT.answer(send)
+
+    def _now(self) -> float:
+        self._latest = max(self._latest, self._clock())
+        return self._latest
+
+    async def _evidence(self, query: bytes, send: Send) -> None:
+        nonce = _nonce(query)
+        if nonce is None:
+            await problems.NONCE.answer(send)
+            return
+        self._ring.rotate(self._now())
+        document = await self._fresh(nonce) if nonce else await self._cached()
+        if isinstance(document, Problem):
+            await document.answer(send)
+        else:
+            await _reply(send, b"application/cmw+json", document)
+
+    async def _fresh(self, nonce: bytes) -> bytes | Problem:
+        if not self._quotes.take(time.monotonic()):
+            return problems.UNAVAILABLE
+        try:
+            return await self._attest(nonce)
+        except CloisterError:
+            return problems.UNAVAILABLE
+
+    async def _cached(self) -> bytes | Problem:
+        """The document for mirrors and display, which no client seals to: made anew for new keys, and now and then."""
+        keys, now = self._ring.ohttp_keys, self._now()
+        if self._document and self._document[0] == keys and now - self._document[1] < _CACHED_DOCUMENT_SECONDS:
+            return self._document[2]
+        document = await self._fresh(b"")
+        if isinstance(document, bytes):
+            self._document = keys, now, document
+        return document
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if dict(scope["headers"]).get(b"content-type", b"").strip().lower() != b"message/ohttp-chunked-req":
+            await problems.MEDIA_TYPE.answer(send)
+            return
+        self._ring.rotate(self._now())
+        opened = await self._intake.open(receive)
+        if isinstance(opened, Problem):
+            await opened.answer(send)
+        elif opened is not None:
+            await self._answer(opened, scope, receive, send)
+
+    async def _answer(self, opened: OpenedRequest, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = Answer(opened.response, padding=self._padding)
+        if not inner.is_timely(opened.request, now := self._now()):
+            answer.replace(*inner.date_problem(now))
+            await answer.pump(send)
+            return
+        app = asyncio.create_task(self._run(opened, scope, answer))
+        app.add_done_callback(answer.app_ended)
+        watch = asyncio.create_task(_watch(receive, answer, app))
+        try:
+            await answer.pump(send)
+            await asyncio.wait({app})  # what the app does after its answer is its own, and is not cut short
+        finally:
+            answer.abandon()
+            app.cancel()
+            watch.cancel()
+            await asyncio.gather(app, watch, return_exceptions=True)
+
+    async def _run(self, opened: OpenedRequest, scope: Scope, answer: Answer) -> None:
+        """Runs the inner app. Whatever it raises ends here: its text may hold what was asked, so it is not passed on."""
+        body: Message | None = {"type": "http.request", "body": opened.request.content, "more_body": False}
+
+        async def receive() -> Message:
+            nonlocal body
+            if body is not None:
+                message, body = body, None
+                return message
+            await answer.complete.wait()
+            return {"type": "http.disconnect"}
+
+        with suppress(Exception):
+            await self._app(inner.scope_of(opened.request, scope.get("state")), receive, answer.send)
+
+
+class _Allowance:
+    """A token bucket."""
+
+    def __init__(self, rate: float, size: int) -> None:
+        self._rate = rate
+        self._size = float(size)
+        self._left = float(size)
+        self._at = 0.0
+
+    def take(self, now: float) -> bool:
+        self._left = min(self._size, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+async def _watch(receive: Receive, answer: Answer, app: asyncio.Task[None]) -> None:
+    """Ends the inner app as soon as the other side is gone. After a complete answer the server says "disconnect" too."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if not answer.complete.is_set():
+        answer.abandon()
+        app.cancel()
+
+
+async def _reply(send: Send, media_type: bytes, body: bytes, *, status: int = 200) -> None:
+    headers = [
+        (b"content-type", media_type),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _nonce(query: bytes) -> bytes | None:
+    """b"" when none was asked for; None when what was asked for is not a nonce."""
+    if not query:
+        return b""
+    fields = parse_qsl(query.decode("ascii", "replace"), keep_blank_values=True)
+    if len(fields) != 1 or fields[0][0] != "nonce":
+        return None
+    try:
+        nonce = base64.b64decode(fields[0][1] + "=", altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error):
+        return None
+    return nonce if len(nonce) == _NONCE_BYTES else None

@@ -1,0 +1,218 @@
+"""The proxy itself: verifies before the first byte, forwards inside the seal, and streams both ways without holding."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from cloister.client import AUTHORITY, AsyncAnswer, AsyncSession, InnerRequest
+from cloister.errors import (
+    ChannelBroken,
+    CloisterError,
+    Malformed,
+    NotTrusted,
+    PlaintextRefused,
+    TruncatedResponse,
+    Unreachable,
+    VerificationFailed,
+    WrongUse,
+)
+from cloister.proxy.guard import Guard, Refusal
+from cloister.verify import Factor
+
+__all__ = ["ProxyConfig", "create_proxy"]
+
+Scope = dict[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_FORWARDED = ("/tokenize", "/detokenize", "/health", "/generate")
+_METHODS = ("GET", "HEAD", "POST", "DELETE")
+# Cookies of every service on this machine reach all of its ports; where a page stands is nobody's business.
+_KEPT_HERE = (b"cookie", b"origin", b"referer", b"sec-", b"x-forwarded-", b"forwarded", b"via")
+_NOT_RETURNED = (b"access-control-", b"set-cookie", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+# The most special first. None is retried by an SDK: the enclave may have run the request.
+_CODES: tuple[tuple[type[CloisterError], int, str], ...] = (
+    (VerificationFailed, 502, "enclave_not_trusted"),
+    (TruncatedResponse, 502, "answer_truncated"),
+    (PlaintextRefused, 502, "plaintext_refused"),
+    (ChannelBroken, 502, "channel_broken"),
+    (NotTrusted, 502, "enclave_not_trusted"),
+    (Malformed, 502, "malformed"),
+    (Unreachable, 502, "enclave_unreachable"),
+    (WrongUse, 400, "wrong_use"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """`port`: the loopback port listened on, as clients name it. `request_bytes`: the largest body forwarded."""
+
+    port: int
+    request_bytes: int = 32 << 20
+
+
+def create_proxy(session: AsyncSession, config: ProxyConfig) -> "Proxy":
+    """An ASGI app for a loopback socket; serve it on 127.0.0.1 or ::1 only (it does not check where it listens).
+
+    Make the session with `pin_measurement=True`: a person is there who can look at a change.
+    """
+    return Proxy(session, config)
+
+
+class Proxy:
+    def __init__(self, session: AsyncSession, config: ProxyConfig) -> None:
+        self._session = session
+        self._limit = config.request_bytes
+        self._guard = Guard(config.port)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif refusal := self._guard.refusal(scope) or _no_such_route(scope):
+            await _refuse(send, refusal)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self._session.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content = await self._content(receive)
+        if content is None:
+            await _refuse(send, _TOO_LARGE)
+            return
+        serving = asyncio.create_task(self._route(scope, content, send))
+        watching = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watching.cancel()
+            if not serving.done():
+                serving.cancel()  # a local client that went away: this closes the hop, and the enclave stops
+            await asyncio.wait({serving, watching})
+        if not serving.cancelled():
+            serving.result()
+
+    async def _content(self, receive: Receive) -> bytes | None:
+        content = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            content += message.get("body", b"")
+            more = message.get("more_body", False)
+            if len(content) > self._limit:
+                return None
+        return bytes(content)
+
+    async def _route(self, scope: Scope, content: bytes, send: Send) -> None:
+        try:
+            match scope["path"]:
+                case "/":
+                    await _json(send, 200, self._status())
+                case "/verification":
+                    await _json(send, 200, await self._verification())
+                case _:
+                    answer = await self._session.send(_inner(scope, content))
+        except CloisterError as error:
+            await _json(send, *_error(error))
+            return
+        if scope["path"] not in _OURS:
+            await _forward(answer, send)
+
+    def _status(self) -> dict[str, Any]:
+        verified = self._session.verified
+        verdict = "not verified yet" if verified is None else verified.to_json()["verdict"]
+        return {"proxy": "cloister", "enclave": self._session.url, "verdict": verdict, "details": "/verification"}
+
+    async def _verification(self) -> dict[str, Any]:
+        """What is believed, what is not proved, and the bytes to check it by (for somebody else's verifier too)."""
+        verified = await self._session.verify()
+        return {
+            **verified.to_json(),
+            "enclave": self._session.url,
+            "not_proved": [factor.to_json() for factor in verified.factors if factor.verdict == "not-checked"],
+            "document": base64.b64encode(self._session.document).decode(),
+            "nonce": base64.b64encode(self._session.nonce).decode(),
+        }
+
+
+_OURS = ("/", "/verification")
+_TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 MiB.")
+_NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")
+_METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
+
+
+def _no_such_route(scope: Scope) -> Refusal | None:
+    path = scope["path"]
+    if path in _OURS:
+        return None if scope["method"] in ("GET", "HEAD") else _METHOD
+    if not path.startswith("/v1/") and path not in _FORWARDED:
+        return _NOT_FOUND
+    return None if scope["method"] in _METHODS else _METHOD
+
+
+def _inner(scope: Scope, content: bytes) -> InnerRequest:
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    url = f"http://{AUTHORITY}" + (scope["raw_path"] + query).decode("ascii", "replace")
+    headers = tuple((name, value) for name, value in scope["headers"] if not name.startswith(_KEPT_HERE))
+    return InnerRequest(scope["method"], url, headers, content)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _forward(answer: AsyncAnswer, send: Send) -> None:
+    """Part by part as it opens. What breaks after the head is raised, so that the server cuts the connection: a local
+    client must see an incomplete read, never a clean end."""
+    headers = [(name, value) for name, value in answer.headers if not name.lower().startswith(_NOT_RETURNED)]
+    try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        async for part in answer:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await answer.aclose()
+
+
+async def _refuse(send: Send, refusal: Refusal) -> None:
+    error = {"message": refusal.message, "type": "proxy_error", "param": None, "code": refusal.code}
+    await _json(send, refusal.status, {"error": {**error, "hint": refusal.hint}}, close=True)
+
+
+def _error(error: CloisterError) -> tuple[int, dict[str, Any]]:
+    """OpenAI's envelope, plus what a person needs: a hint, and the failed factors with expected and got side by side."""
+    status, code = next(((s, c) for kind, s, c in _CODES if isinstance(error, kind)), (500, "internal_error"))
+    body: dict[str, Any] = {"message": error.message, "type": "proxy_error", "param": None, "code": code}
+    body |= {"hint": error.hint, "step": error.step, "expected": error.expected, "got": error.got}
+    if isinstance(error, VerificationFailed):
+        factors = [factor for factor in error.factors if isinstance(factor, Factor) and factor.verdict == "fail"]
+        body["factors"] = [factor.to_json() for factor in factors]
+    return status, {"error": body}
+
+
+async def _json(send: Send, status: int, value: dict[str, Any], *, close: bool = False) -> None:
+    body = json.dumps(value).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    if status >= 400:
+        headers.append((b"x-should-retry", b"false"))  # heeded by OpenAI's SDKs
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,94 @@
+"""Who may ask the local proxy. It serves plain HTTP on loopback, where any web page and any local user can knock."""
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Guard", "Refusal", "peer_uid"]
+
+_TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+_ESTABLISHED = b"01"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    status: int
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """`port` is the one that the proxy listens on: a Host that names another is somebody else's address for us
+    (DNS rebinding). `own_user_only` asks the kernel (Linux) who owns the other end of the connection."""
+
+    port: int
+    own_user_only: bool = sys.platform == "linux"
+
+    def refusal(self, scope: dict[str, Any]) -> Refusal | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        hosts = self._hosts()
+        if headers.get(b"host", "").lower() not in hosts:
+            return _HOST
+        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+            return _FOREIGN
+        if b"origin" in headers and headers[b"origin"].lower() not in {f"http://{host}" for host in hosts}:
+            return _FOREIGN
+        if scope["method"] == "POST" and _media_type(headers.get(b"content-type", "")) != "application/json":
+            return _MEDIA_TYPE
+        if self.own_user_only and peer_uid(scope["client"], scope["server"]) not in (os.getuid(), 0):
+            return _OTHER_USER
+        return None
+
+    def _hosts(self) -> tuple[str, ...]:
+        return f"127.0.0.1:{self.port}", f"localhost:{self.port}", f"[::1]:{self.port}"
+
+
+_HOST = Refusal(421, "wrong_host", "This is not a name of this proxy.", "Use http://127.0.0.1:PORT as it was printed.")
+_FOREIGN = Refusal(403, "foreign_page", "Web pages of other origins may not ask here.", "Ask from a program instead.")
+_MEDIA_TYPE = Refusal(415, "media_type", "POST bodies are application/json.", "Send Content-Type: application/json.")
+_OTHER_USER = Refusal(403, "other_user", "Another user of this machine started this proxy.", "Start one of your own.")
+
+
+def peer_uid(client: tuple[str, int] | None, server: tuple[str, int] | None) -> int | None:
+    """The user who owns the client's end of a loopback connection; None when the kernel does not list it (Linux)."""
+    if client is None or server is None:
+        return None
+    for family, table in zip((socket.AF_INET, socket.AF_INET6), _TABLES, strict=True):
+        pair = _address(family, client), _address(family, server)
+        if None not in pair and (uid := _owner(table.read_bytes().splitlines()[1:], pair)) is not None:
+            return uid
+    return None
+
+
+def _owner(rows: Iterable[bytes], pair: tuple[bytes | None, bytes | None]) -> int | None:
+    for row in rows:
+        fields = row.split()
+        # A connection being closed has lost its owner and shows user 0.
+        if (fields[1], fields[2]) == pair and fields[3] == _ESTABLISHED:
+            return int(fields[7])
+    return None
+
+
+def _address(family: socket.AddressFamily, address: tuple[str, int]) -> bytes | None:
+    """As proc(5) writes it: 32-bit words in the machine's byte order, in hexadecimal, then the port."""
+    ip = ip_address(address[0])
+    if family == socket.AF_INET6:
+        packed = ip.packed if ip.version == 6 else b"\0" * 10 + b"\xff\xff" + ip.packed
+    elif ip.version == 4:
+        packed = ip.packed
+    else:
+        return None
+    words = struct.unpack(f"={len(packed) // 4}I", packed)
+    return b"%s:%04X" % (b"".join(b"%08X" % word for word in words), address[1])
+
+
+def _media_type(value: str) -> str:
+    return value.partition(";")[0].strip().lower()
