@@ -52,7 +52,7 @@ class Measurement:
 def measure(engine_dir: Path | None, *, package: Path = PACKAGE) -> Measurement:
     """Measure what would run if the enclave were started now from `package`, with the engine in `engine_dir`.
 
-    Raises: WrongUse when the enclave imports something that belongs to no installed distribution.
+    Raises: WrongUse when the enclave imports something that belongs to no installed distribution, or does not parse.
     """
     return Measurement(
         code=_text(hashlib.sha256(code_manifest(package)).digest()),
@@ -125,9 +125,16 @@ def _measured(room: Path, package: Path) -> Iterator[Path]:
             yield path
 
 
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise WrongUse(f"{path.name} is not Python: the enclave could not start.", step="measure") from error
+
+
 def _imports(path: Path) -> Iterator[str]:
     """Top-level names of third-party packages, wherever in the file they are imported."""
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(_parse(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

@@ -10,7 +10,7 @@ from cloister.evidence.document import Item
 from cloister.evidence.simulated import PLATFORM, SimBody, parse_report
 from cloister.evidence.strict_cbor import load_map
 
-__all__ = ["SimulatedSource"]
+__all__ = ["SimulatedTee"]
 
 TIMEOUT = 10.0
 """Seconds until the hardware is taken for dead."""
@@ -20,7 +20,7 @@ MAX_ANSWER = 256 * 1024
 _LABELS = frozenset({"cpu", "endorsements"})
 
 
-class SimulatedSource:
+class SimulatedTee:
     """An `EvidenceSource`. Owns `fd` from here on. Blocking; safe to call from several threads, one at a time is asked."""
 
     platform = PLATFORM

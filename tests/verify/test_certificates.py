@@ -1,0 +1,129 @@
+import datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.verify.world import flips
+
+from cloister.errors import MalformedEvidence
+from cloister.verify.certificates import check_leaf, load_certificate, public_key_p384
+
+NOW = 1_800_000_000.0
+START = datetime.datetime.fromtimestamp(NOW, datetime.UTC)
+DAY = datetime.timedelta(days=1)
+ROOT_KEY = ec.generate_private_key(ec.SECP384R1())
+LEAF_KEY = ec.generate_private_key(ec.SECP384R1())
+
+
+def name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def builder(subject: str, key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name(subject))
+        .issuer_name(name("root"))
+        .public_key(key)
+        .serial_number(7)
+        .not_valid_before(START - DAY)
+        .not_valid_after(START + DAY)
+    )
+
+
+def usage(*, data: bool, certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=data,
+        key_cert_sign=certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def leaf(*, ca: bool = False, data: bool = True, certificates: bool = False) -> x509.Certificate:
+    constraints = x509.BasicConstraints(ca=ca, path_length=None)
+    made = builder("leaf", LEAF_KEY.public_key()).add_extension(constraints, critical=True)
+    made = made.add_extension(usage(data=data, certificates=certificates), critical=True)
+    return made.sign(ROOT_KEY, hashes.SHA384())
+
+
+ROOT = builder("root", ROOT_KEY.public_key()).sign(ROOT_KEY, hashes.SHA384())
+LEAF = leaf()
+
+
+def test_accepts_a_leaf_of_the_root() -> None:
+    assert check_leaf("chip", LEAF, ROOT, NOW).verdict == "pass"
+
+
+def test_refuses_a_leaf_of_another_root_with_the_same_name() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    other = builder("root", key.public_key()).sign(key, hashes.SHA384())
+    assert check_leaf("chip", LEAF, other, NOW).verdict == "fail"
+
+
+def test_refuses_an_issuer_of_another_name_with_the_same_key() -> None:
+    other = builder("toor", ROOT_KEY.public_key()).sign(ROOT_KEY, hashes.SHA384())
+    assert check_leaf("chip", LEAF, other, NOW).verdict == "fail"
+
+
+@pytest.mark.parametrize("now", [NOW - 86_401, NOW + 86_401, float("nan")])
+def test_refuses_outside_the_validity(now: float) -> None:
+    assert check_leaf("chip", LEAF, ROOT, now).expected == "valid now"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        leaf(ca=True, certificates=True),
+        leaf(data=False),
+        builder("l", LEAF_KEY.public_key()).sign(ROOT_KEY, hashes.SHA384()),
+    ],
+)
+def test_refuses_a_leaf_that_may_do_something_else(wrong: x509.Certificate) -> None:
+    assert check_leaf("chip", wrong, ROOT, NOW).verdict == "fail"
+
+
+def test_refuses_a_key_of_another_kind() -> None:
+    for key in (
+        ec.generate_private_key(ec.SECP256R1()).public_key(),
+        ed25519.Ed25519PrivateKey.generate().public_key(),
+    ):
+        with pytest.raises(MalformedEvidence, match="P-384"):
+            public_key_p384(builder("leaf", key).sign(ROOT_KEY, hashes.SHA384()), what="chip")
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    for mutant in flips(LEAF.public_bytes(Encoding.DER)):
+        try:
+            certificate = load_certificate(mutant, what="chip")
+        except MalformedEvidence:
+            continue
+        assert check_leaf("chip", certificate, ROOT, NOW).verdict == "fail"
+
+
+def test_every_truncation_and_trailing_byte_is_malformed() -> None:
+    der = LEAF.public_bytes(Encoding.DER)
+    for mutant in [der[:length] for length in range(len(der))] + [der + b"\0"]:
+        with pytest.raises(MalformedEvidence):
+            load_certificate(mutant, what="chip")
+
+
+@given(data=st.data())
+def test_is_total(data: st.DataObject) -> None:
+    der = LEAF.public_bytes(Encoding.DER)
+    at = data.draw(st.integers(0, len(der)))
+    mangled = der[:at] + data.draw(st.binary(max_size=6)) + der[at + data.draw(st.integers(0, 6)) :]
+    try:
+        check_leaf("chip", load_certificate(mangled, what="chip"), ROOT, NOW)
+    except MalformedEvidence:
+        return

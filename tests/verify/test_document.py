@@ -1,0 +1,350 @@
+"""The verification as a whole: what is accepted, and for each check the one document that only it refuses."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import cbor2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.verify.world import (
+    ENGINE,
+    KEY_CONFIG,
+    LAUNCH,
+    MEASUREMENT,
+    MODEL,
+    NONCE,
+    NOW,
+    OTHER_OWNER,
+    STATEMENT,
+    World,
+    failures,
+    flips,
+    replaced,
+)
+
+from cloister.errors import CloisterError, MalformedEvidence, VerificationFailed, WrongUse
+from cloister.evidence.document import Document, Item
+from cloister.evidence.launch import launch_digest
+from cloister.evidence.statement import EngineStatement, ModelStatement
+from cloister.verify import Limits, Tcb, Verified, verify
+
+OTHER = "ff" * 32
+
+
+def refused(world: World, document: Document | None = None, **how: Any) -> dict[str, Any]:
+    with pytest.raises(VerificationFailed) as caught:
+        world.verify(document, **how)
+    assert caught.value.exit_code == 3
+    assert caught.value.step in failures(caught.value)
+    return failures(caught.value)
+
+
+def test_accepts_a_pinned_deployment(world: World) -> None:
+    verified = world.verify()
+    assert verified.platform == "sim"
+    assert verified.simulated
+    assert verified.ohttp_keys == KEY_CONFIG * 2
+    assert verified.launch == LAUNCH
+    assert verified.statement == STATEMENT
+    assert verified.launch_sha256 == launch_digest(LAUNCH.encode()).hex()
+    assert verified.measurement["code"] == MEASUREMENT.code
+    assert (verified.verified_at, verified.expires_at) == (NOW, NOW + 3600)
+    assert all(factor.verdict != "fail" for factor in verified.factors)
+
+
+def test_says_what_it_does_not_prove(world: World) -> None:
+    unproved = {factor.step for factor in world.verify().factors if factor.verdict == "not-checked"}
+    assert unproved == {"hardware", "custody", "source", "weights"}
+
+
+def test_says_which_pins_are_missing(world: World) -> None:
+    absent: dict[str, Any] = {"deployment": None, "owner_key": None, "models": None, "config": None, "measurements": {}}
+    verified = replace(world, pins=absent).verify()
+    unproved = {factor.step for factor in verified.factors if factor.verdict == "not-checked"}
+    assert {"deployment", "owner", "models", "config", "measurement"} <= unproved
+
+
+def test_the_outcome_is_one_serializable_document(world: World) -> None:
+    outcome = json.loads(json.dumps(world.verify().to_json()))
+    assert outcome["verdict"] == "simulated"
+    assert outcome["models"][0]["sha256"] == MODEL
+    assert outcome["launch_sha256"] == STATEMENT.launch_sha256
+    assert {"step", "verdict", "expected", "got", "hint"} == outcome["factors"][0].keys()
+
+
+MUTANTS: dict[str, Callable[[World], World]] = {
+    "nonce": lambda w: w,
+    "binding": lambda w: w,
+    "launch": lambda w: replace(w, hardware_launch=bytes(32)).with_statement(launch_sha256="00" * 32),
+    "statement.launch": lambda w: w.with_statement(launch_sha256=OTHER),
+    "statement.models": lambda w: w.with_statement(models=(ModelStatement("demo", OTHER, "q8_0"),)),
+    "statement.egress": lambda w: w.with_statement(egress=("https://elsewhere.example",)),
+    "statement.engine": lambda w: w.with_statement(engine=EngineStatement(OTHER, "avx2")),
+    "statement.ehbp": lambda w: w.with_statement(ehbp_key=bytes(32)),
+    "purpose": lambda w: w.with_statement(purpose="provision"),
+    "issued": lambda w: w.with_statement(iat=int(NOW) + 121),
+    "expires": lambda w: w.with_statement(iat=int(NOW) - 3600, exp=int(NOW) - 121),
+    "insecure": lambda w: w.with_statement(insecure=("debug",)),
+    "insecure.plaintext": lambda w: w.with_statement(insecure=("plaintext",)),
+    "platform": lambda w: replace(w, pins={"platforms": ("tdx", "sev-snp")}),
+    "custody": lambda w: replace(w, pins={"limits": Limits(platform_ids=frozenset({OTHER}))}),
+    "measurement": lambda w: replace(w, pins={"measurements": {"tdx": ({"mr_td": "00"},)}}),
+    "measurement.code": lambda w: replace(w, measurement=replace(MEASUREMENT, code=f"sha256:{OTHER}")),
+    "measurement.interpreter": lambda w: replace(w, measurement=replace(MEASUREMENT, interpreter="cpython 3.11.8")),
+    "measurement.engine": lambda w: replace(
+        w.with_statement(engine=EngineStatement(OTHER, "avx2")),
+        measurement=replace(MEASUREMENT, engine=f"sha256:{OTHER}"),
+    ),
+    "owner": lambda w: w.with_launch(owner_key=OTHER_OWNER),
+    "deployment": lambda w: w.with_launch(deployment="acme-chat2"),
+    "config": lambda w: w.with_launch(config_sha256=OTHER),
+    "models": lambda w: w.with_launch(models=(MODEL, OTHER)),
+    "keys": lambda w: w.with_statement(ohttp_keys=b""),
+    "evidence.root": lambda w: replace(w, pins={"simulator_root": None}),
+}
+"""For each check, a document (or a policy) that this check alone refuses: leave the check out, and its test turns red."""
+
+
+@pytest.mark.parametrize("step", MUTANTS)
+def test_each_check_refuses_what_nothing_else_does(world: World, step: str) -> None:
+    mutant = MUTANTS[step](world)
+    if step == "nonce":
+        assert set(refused(mutant, mutant.document(b""), nonce=b"")) == {"nonce"}
+    elif step == "binding":
+        assert set(refused(mutant, mutant.document(bytes(32)))) == {"binding"}
+    else:
+        assert set(refused(mutant)) == {step}
+
+
+def test_reports_all_mismatches_together(world: World) -> None:
+    wrong = world.with_launch(owner_key=OTHER_OWNER, deployment="other").with_statement(insecure=("ehbp",))
+    assert set(refused(wrong)) == {"owner", "deployment", "insecure.ehbp", "statement.ehbp"}
+
+
+def test_a_changed_engine_is_named_with_both_digests(world: World) -> None:
+    factor = refused(MUTANTS["measurement.engine"](world))["measurement.engine"]
+    assert (factor.expected, factor.got) == (f"sha256:{ENGINE}", f"sha256:{OTHER}")
+    assert factor.hint
+
+
+@pytest.mark.parametrize("label", ["statement", "launch", "cpu"])
+def test_absent_evidence_is_refused(world: World, label: str) -> None:
+    items = {name: item for name, item in world.document().items.items() if name != label}
+    assert set(refused(world, Document(items))) == {f"document.{label}"}
+
+
+def test_absent_endorsements_are_refused(world: World) -> None:
+    items = {name: item for name, item in world.document().items.items() if name != "endorsements"}
+    with pytest.raises(MalformedEvidence, match="missing"):
+        world.verify(Document(items))
+
+
+def test_an_empty_document_is_refused(world: World) -> None:
+    assert set(refused(world, Document({}))) == {"document.statement", "document.launch", "document.cpu"}
+
+
+def test_evidence_that_nobody_judges_is_refused(world: World) -> None:
+    document = Document({**world.document().items, "gpu-0": Item("application/cbor", b"\xa0")})
+    assert set(refused(world, document)) == {"document.gpu-0"}
+
+
+@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/cose"])
+def test_a_platform_without_verifier_is_refused_whatever_the_policy(world: World, media_type: str) -> None:
+    document = world.document()
+    document = Document({**document.items, "cpu": replace(document.items["cpu"], media_type=media_type)})
+    pins = {"platforms": None, "tcb": Tcb(tolerate=frozenset({"OutOfDate"}))}
+    factors = refused(replace(world, pins=pins), document)
+    assert factors["document.cpu"].hint == "No verifier for this platform yet."
+
+
+@pytest.mark.parametrize("label", ["statement", "launch"])
+def test_a_statement_of_another_media_type_is_refused(world: World, label: str) -> None:
+    document = world.document()
+    document = Document({**document.items, label: replace(document.items[label], media_type="text/html")})
+    assert set(refused(world, document)) == {f"document.{label}"}
+
+
+def test_a_root_made_by_an_attacker_is_refused(world: World, other_world: World) -> None:
+    with pytest.raises(VerificationFailed) as caught:
+        verify(other_world.document(), policy=world.policy(), nonce=NONCE, now=NOW)
+    assert set(failures(caught.value)) == {"evidence.chip-certificate"}
+
+
+def test_a_report_signed_by_another_chip_is_refused(world: World, other_world: World) -> None:
+    theirs = other_world.document().items["cpu"].content
+    assert set(refused(world, replaced(world.document(), "cpu", theirs))) == {"evidence.signature"}
+
+
+def test_a_replayed_nonce_is_refused(world: World) -> None:
+    assert set(refused(world, world.document(), nonce=bytes(32))) == {"binding"}
+
+
+def test_a_statement_serialised_again_is_refused(world: World) -> None:
+    document = world.document()
+    again = json.dumps(json.loads(document.items["statement"].content)).encode()
+    assert again != document.items["statement"].content
+    assert set(refused(world, replaced(document, "statement", again))) == {"binding"}
+
+
+def test_a_launch_config_serialised_again_is_refused(world: World) -> None:
+    document = world.document()
+    again = json.dumps(json.loads(document.items["launch"].content)).encode()
+    assert set(refused(world, replaced(document, "launch", again))) == {"launch"}
+
+
+def test_a_statement_swapped_for_another_enclaves_is_refused(world: World) -> None:
+    theirs = world.with_statement(receipt_key=b"\x01" * 32).statement.encode()
+    assert set(refused(world, world.document(statement=theirs, bound=STATEMENT.encode()))) == {"binding"}
+
+
+def test_a_launch_without_models_is_refused_when_models_are_pinned(world: World) -> None:
+    bare = world.with_launch(models=()).with_statement(models=())
+    assert set(refused(bare)) == {"models"}
+    assert replace(bare, pins={"models": None}).verify().launch.models == ()
+
+
+def test_a_model_outside_the_launch_config_is_refused(world: World) -> None:
+    both = (ModelStatement("demo", MODEL, "q8_0"), ModelStatement("other", OTHER, "q8_0"))
+    factor = refused(world.with_statement(models=both))["statement.models"]
+    assert factor.got == OTHER
+
+
+@pytest.mark.parametrize("label", ["statement", "launch", "cpu", "endorsements"])
+def test_every_flipped_bit_is_refused(world: World, label: str) -> None:
+    """All four are signed or hashed in whole: no byte may change unnoticed."""
+    document = world.document()
+    for mutant in flips(document.items[label].content):
+        with pytest.raises((VerificationFailed, MalformedEvidence)):
+            world.verify(replaced(document, label, mutant))
+
+
+@pytest.mark.parametrize("label", ["statement", "launch", "cpu", "endorsements"])
+def test_every_truncation_and_every_trailing_byte_is_refused(world: World, label: str) -> None:
+    document = world.document()
+    content = document.items[label].content
+    mutants = [content[:length] for length in range(len(content))] + [content + b"\0", content + b" "]
+    for mutant in mutants:
+        with pytest.raises((VerificationFailed, MalformedEvidence)):
+            world.verify(replaced(document, label, mutant))
+
+
+def test_a_self_consistent_forgery_needs_the_chips_signature(world: World) -> None:
+    document = world.document()
+    report = cbor2.loads(document.items["cpu"].content)
+    report["body"] = report["body"].replace(b"44" * 32, b"45" * 32)
+    forged = replaced(document, "cpu", cbor2.dumps(report))
+    assert {"evidence.signature", "evidence.measurement", "measurement.code"} <= set(refused(world, forged))
+
+
+@pytest.mark.parametrize("now", [NOW - 121, NOW + 3600 + 121, float("nan"), float("inf"), float("-inf"), 0.0])
+def test_outside_its_time_it_is_refused(world: World, now: float) -> None:
+    assert {"issued", "expires"} & set(refused(world, now=now))
+
+
+@pytest.mark.parametrize(
+    ("now", "expires"), [(NOW - 120, NOW + 3480), (NOW + 60, NOW + 3600), (NOW + 3700, NOW + 3720)]
+)
+def test_clocks_may_differ_by_two_minutes(world: World, now: float, expires: float) -> None:
+    assert world.verify(now=now).expires_at == expires
+
+
+def test_a_long_lived_statement_is_relied_on_for_an_hour_only(world: World) -> None:
+    assert world.with_statement(exp=int(NOW) + 86_400).verify().expires_at == NOW + 3600
+
+
+def test_expiry_before_issue_is_refused(world: World) -> None:
+    assert set(refused(world.with_statement(iat=int(NOW) + 60, exp=int(NOW) + 50))) == {"expires"}
+
+
+def test_the_chips_certificate_has_its_time_too(world: World) -> None:
+    later = int(NOW) + 3651 * 86_400
+    moved = world.with_statement(iat=later, exp=later + 60)
+    assert set(refused(moved, now=float(later))) == {"evidence.chip-certificate"}
+
+
+def test_tolerated_weakenings_stay_visible(world: World) -> None:
+    weak = world.with_statement(insecure=("plaintext", "api-keys-off"))
+    tolerant = replace(weak, pins={"tolerate_insecure": frozenset({"plaintext", "api-keys-off"})})
+    steps = {factor.step: factor.got for factor in tolerant.verify().factors}
+    assert steps["insecure.plaintext"] == "weakened"
+    assert tolerant.verify().to_json()["insecure"] == ["plaintext", "api-keys-off"]
+
+
+def test_tolerating_one_weakening_tolerates_no_other(world: World) -> None:
+    weak = world.with_statement(insecure=("plaintext", "padding-off"))
+    assert set(refused(replace(weak, pins={"tolerate_insecure": frozenset({"plaintext"})}))) == {"insecure.padding-off"}
+
+
+def test_rules_for_hardware_are_said_not_to_apply(world: World) -> None:
+    pins = {"tcb": Tcb(min_tcb_evaluation_data_number=17), "trust": "first-use"}
+    unproved = {f.step for f in replace(world, pins=pins).verify().factors if f.verdict == "not-checked"}
+    assert {"tcb", "trust"} <= unproved
+
+
+def test_sealed_code_and_shared_keys_are_said(world: World) -> None:
+    group = world.with_statement(code="sealed", key_scope="group", group_policy_sha256=OTHER)
+    unproved = {f.step for f in group.verify().factors if f.verdict == "not-checked"}
+    assert {"code", "key-scope"} <= unproved
+
+
+def test_a_named_machine_passes(world: World) -> None:
+    custody = next(f for f in world.verify().factors if f.step == "custody")
+    named = replace(world, pins={"limits": Limits(platform_ids=frozenset({custody.got}))})
+    assert next(f for f in named.verify().factors if f.step == "custody").verdict == "pass"
+
+
+@pytest.mark.parametrize("size", [1, 16, 31, 33, 64])
+def test_a_nonce_of_another_size_is_wrong_use(world: World, size: int) -> None:
+    with pytest.raises(WrongUse):
+        world.verify(world.document(), nonce=bytes(size))
+
+
+@pytest.mark.parametrize(
+    "keys", [b"\x00", b"\x00\x29", KEY_CONFIG[:-1], KEY_CONFIG + b"\x00", b"\x00\x00", b"\x00\x28" + bytes(40)]
+)
+def test_misframed_key_configs_are_refused(world: World, keys: bytes) -> None:
+    assert set(refused(world.with_statement(ohttp_keys=keys))) == {"keys"}
+
+
+def test_nobody_else_makes_a_verified(world: World) -> None:
+    verified = world.verify()
+    fields = {name: getattr(verified, name) for name in Verified.__slots__}
+    with pytest.raises(WrongUse):
+        Verified(**fields, made_by=object())
+    with pytest.raises((TypeError, ValueError)):
+        replace(verified, ohttp_keys=b"")  # type: ignore[call-arg]
+    with pytest.raises(AttributeError):
+        verified.ohttp_keys = b""  # type: ignore[misc]
+    assert copy.copy(verified).ohttp_keys == verified.ohttp_keys
+
+
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.text(max_size=80), st.floats())
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(json.loads(STATEMENT.encode()))), value=VALUES)
+def test_only_typed_errors_escape_a_strange_statement(world: World, name: str, value: object) -> None:
+    statement = json.dumps({**json.loads(STATEMENT.encode()), name: value}).encode()
+    try:
+        world.verify(world.document(statement=statement))
+    except CloisterError:
+        return
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_only_typed_errors_escape_mangled_bytes(world: World, data: st.DataObject) -> None:
+    document = world.document()
+    label = data.draw(st.sampled_from(["statement", "launch", "cpu", "endorsements"]))
+    content = document.items[label].content
+    at = data.draw(st.integers(0, len(content)))
+    mangled = content[:at] + data.draw(st.binary(max_size=8)) + content[at + data.draw(st.integers(0, 8)) :]
+    if mangled == content:
+        return
+    with pytest.raises(CloisterError):
+        world.verify(replaced(document, label, mangled))

@@ -1,0 +1,61 @@
+from collections.abc import Mapping
+
+import pytest
+
+from cloister.verify.factors import Factor
+from cloister.verify.measurement import check_measurement
+from cloister.verify.platform import Appraisal
+from cloister.verify.policy import Measurements
+
+GOT = {"code": "c", "interpreter": "i", "engine": "e", "measurement": "m"}
+
+
+def check(allowed: Measurements, *, simulated: bool = True) -> dict[str, Factor]:
+    appraisal = Appraisal(
+        platform="sim",
+        simulated=simulated,
+        report_data=bytes(64),
+        launch_sha256=bytes(32),
+        measurement=GOT,
+        engine=None,
+        platform_id="",
+        factors=(),
+    )
+    return {factor.step: factor for factor in check_measurement(allowed, appraisal)}
+
+
+def verdicts(*entries: Mapping[str, str | int]) -> dict[str, str]:
+    return {step: factor.verdict for step, factor in check({"sim": entries}).items()}
+
+
+def test_any_one_entry_is_enough() -> None:
+    assert verdicts({"code": "old"}, {"code": "c", "engine": "e"}) == {
+        "measurement.code": "pass",
+        "measurement.engine": "pass",
+    }
+
+
+def test_every_component_of_that_entry_must_match() -> None:
+    assert verdicts({"code": "c", "engine": "x"}) == {"measurement.code": "pass", "measurement.engine": "fail"}
+    assert verdicts({"code": "c", "engine": "x"}, {"code": "x", "engine": "e"})["measurement.engine"] == "fail"
+
+
+def test_the_nearest_entry_is_shown() -> None:
+    factors = check({"sim": ({"code": "x", "engine": "x"}, {"code": "new", "engine": "e"})})
+    assert (factors["measurement.code"].expected, factors["measurement.code"].got) == ("new", "c")
+    assert factors["measurement.engine"].verdict == "pass"
+
+
+def test_a_component_that_the_platform_does_not_measure_never_matches() -> None:
+    assert verdicts({"mr_td": "x"}) == {"measurement.mr_td": "fail"}
+    assert check({"sim": ({"mr_td": "nothing"},)})["measurement.mr_td"].verdict == "fail"
+
+
+@pytest.mark.parametrize("allowed", [{"tdx": ({"mr_td": "x"},)}, {"sim": ()}])
+def test_a_platform_without_entries_is_refused(allowed: Measurements) -> None:
+    assert check(allowed)["measurement"].verdict == "fail"
+
+
+def test_only_a_simulator_may_run_unmeasured_and_that_is_said() -> None:
+    assert check({})["measurement"].verdict == "not-checked"
+    assert check({}, simulated=False)["measurement"].verdict == "fail"
