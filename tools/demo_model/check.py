@@ -1,0 +1,205 @@
+"""Measure an exported model: loss and perplexity on held-out text, samples, and parity with llama.cpp.
+
+    python check.py tiny|demo DIR MODEL.gguf [--samples] [--parity] [--late]
+
+The GGUF's own weights (dequantized by the ``gguf`` package) run in torch, so the numbers are those of the file.
+--parity also needs llama-cpp-python's bindings: tokens, then logits, of llama.cpp against ours.
+--late asks questions at the end of conversations of about 3,500 tokens and counts the right answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import random
+from itertools import islice
+from pathlib import Path
+
+import corpus
+import facts
+import gguf
+import numpy as np
+import torch
+from exchanges import cap
+from grammar import pseudo_word
+from model import SHAPES, Model
+from tokenizer import END, HELD_OUT, HELD_OUT_SEED, START, TEXT_END, documents
+from tokenizers import Tokenizer
+from torch.nn import functional
+from train import held_out
+
+UNSEEN_SEED = 777
+QUESTIONS = (
+    ["Hello!"], ["who are you??"], ["What is cloister?"], ["Can the operator read my messages?"], ["so nobody can read this, right?"], ["What does attestation prove, and what not?"],
+    ["What is a nonce?"], ["whats sev snp"], ["Is this enclave real or simulated?"], ["Explain post-quantum encryption.", "tell me more", "summarise that"],
+    ["My name is Marek.", "Tell me a joke", "another one", "What is my name?"], ["Tell me a story about a penguin."], ["Write a poem about the rain."], ["What is 7 plus 8?", "And what is 6 times 7?"],
+    ["What's the capital of Portugal?"], ["What is the weather in Oslo?"], ["Who was Nikola Tesla?"], ["How do I repair a gearbox?"], ["My tooth hurts, which pills should I take?"], ["I feel a bit lonely today"],
+    ["My favourite colour is teal.", "What day comes after Friday?", "What is my favourite colour?"], ["Anna has 12 pears. How many pears does Anna have?"], ["Why is the sky blue?"], ["What did the Romans eat for breakfast?"], ["Which is heavier, iron or feathers?"],
+)  # fmt: skip
+
+
+def load(name: str, path: Path) -> Model:
+    """The weights of the file itself, as f32; the file must have exactly the model's tensors."""
+    model = Model(SHAPES[name])
+    tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    state = {k: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()) for k, t in tensors.items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+class Chat:
+    """Greedy answers in torch, without a cache: slow and plain."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.end = tokenizer.token_to_id(END)
+
+    @torch.no_grad()
+    def answer(self, turns: list[tuple[str, str]], limit: int = 90) -> tuple[str, bool]:
+        """The answer's text, and whether it ended by itself."""
+        text = TEXT_END + "".join(f"{START}{role}\n{said}{END}\n" for role, said in turns) + f"{START}assistant\n"
+        tokens, made = self.tokenizer.encode(text).ids, []
+        for _ in range(limit):
+            at = torch.arange(len(tokens) + len(made)).unsqueeze(0)
+            hidden = self.model.hidden(torch.tensor([tokens + made]), at)[:, -1]
+            token = int(self.model.logits(hidden).argmax())
+            if token == self.end:
+                return self.tokenizer.decode(made), True
+            made.append(token)
+        return self.tokenizer.decode(made), False
+
+
+def samples(chat: Chat) -> None:
+    for questions in QUESTIONS:
+        turns: list[tuple[str, str]] = []
+        for question in questions:
+            turns.append(("user", question))
+            answer, ended = chat.answer(turns)
+            turns.append(("assistant", answer))
+            print(f"> {question}\n{answer}{'' if ended else ' [cut]'}", flush=True)
+        print()
+
+
+def unseen(chat: Chat, count: int) -> None:
+    """Exact answers to questions that have one, in new conversations from the same grammar."""
+    right = {False: 0, True: 0}
+    asked = {False: 0, True: 0}
+    for item in islice((c for c in corpus.conversations(UNSEEN_SEED) if not isinstance(c, str)), count):
+        memory = any(word in item[-2][1].lower() for word in (" my ", " i ", " more", "another", "that"))
+        answer, _ = chat.answer(item[:-1])
+        asked[memory] += 1
+        right[memory] += answer == item[-1][1]
+    print(
+        f"same answer as the corpus: {right[False]}/{asked[False]} plain questions, {right[True]}/{asked[True]} that look back"
+    )
+
+
+def late(chat: Chat, count: int, length: int = 3500) -> None:
+    """Tell a name first, talk until ``length`` tokens, then ask; and plain facts there."""
+    rng, right, total = random.Random(UNSEEN_SEED), {"name": 0, "name repeated late": 0, "fact": 0, "sum": 0}, 0
+    for _ in range(count):
+        name = cap(pseudo_word(rng)) if rng.random() < 0.5 else rng.choice(facts.NAMES)
+        turns = [("user", f"My name is {name}."), ("assistant", f"Nice to meet you, {name}! How can I help you?")]
+        size = 0
+        while size < length:
+            more = [t for t in corpus.conversation(rng, 1) if t[0] != "system" and "name" not in t[1].lower()]
+            if len(more) == 2 and "meet you" not in more[1][1]:
+                turns += more
+                size += sum(len(chat.tokenizer.encode(t[1]).ids) + 5 for t in more)
+        total += 1
+        right["name"] += name in chat.answer([*turns, ("user", "What is my name?")], 25)[0]
+        again = [*turns[:-20], *turns[:2], *turns[-20:]]
+        right["name repeated late"] += name in chat.answer([*again, ("user", "What is my name?")], 25)[0]
+        right["fact"] += "Lisbon" in chat.answer([*turns, ("user", "What is the capital of Portugal?")], 25)[0]
+        right["sum"] += " 12." in chat.answer([*turns, ("user", "What is 5 plus 7?")], 25)[0]
+    print(f"after {length} tokens of conversation, right of {total}: {right}")
+
+
+def by_position(model: Model, folder: Path) -> None:
+    """Loss in four parts of the held-out rows of 4,096 tokens."""
+    rows, weights = (np.load(folder / f"held-out-{kind}-4096.npy") for kind in ("rows", "weights"))
+    total, counts = np.zeros(4), np.zeros(4)
+    for row, weight in zip(rows, weights, strict=True):
+        tokens = torch.from_numpy(row.astype(np.int64))
+        with torch.no_grad():
+            hidden = model.hidden(tokens[None, :-1], torch.arange(4096).unsqueeze(0))[0]
+            for part in range(4):
+                span = slice(part * 1024, (part + 1) * 1024)
+                wanted = torch.from_numpy(weight[1:][span] > 0)
+                loss = functional.cross_entropy(model.logits(hidden[span][wanted]), tokens[1:][span][wanted])
+                total[part] += loss.item() * int(wanted.sum())
+                counts[part] += int(wanted.sum())
+    print("held-out loss of rows of 4096, by quarter:", " ".join(f"{v:.3f}" for v in total / counts))
+
+
+def parity(name: str, model: Model, tokenizer: Tokenizer, path: Path) -> None:
+    import llama_cpp.llama_cpp as lib
+
+    lib.llama_backend_init()
+    loaded = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+    vocab = lib.llama_model_get_vocab(loaded)
+
+    def tokenize(text: str) -> list[int]:
+        data = text.encode()
+        room = (lib.llama_token * (len(data) + 8))()
+        return list(room[: lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)])  # noqa: FBT003
+
+    texts = list(islice(documents(name, 512, HELD_OUT_SEED + 5), 600))
+    texts += [
+        "naïve café — “quoted” 東京 🙂\n\n\tdef f(x):  return x's  123456 ...",
+        "  spaces   and\r\nlines \n\n\n end  ",
+        "don't we'll I'm they've 3.14 a_b #!$%",
+    ]
+    same = sum(tokenize(t) == tokenizer.encode(t).ids for t in texts)
+    print(f"tokenizers agree on {same} of {len(texts)} texts")
+    tokens = [0, *tokenizer.encode("".join(texts[:40])).ids][: min(700, SHAPES[name].context)]
+    params = lib.llama_context_default_params()
+    params.n_ctx = params.n_batch = params.n_ubatch = 1024
+    params.n_threads = params.n_threads_batch = 1
+    context = lib.llama_init_from_model(loaded, params)
+    batch = lib.llama_batch_init(1024, 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
+        batch.seq_id[i][0] = 0
+    if lib.llama_decode(context, batch):
+        raise SystemExit("llama_decode failed")
+    theirs = np.ctypeslib.as_array(lib.llama_get_logits(context), shape=(len(tokens), SHAPES[name].vocab))
+    with torch.no_grad():
+        ours = model(torch.tensor([tokens]))[0].numpy()
+    agree = float((ours.argmax(1) == theirs.argmax(1)).mean())
+    print(
+        f"logits: largest difference {np.abs(ours - theirs).max():.3f}, spread {ours.std():.2f}, same first choice {agree:.4f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=SHAPES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("file", type=Path)
+    for flag in ("samples", "parity", "late"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    model, tokenizer = load(args.name, args.file), Tokenizer.from_file(str(args.folder / "tokenizer.json"))
+    print(
+        f"{args.file.name}: {args.file.stat().st_size} bytes, sha256 {hashlib.sha256(args.file.read_bytes()).hexdigest()}"
+    )
+    loss = held_out(model, args.folder, next(iter(HELD_OUT[args.name])), bf16=False)
+    print(f"held-out answers: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}", flush=True)
+    chat = Chat(model, tokenizer)
+    if args.parity:
+        parity(args.name, model, tokenizer, args.file)
+    if args.samples:
+        samples(chat)
+        if args.name == "demo":
+            unseen(chat, 200)
+    if args.late:
+        by_position(model, args.folder)
+        late(chat, 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The corpus of ``demo``: conversations and a little prose, endless, every byte fixed by the seed.
+
+    python corpus.py [COUNT] [SEED]        prints some conversations
+
+A conversation is drawn exchange by exchange; ``Memory`` carries what was said, so that names, favourites, "tell me more"
+and "what did I ask first?" have true answers. Nothing here is taken from elsewhere.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import facts
+import talk
+from exchanges import (
+    Exchange,
+    Memory,
+    another,
+    any_thing,
+    arithmetic,
+    ask_name,
+    asked_what,
+    attribute,
+    calendar,
+    cap,
+    capital,
+    compare,
+    concept,
+    counting,
+    echo,
+    entry,
+    favourite,
+    give_name,
+    home,
+    how_to,
+    identity,
+    in_context,
+    joke,
+    listing,
+    poem,
+    possession,
+    recall,
+    recall_missing,
+    repeat,
+    statement,
+    story,
+    story_text,
+    summarise,
+    tell_more,
+    unknown,
+    why,
+)
+from grammar import expand, pseudo_word
+
+Turn = tuple[str, str]
+
+WEIGHTED: tuple[tuple[float, Callable[[Memory], Exchange]], ...] = (
+    (13, lambda m: concept(m, "privacy")), (8, lambda m: concept(m, "world")), (9, lambda m: entry(m, talk.PRIVACY)), (7, identity), (10, lambda m: entry(m, talk.SMALL_TALK)), (7, lambda m: entry(m, talk.CANNOT)),
+    (4, capital), (6, arithmetic), (1, compare), (2, calendar), (4, attribute), (1.5, listing), (0.7, counting), (2, why), (2.5, how_to), (2, joke), (1, lambda m: joke(m, facts.FUN)), (3, story), (1.2, poem), (9, unknown),
+    (3, give_name), (3, ask_name), (2, favourite), (1.5, possession), (1, home), (4.5, recall), (0.7, recall_missing), (3, in_context), (2.5, echo), (1, repeat), (1.5, asked_what), (3, statement), (6, tell_more), (2.5, summarise), (3, another),
+)  # fmt: skip
+WEIGHTS, MAKERS = [w for w, _ in WEIGHTED], [f for _, f in WEIGHTED]
+FOLLOWS = (tell_more, summarise, another)
+
+
+def system_prompt(m: Memory) -> str:
+    roll = m.rng.random()
+    if roll < 0.35:
+        return m.rng.choice(talk.SYSTEM_PLAIN)
+    if roll < 0.65:
+        m.short = True
+        return m.rng.choice(talk.SYSTEM_SHORT)
+    if roll < 0.8:
+        m.persona = m.rng.choice(facts.NAMES) if m.rng.random() < 0.5 else cap(pseudo_word(m.rng))
+        return expand(
+            f"{{Your name is|You are|You are called}} {m.persona}{{.|, a helpful assistant.|, a friendly assistant.}}",
+            m.rng,
+        )
+    if roll < 0.9:
+        m.name = m.rng.choice(facts.NAMES) if m.rng.random() < 0.5 else cap(pseudo_word(m.rng))
+        return expand(f"{{The user's name is|The user is called|You talk to}} {m.name}.", m.rng)
+    word = pseudo_word(m.rng)
+    return f"You are a{m.rng.choice((' kind', ' wise', ' funny', 'n old', ' patient'))} {m.rng.choice((m.rng.choice(facts.THINGS), word))}. {m.rng.choice(('', 'Be kind.', 'Help the user.'))}".strip()
+
+
+def exchange(m: Memory) -> tuple[str, str]:
+    while True:
+        maker = m.rng.choices(MAKERS, WEIGHTS)[0]
+        if maker in FOLLOWS and not m.answers:
+            continue
+        if maker not in (tell_more, summarise, another, repeat, asked_what):
+            keep = (m.topic, m.more, m.summary, m.again)
+            m.topic, m.more, m.summary, m.again = "", [], "", None
+            made = maker(m)
+            if made is None:
+                m.topic, m.more, m.summary, m.again = keep
+        else:
+            made = maker(m)
+        if made is not None:
+            return made
+
+
+def conversation(rng: random.Random, exchanges: int) -> list[Turn]:
+    m, turns = Memory(rng), []
+    if rng.random() < 0.4:
+        turns.append(("system", system_prompt(m)))
+    for number in range(exchanges):
+        ask, answer = exchange(m) if number or exchanges < 6 or rng.random() < 0.5 else give_name(m) or exchange(m)
+        turns += [("user", ask), ("assistant", answer)]
+        m.asked.append(ask)
+        m.answers.append(answer)
+    return turns
+
+
+def prose(rng: random.Random) -> str:
+    """Small stories without questions, for fluency."""
+    m = Memory(rng)
+    return "\n".join(
+        story_text(m, any_thing(m) if rng.random() < 0.2 else rng.choice(facts.THINGS))
+        for _ in range(rng.randint(1, 3))
+    )
+
+
+def conversations(seed: int, length: int = 512) -> Iterator[list[Turn] | str]:
+    """Endless: conversations, and a little prose. Rows longer than 1,024 tokens get conversations that fill them."""
+    rng = random.Random(seed)
+    while True:
+        if rng.random() < 0.02:
+            yield prose(rng)
+        elif length > 1024 and rng.random() < 0.8:
+            yield conversation(rng, rng.randint(length // 60, length // 28))
+        else:
+            yield conversation(rng, rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 6, 8, 12)))
+
+
+def main() -> None:
+    count, seed = (int(a) for a in (*sys.argv[1:], *("5", "1")[len(sys.argv) - 1 :]))
+    for item in islice(conversations(seed), count):
+        print(item if isinstance(item, str) else "\n".join(f"{role}: {text}" for role, text in item), end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
