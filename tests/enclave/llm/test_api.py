@@ -40,7 +40,7 @@ def test_only_health_goes_without_a_key() -> None:
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 async def test_every_route_demands_a_key(engine: ScriptedEngine, route: Route) -> None:
     plain, digest = new_key()
-    http = client_of(create_api(engine, ApiConfig(keys=(ApiKey("ann", digest),))))
+    http = client_of(create_api(engine, ApiConfig(api_keys=(ApiKey("ann", digest),))))
     expected = 200 if route.keyless else 401
     assert (await ask(http, route)).status_code == expected
     assert (await ask(http, route, authorization="Bearer ck-wrong")).status_code == expected
@@ -59,7 +59,7 @@ async def test_without_configured_keys_nobody_is_let_in_unless_told_so(engine: S
 @pytest.mark.parametrize("path", ["/", "/nothing", "/v1/models/", "/v1/chat/completions/", "/health/x", "/slots"])
 async def test_unknown_routes_are_denied_first_and_missing_second(engine: ScriptedEngine, path: str) -> None:
     plain, digest = new_key()
-    http = client_of(create_api(engine, ApiConfig(keys=(ApiKey("ann", digest),))))
+    http = client_of(create_api(engine, ApiConfig(api_keys=(ApiKey("ann", digest),))))
     assert (await http.get(path)).status_code == 401
     response = await http.get(path, headers={"x-api-key": plain})
     assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown_url")
@@ -184,7 +184,7 @@ async def test_prompts_answers_and_keys_are_in_no_log(engine: ScriptedEngine, ca
     caplog.set_level(logging.DEBUG, "cloister")
     plain, digest = new_key()
     engine.script = [Started(1, 0), Delta("ANSWER-CANARY", 1), ValueError("ANSWER-CANARY")]
-    http = client_of(create_api(engine, ApiConfig(keys=(ApiKey("ann", digest),))), authorization=f"Bearer {plain}")
+    http = client_of(create_api(engine, ApiConfig(api_keys=(ApiKey("ann", digest),))), authorization=f"Bearer {plain}")
     await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "PROMPT-CANARY"}]})
     with pytest.raises(httpx2.RemoteProtocolError):
         await http.post("/v1/completions", json={"prompt": "PROMPT-CANARY", "stream": True})
@@ -221,6 +221,11 @@ async def test_speaks_http_only(api: Api) -> None:
         await api({"type": "websocket"}, nothing, nothing)
 
 
+def scope_to(path: str) -> dict[str, Any]:
+    headers = [(b"content-type", b"application/json")]
+    return {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+
+
 def test_a_client_that_leaves_before_its_request_is_whole_gets_nothing(api: Api) -> None:
     sent: list[Any] = []
 
@@ -230,16 +235,31 @@ def test_a_client_that_leaves_before_its_request_is_whole_gets_nothing(api: Api)
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/generate",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    asyncio.run(api(scope, receive, send))
+    asyncio.run(api(scope_to("/generate"), receive, send))
     assert sent == []
     assert api.metrics.cancelled == 1
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+async def test_a_server_that_cannot_send_any_more_is_a_client_that_left(
+    api: Api, engine: ScriptedEngine, caplog: pytest.LogCaptureFixture, after: int
+) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        if len(sent) == after:
+            raise ConnectionResetError
+        sent.append(message)
+        await asyncio.sleep(0)
+
+    received = [{"type": "http.request", "body": json.dumps({**CHAT, "stream": True}).encode()}]
+
+    async def receive() -> Any:
+        return received.pop() if received else await asyncio.Event().wait()
+
+    await api(scope_to("/v1/chat/completions"), receive, send)
+    assert (engine.running, api.queue.running, api.metrics.cancelled) == (0, 0, 1)
+    assert caplog.text == ""
 
 
 FIELDS = [

@@ -252,7 +252,7 @@ async def test_typed_errors_of_the_sdk(engine: ScriptedEngine, sdk: openai.Async
     with pytest.raises(openai.BadRequestError) as bad:
         await sdk.chat.completions.create(model="default", messages=HELLO, temperature=9)
     assert (bad.value.code, bad.value.param) == ("invalid_value", "temperature")
-    keyed = create_api(engine, ApiConfig(keys=(ApiKey("ann", new_key()[1]),)))
+    keyed = create_api(engine, ApiConfig(api_keys=(ApiKey("ann", new_key()[1]),)))
     with pytest.raises(openai.AuthenticationError) as unknown:
         await sdk_of(keyed, "ck-wrong").chat.completions.create(model="default", messages=HELLO)
     assert unknown.value.code == "invalid_api_key"
@@ -291,6 +291,12 @@ async def test_a_chat_template_that_fails_is_told_without_its_words(
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "chat_template_failed"
     assert "CANARY" not in response.text
+
+
+async def test_a_model_that_fails_while_it_answers_is_500(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.script = [Started(7, 0), MalformedModel("no finite numbers")]
+    response = await http.post("/v1/chat/completions", json=CHAT)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "model_failed")
 
 
 async def test_a_model_without_template_refuses_chat(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:

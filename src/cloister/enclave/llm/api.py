@@ -1,5 +1,6 @@
 """The ASGI app inside the sealed channel: a table of routes, each behind the tenants' keys unless it says otherwise."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -70,32 +71,44 @@ class Api:
         if scope["type"] != "http":
             raise WrongUse("the API speaks HTTP only")
         reply = Reply(send)
-        failure: Exception | None = None
         self.metrics.requests += 1
         try:
-            await self._serve(Call(self._service, scope, receive, reply))
+            failure = await self._failure(Call(self._service, scope, receive, reply))
+            if failure is not None and not reply.finished:
+                await self._tell(reply, failure)
         except ClientGone:
             self.metrics.cancelled += 1
+        except asyncio.CancelledError:
+            self.metrics.cancelled += 1
+            raise
+        finally:
+            if reply.status is not None:
+                self.metrics.responses[reply.status] += 1
+
+    async def _failure(self, call: Call) -> Exception | None:
+        """Serves the call. An error is returned, so that what is raised later has no context that could quote it."""
+        try:
+            await self._serve(call)
+        except ClientGone:
+            raise
         except CloisterError as error:
-            failure = error
+            return error
         except Exception as error:  # noqa: BLE001 - the process's edge: whatever it is, the client learns nothing of it
             log.error("unexpected %s at %s", type(error).__name__, _place(error))
-            failure = error
-        if failure is not None and not reply.finished:
-            await self._tell(reply, failure)
-        if reply.status is not None:
-            self.metrics.responses[reply.status] += 1
+            return error
+        return None
 
     async def _serve(self, call: Call) -> None:
         route, allowed = _find(call.method, call.path)
         if route is None or not route.keyless:
             call.principal = self._service.tenants.identify(call.headers)
-        if route is None and allowed:
+        if route is not None:
+            await route.handler(call)
+        elif allowed:
             message = f"This route takes {' and '.join(allowed)} only."
             raise Refused(405, "method_not_allowed", message, headers=((b"allow", ", ".join(allowed).encode()),))
-        if route is None:
+        else:
             raise Refused(404, "unknown_url", "There is no such route.")
-        await route.handler(call)
 
     async def _tell(self, reply: Reply, failure: Exception) -> None:
         streaming = reply.status is not None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from starlette.datastructures import Headers
-from starlette.types import Receive, Send
+from starlette.types import Message, Receive, Send
 
 from cloister.enclave.llm.envelope import Problem, Refused
 
@@ -80,11 +80,17 @@ class Reply:
     """One HTTP response in plain ASGI. `status` is None until its first byte is on the way."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self._deliver = send
         self.status: int | None = None
         self.finished = False
         self.error_event = b""
         """What stands before `data:` in an event that reports an error."""
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._deliver(message)
+        except OSError:  # how a server says that nobody listens (ASGI 2.4)
+            raise ClientGone from None
 
     async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status

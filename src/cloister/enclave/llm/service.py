@@ -16,7 +16,7 @@ from cloister.enclave.llm.fields import Fields, parse_object
 from cloister.enclave.llm.metrics import Metrics
 from cloister.enclave.llm.queue import Queue, Ticket
 from cloister.enclave.llm.tenants import ApiKey, Principal, Tenants, cache_scope
-from cloister.errors import EngineDied
+from cloister.errors import EngineDied, MalformedModel
 
 __all__ = ["ApiConfig", "Call", "Service"]
 
@@ -28,7 +28,7 @@ class ApiConfig:
     """How the API is served. Keys are required unless told otherwise; `require_keys=False` opens it only where no keys
     are configured, and belongs in the statement's `insecure`."""
 
-    keys: tuple[ApiKey, ...] = ()
+    api_keys: tuple[ApiKey, ...] = ()
     require_keys: bool = True
     alias: str = "default"
     """A second name for the one model."""
@@ -46,7 +46,7 @@ class Service:
     def __init__(self, engine: Engine, config: ApiConfig) -> None:
         self.engine = engine
         self.config = config
-        self.tenants = Tenants(config.keys, require_keys=config.require_keys)
+        self.tenants = Tenants(config.api_keys, require_keys=config.require_keys)
         self.queue = Queue(config.max_waiting)
         self.metrics = Metrics()
 
@@ -87,17 +87,22 @@ class Service:
     async def _answer(self, index: int, request: GenerateRequest, ticket: Ticket) -> Answers:
         # Only the first answer of a request can time out: once one runs, the others are on their way.
         await ticket.wait(None if index else self.config.wait_limit)
-        done: Done | None = None
+        started, done = False, None
         events = cast("AsyncGenerator[Event, None]", self.engine.generate(request))  # the seam promises `aclose`
         try:
             async with aclosing(events):
                 async for event in events:
+                    started = True
                     if isinstance(event, Delta):
                         self.metrics.completion_tokens += event.tokens
                     elif isinstance(event, Done):
                         done = event
                         continue
                     yield index, event
+        except MalformedModel:
+            if not started:  # the chat template failed on what it was given
+                raise
+            raise Refused(500, "model_failed", "The model failed while it answered.") from None
         finally:
             ticket.release()
         if done is None:
