@@ -11,6 +11,7 @@
     |   `-- ChannelBroken        a sealed message did not open: cut, changed or replayed
     |       |-- KeyUnknown           sealed to a key this enclave does not hold (422 on the wire)
     |       |-- Replayed             seen before, or too old to tell
+    |       |   `-- ClockSkew            its date is too far from the enclave's clock; seal it afresh once
     |       |-- TruncatedResponse    a response ended before its authenticated end
     |       `-- PlaintextRefused     the other side answered, or asked, outside the sealed channel
     |-- Unreachable          nobody there, or not now                             exit code 5
@@ -27,6 +28,7 @@ Messages never hold prompts, answers, keys or tokens. `hint` says in one line wh
 
 __all__ = [
     "ChannelBroken",
+    "ClockSkew",
     "CloisterError",
     "ConnectionFailed",
     "ContextLengthExceeded",
@@ -107,6 +109,10 @@ class KeyUnknown(ChannelBroken):
 
 
 class Replayed(ChannelBroken):
+    pass
+
+
+class ClockSkew(Replayed):
     pass
 
 

@@ -1,0 +1,232 @@
+"""The channel's keys: the published configs (RFC 9458, section 3), the client's choice, and the receiver's key ring."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cloister.channel.hpke import (
+    AEAD_AES_128_GCM,
+    AEAD_AES_256_GCM,
+    AEAD_CHACHA20_POLY1305,
+    KDF_HKDF_SHA256,
+    KEM_X25519,
+    KEM_XWING,
+    KEMS,
+    Entropy,
+    PrivateKey,
+    generate,
+)
+from cloister.errors import KeyUnknown, MalformedMessage, NotTrusted, Replayed
+
+__all__ = [
+    "KeyConfig",
+    "KeyRing",
+    "ReceiverKey",
+    "choose",
+    "encode_configs",
+    "parse_configs",
+    "replica_of",
+]
+
+_KEMS_STRONGEST_FIRST = (KEM_XWING, KEM_X25519)
+_AEADS_STRONGEST_FIRST = (AEAD_AES_256_GCM, AEAD_AES_128_GCM, AEAD_CHACHA20_POLY1305)
+_OFFERED_AEADS = {KEM_XWING: (AEAD_AES_256_GCM,), KEM_X25519: _AEADS_STRONGEST_FIRST}
+_MAX_EPOCHS = 4
+"""Held at once. Rotation by count could otherwise pile up replay sets, some 100 MB each when full."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyConfig:
+    """One key as published: `suites` are (KDF, AEAD) identifiers in the publisher's order."""
+
+    key_id: int
+    kem_id: int
+    public: bytes
+    suites: tuple[tuple[int, int], ...]
+
+    def encode(self) -> bytes:
+        """RFC 9458, section 3.1."""
+        suites = b"".join(kdf.to_bytes(2, "big") + aead.to_bytes(2, "big") for kdf, aead in self.suites)
+        head = bytes([self.key_id]) + self.kem_id.to_bytes(2, "big")
+        return head + self.public + len(suites).to_bytes(2, "big") + suites
+
+
+def encode_configs(configs: Sequence[KeyConfig]) -> bytes:
+    """`application/ohttp-keys`: each config behind its length (RFC 9458, section 3.2)."""
+    encoded = [config.encode() for config in configs]
+    return b"".join(len(config).to_bytes(2, "big") + config for config in encoded)
+
+
+def parse_configs(data: bytes) -> tuple[KeyConfig, ...]:
+    """Reads `application/ohttp-keys`. A config of an unknown KEM is passed over. Public keys are not checked yet.
+
+    Raises: MalformedMessage.
+    """
+    configs = []
+    while data:
+        length = int.from_bytes(data[:2], "big")
+        config, data = data[2 : 2 + length], data[2 + length :]
+        if len(config) != length or length < 3:
+            raise _malformed("a config is cut off")
+        if int.from_bytes(config[1:3], "big") in KEMS:
+            configs.append(_parse_config(config))
+    return tuple(configs)
+
+
+def _parse_config(data: bytes) -> KeyConfig:
+    kem_id = int.from_bytes(data[1:3], "big")
+    end = 3 + KEMS[kem_id].public_length
+    suites = data[end + 2 :]
+    if len(data) < end + 2 or len(suites) != int.from_bytes(data[end : end + 2], "big") or not suites:
+        raise _malformed("a config has the wrong length")
+    if len(suites) % 4:
+        raise _malformed("a list of algorithms has the wrong length")
+    numbers = [int.from_bytes(suites[i : i + 2], "big") for i in range(0, len(suites), 2)]
+    return KeyConfig(data[0], kem_id, data[3:end], tuple(zip(numbers[::2], numbers[1::2], strict=True)))
+
+
+def _malformed(what: str) -> MalformedMessage:
+    return MalformedMessage(f"Not a list of key configs: {what}.", step="key config")
+
+
+def choose(configs: Sequence[KeyConfig], *, require_pq: bool = False) -> tuple[KeyConfig, int]:
+    """The strongest config that is offered, and the AEAD to use with it. The order of the offer has no say.
+
+    What is chosen from must be attested bytes, or somebody in between could strip the strongest.
+
+    Raises: NotTrusted when nothing (or with `require_pq` nothing post-quantum) is offered.
+    """
+    for kem_id in _KEMS_STRONGEST_FIRST[:1] if require_pq else _KEMS_STRONGEST_FIRST:
+        for config in configs:
+            for aead_id in _AEADS_STRONGEST_FIRST:
+                if config.kem_id == kem_id and (KDF_HKDF_SHA256, aead_id) in config.suites:
+                    return config, aead_id
+    kind = "post-quantum key" if require_pq else "key of a known kind"
+    raise NotTrusted(f"The enclave offers no {kind} to seal to.", step="key config")
+
+
+def replica_of(ohttp_keys: bytes) -> str:
+    """The value of `Cloister-Replica`: 16 hexadecimal digits that any balancer can match."""
+    return hashlib.sha256(ohttp_keys).hexdigest()[:16]
+
+
+@dataclass(slots=True, eq=False)
+class _Epoch:
+    """Two keys that live together, and every request that was opened with them."""
+
+    number: int
+    made_at: float
+    expires_at: float
+    keys: tuple[PrivateKey, ...]
+    configs: tuple[KeyConfig, ...]
+    seen: set[bytes] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverKey:
+    """A live key of the ring, as `KeyRing.find` gave it."""
+
+    private: PrivateKey
+    config: KeyConfig
+    epoch: _Epoch = field(repr=False)
+
+
+class KeyRing:
+    """The receiver's keys: made here, published, replaced, forgotten.
+
+    An epoch's keys are published for half of `lifetime` and accepted for all of it, so that whoever verified them a
+    moment before a rotation can still use them. `max_requests` opened requests end an epoch early: its memory of them
+    is full, so it opens no more (KeyUnknown sends the client to attest again) and `rotate` publishes the next.
+
+    `now` is Unix seconds and never runs backwards: the latest one seen counts. Not for several threads at once.
+    Dropped keys are unreferenced, not erased: CPython cannot promise that.
+    """
+
+    def __init__(
+        self,
+        now: float,
+        *,
+        lifetime: float = 3600.0,
+        max_requests: int = 1 << 20,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        self.entropy = entropy
+        self._now = now
+        self._lifetime = lifetime
+        self._max_requests = max_requests
+        self._epochs = [self._make(0)]
+
+    @property
+    def ohttp_keys(self) -> bytes:
+        """What is published now: X-Wing first, X25519 second."""
+        return encode_configs(self._epochs[-1].configs)
+
+    @property
+    def expires_at(self) -> float:
+        """When the published keys are dropped."""
+        return self._epochs[-1].expires_at
+
+    def rotate(self, now: float) -> bool:
+        """Drops dead keys and makes new ones when it is time. True when `ohttp_keys` changed: publish a new statement."""
+        self._advance(now)
+        current = self._epochs[-1]
+        due = self._now >= current.made_at + self._lifetime / 2 or self._full(current)
+        if due:
+            self._epochs = [*self._epochs, self._make(current.number + 1)][-_MAX_EPOCHS:]
+        self._epochs = [epoch for epoch in self._epochs if epoch.expires_at > self._now]
+        return due
+
+    def find(self, key_id: int, kem_id: int, kdf_id: int, aead_id: int, now: float) -> ReceiverKey:
+        """The live key that a request names in its header.
+
+        Raises: KeyUnknown for keys never made, dead or full, and for algorithms that the key's config does not list.
+        """
+        self._advance(now)
+        for epoch in reversed(self._epochs):
+            for private, config in zip(epoch.keys, epoch.configs, strict=True):
+                if (config.key_id, config.kem_id) == (key_id, kem_id) and (kdf_id, aead_id) in config.suites:
+                    self._check_alive(epoch)
+                    return ReceiverKey(private, config, epoch)
+        raise _unknown()
+
+    def remember(self, key: ReceiverKey, enc: bytes, now: float) -> None:
+        """Marks an encapsulated secret as used, until its key dies. Call it once the first chunk has opened.
+
+        Raises: Replayed, KeyUnknown when the key died or filled up meanwhile.
+        """
+        self._advance(now)
+        digest = hashlib.sha256(enc).digest()
+        if digest in key.epoch.seen:
+            raise Replayed("This request was seen before.", step="replay")
+        self._check_alive(key.epoch)
+        key.epoch.seen.add(digest)
+
+    def _advance(self, now: float) -> None:
+        self._now = max(self._now, now)
+
+    def _full(self, epoch: _Epoch) -> bool:
+        return len(epoch.seen) >= self._max_requests
+
+    def _check_alive(self, epoch: _Epoch) -> None:
+        if epoch not in self._epochs or epoch.expires_at <= self._now or self._full(epoch):
+            raise _unknown()
+
+    def _make(self, number: int) -> _Epoch:
+        keys = tuple(generate(kem_id, self.entropy) for kem_id in _KEMS_STRONGEST_FIRST)
+        configs = tuple(
+            KeyConfig(
+                2 * (number % 128) + index,
+                key.kem_id,
+                key.public,
+                tuple((KDF_HKDF_SHA256, aead_id) for aead_id in _OFFERED_AEADS[key.kem_id]),
+            )
+            for index, key in enumerate(keys)
+        )
+        return _Epoch(number, self._now, self._now + self._lifetime, keys, configs)
+
+
+def _unknown() -> KeyUnknown:
+    return KeyUnknown(
+        "The request is sealed to a key that this enclave does not hold.", hint="Verify the enclave again.", step="key"
+    )

@@ -1,0 +1,192 @@
+import contextlib
+import hashlib
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.channel.vectors import OHTTP
+
+from cloister.channel.hpke import KEM_X25519, KEM_XWING
+from cloister.channel.keys import (
+    KeyConfig,
+    KeyRing,
+    ReceiverKey,
+    choose,
+    encode_configs,
+    parse_configs,
+    replica_of,
+)
+from cloister.errors import CloisterError, KeyUnknown, MalformedMessage, NotTrusted, Replayed
+
+XWING_CONFIG = KeyConfig(0, KEM_XWING, b"x" * 1216, ((1, 2),))
+X25519_CONFIG = KeyConfig(1, KEM_X25519, b"y" * 32, ((1, 2), (1, 1), (1, 3)))
+
+
+def find(ring: KeyRing, now: float, *, index: int = 0, keys: bytes | None = None) -> ReceiverKey:
+    config = parse_configs(ring.ohttp_keys if keys is None else keys)[index]
+    return ring.find(config.key_id, config.kem_id, 1, 2, now)
+
+
+def test_reads_and_writes_rfc9458s_config() -> None:
+    encoded = bytes.fromhex(OHTTP["config"])
+    (config,) = parse_configs(len(encoded).to_bytes(2, "big") + encoded)
+    assert (config.key_id, config.kem_id, config.suites) == (1, KEM_X25519, ((1, 1), (1, 3)))
+    assert config.encode() == encoded
+
+
+def test_an_unknown_kem_is_passed_over() -> None:
+    unknown = b"\x07\x99\x99whatever"
+    data = len(unknown).to_bytes(2, "big") + unknown + encode_configs([X25519_CONFIG])
+    assert parse_configs(data) == (X25519_CONFIG,)
+
+
+def test_rejects_configs_cut_anywhere_or_too_long() -> None:
+    data = encode_configs([XWING_CONFIG, X25519_CONFIG])
+    middle = 2 + len(XWING_CONFIG.encode())
+    for cut in range(1, len(data)):
+        if cut != middle:
+            with pytest.raises(MalformedMessage):
+                parse_configs(data[:cut])
+    with pytest.raises(MalformedMessage):
+        parse_configs(data + b"\0")
+    odd = X25519_CONFIG.encode()[:37].replace(b"\x00\x0c", b"\x00\x03") + b"abc"
+    with pytest.raises(MalformedMessage):
+        parse_configs(len(odd).to_bytes(2, "big") + odd)
+
+
+@given(st.binary(max_size=200))
+def test_parsing_configs_raises_nothing_foreign(data: bytes) -> None:
+    with contextlib.suppress(CloisterError):
+        parse_configs(data)
+
+
+@pytest.mark.parametrize("offer", [(XWING_CONFIG, X25519_CONFIG), (X25519_CONFIG, XWING_CONFIG)])
+def test_the_client_takes_the_strongest_in_whatever_order(offer: tuple[KeyConfig, ...]) -> None:
+    assert choose(offer) == (XWING_CONFIG, 2)
+
+
+def test_the_client_falls_back_unless_it_requires_post_quantum() -> None:
+    assert choose([X25519_CONFIG]) == (X25519_CONFIG, 2)
+    with pytest.raises(NotTrusted):
+        choose([X25519_CONFIG], require_pq=True)
+    with pytest.raises(NotTrusted):
+        choose([KeyConfig(1, KEM_X25519, b"y" * 32, ((2, 2), (1, 9)))])
+
+
+def test_publishes_xwing_first_with_ids_of_the_epoch() -> None:
+    ring = KeyRing(0.0)
+    seen = []
+    for turn in range(130):
+        configs = parse_configs(ring.ohttp_keys)
+        assert [config.kem_id for config in configs] == [KEM_XWING, KEM_X25519]
+        assert [config.key_id for config in configs] == [2 * (turn % 128), 2 * (turn % 128) + 1]
+        seen.append(ring.ohttp_keys)
+        assert ring.rotate(1800.0 * (turn + 1))
+    assert len(set(seen)) == 130
+
+
+def test_replica_is_the_start_of_the_keys_digest() -> None:
+    assert replica_of(b"keys") == hashlib.sha256(b"keys").hexdigest()[:16]
+
+
+def test_an_old_key_opens_until_it_expires_and_no_longer() -> None:
+    ring = KeyRing(0.0, lifetime=100.0)
+    old = ring.ohttp_keys
+    assert not ring.rotate(49.9)
+    assert ring.rotate(50.0)
+    assert ring.ohttp_keys != old
+    assert ring.expires_at == 150.0
+    key = find(ring, 99.9, keys=old)
+    with pytest.raises(KeyUnknown):
+        find(ring, 100.0, keys=old)
+    with pytest.raises(KeyUnknown):
+        ring.remember(key, b"enc", 100.0)
+    find(ring, 100.0)
+
+
+def test_a_long_sleep_leaves_only_new_keys() -> None:
+    ring = KeyRing(0.0, lifetime=100.0)
+    old = ring.ohttp_keys
+    assert ring.rotate(1e6)
+    with pytest.raises(KeyUnknown):
+        find(ring, 1e6, keys=old)
+    find(ring, 1e6)
+
+
+def test_time_never_runs_backwards() -> None:
+    ring = KeyRing(0.0, lifetime=100.0)
+    old = ring.ohttp_keys
+    with pytest.raises(KeyUnknown):
+        find(ring, 100.0)
+    with pytest.raises(KeyUnknown):
+        find(ring, 0.0)
+    assert ring.rotate(0.0)
+    assert ring.expires_at == 200.0
+    assert ring.ohttp_keys != old
+
+
+def test_a_replay_is_refused_until_the_key_dies() -> None:
+    ring = KeyRing(0.0, lifetime=100.0)
+    keys = ring.ohttp_keys
+    ring.remember(find(ring, 0.0), b"enc", 0.0)
+    ring.rotate(60.0)
+    for now in (0.0, 60.0, 99.0):
+        with pytest.raises(Replayed):
+            ring.remember(find(ring, now, keys=keys), b"enc", now)
+    with pytest.raises(Replayed):
+        ring.remember(find(ring, 99.0, keys=keys, index=1), b"enc", 99.0)
+
+
+def test_a_full_memory_stops_the_key_and_forces_rotation() -> None:
+    ring = KeyRing(0.0, max_requests=3)
+    keys = ring.ohttp_keys
+    late = find(ring, 0.0)
+    for number in range(3):
+        assert not ring.rotate(0.0)
+        ring.remember(find(ring, 0.0), bytes([number]), 0.0)
+    with pytest.raises(KeyUnknown):
+        ring.remember(late, b"one more", 0.0)
+    with pytest.raises(Replayed):
+        ring.remember(late, b"\0", 0.0)
+    assert ring.rotate(0.0)
+    with pytest.raises(KeyUnknown):
+        find(ring, 0.0, keys=keys)
+    find(ring, 0.0)
+
+
+def test_epochs_ended_by_count_do_not_pile_up() -> None:
+    ring = KeyRing(0.0, max_requests=1)
+    for number in range(10):
+        ring.remember(find(ring, 0.0), bytes([number]), 0.0)
+        ring.rotate(0.0)
+    assert len(ring._epochs) <= 4
+
+
+def test_unknown_ids_and_algorithms_are_unknown_keys() -> None:
+    ring = KeyRing(0.0)
+    ring.find(0, KEM_XWING, 1, 2, 0.0)
+    ring.find(1, KEM_X25519, 1, 3, 0.0)
+    for header in [
+        (2, KEM_XWING, 1, 2),
+        (0, KEM_X25519, 1, 2),
+        (0, KEM_XWING, 1, 1),
+        (1, KEM_X25519, 2, 2),
+        (1, 16, 1, 2),
+    ]:
+        with pytest.raises(KeyUnknown):
+            ring.find(*header, 0.0)
+
+
+def test_all_randomness_enters_through_entropy() -> None:
+    drawn = []
+
+    def entropy(length: int) -> bytes:
+        drawn.append(length)
+        return bytes([len(drawn)]) * length
+
+    ring = KeyRing(0.0, entropy=entropy)
+    assert drawn == [32, 32]
+    drawn.clear()
+    assert KeyRing(0.0, entropy=entropy).ohttp_keys == ring.ohttp_keys
+    assert KeyRing(0.0, entropy=os.urandom).ohttp_keys != ring.ohttp_keys
