@@ -24,7 +24,16 @@ from cloister.models.store import LocalModel
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
 from cloister.verify import Policy
 
-__all__ = ["LocalEnclave", "Plan", "file_digest", "policy_for", "root_path", "state_directory", "write_root"]
+__all__ = [
+    "LocalEnclave",
+    "Plan",
+    "file_digest",
+    "owner_name",
+    "policy_for",
+    "root_path",
+    "state_directory",
+    "write_root",
+]
 
 
 def state_directory() -> Path:
@@ -124,7 +133,10 @@ class LocalEnclave:
         host: str = "127.0.0.1",
         port: int = 0,
         device: Device | None = None,
+        engine_dir: Path | None = None,
+        package_root: Path | None = None,
     ) -> None:
+        """`engine_dir` and `package_root`: other libraries and other code than the installed ones, for attackers."""
         self.plan = plan
         self.device = device or Device.open(state_directory() / "sim")
         self._socket: socket.socket = listen(host, port)
@@ -139,10 +151,11 @@ class LocalEnclave:
             device_fd=self._hardware.fd,
             model_path=str(plan.model.path),
             model_name=plan.model.name,
-            engine_dir=str(library_dir()),
+            engine_dir=str(engine_dir or library_dir()),
             api_keys=plan.keys,
         )
-        self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), self._hardware.fd))
+        fds = (self._socket.fileno(), self._hardware.fd)
+        self.process = EnclaveProcess(boot.encode(), fds, package_root)
 
     @property
     def policy(self) -> Policy:

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTrusted, Unreachable, WrongUse
@@ -44,15 +45,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(slots=True)
 class EnclaveProcess:
-    """`boot` is the line written to the child's standard input; `pass_fds` are the descriptors it names."""
+    """`boot` is the line written to the child's standard input; `pass_fds` are the descriptors it names.
+
+    `package_root`: run another copy of the code than the installed one; the (simulated) hardware measures that copy.
+    """
 
     boot: bytes
     pass_fds: tuple[int, ...]
+    package_root: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Returns at once. Call it from a thread that lives as long as the enclave shall."""
-        argv = [sys.executable, "-I", "-m", "cloister.enclave"]
+        argv = [sys.executable, "-I", *self._module()]
         process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self.pass_fds, env=self._environment()
         )
@@ -61,6 +66,12 @@ class EnclaveProcess:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(self.boot)
                 process.stdin.flush()
+
+    def _module(self) -> list[str]:
+        if self.package_root is None:
+            return ["-m", "cloister.enclave"]
+        start = f"import sys, runpy; sys.path.insert(0, {str(self.package_root)!r}); runpy.run_module('cloister.enclave', run_name='__main__')"
+        return ["-c", start]
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the host's environment reaches the enclave but what a process needs to run."""

@@ -1,0 +1,46 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from cloister.enclave.hardening import FRONT_NICENESS, quiet_logs
+
+PROBE = """
+import ctypes, os, resource, threading
+from cloister.enclave.hardening import forbid_dumps, lower_priority
+forbid_dumps()
+waiting, lowered = threading.Event(), threading.Event()
+seen = []
+def engine():
+    waiting.set(); lowered.wait(); seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+thread = threading.Thread(target=engine); thread.start(); waiting.wait()
+lower_priority(); lowered.set(); thread.join()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), *resource.getrlimit(resource.RLIMIT_CORE), os.getpriority(os.PRIO_PROCESS, 0), *seen)
+"""
+
+
+def test_no_dumps_and_only_the_front_has_lower_priority() -> None:
+    ran = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
+    dumpable, soft, hard, front, engine = map(int, ran.stdout.split())
+    assert (dumpable, soft, hard) == (0, 0, 0)
+    assert front == FRONT_NICENESS
+    assert engine < front
+
+
+def test_logs_hold_neither_arguments_nor_exception_texts(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        quiet_logs()
+        try:
+            raise ValueError("canary one")
+        except ValueError:
+            logging.getLogger("uvicorn.error").exception("failed for %s", "canary two")
+        logging.getLogger("other").warning("asked by %s", "canary three")
+    finally:
+        root.handlers[:], root.level = handlers, level
+    said = capsys.readouterr().err
+    assert "ValueError" in said
+    assert "uvicorn.error" in said
+    assert "canary" not in said
