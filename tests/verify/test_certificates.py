@@ -111,6 +111,24 @@ def test_every_flipped_bit_is_refused() -> None:
         assert check_leaf("chip", certificate, ROOT, NOW).verdict == "fail"
 
 
+def test_refuses_unused_bits_in_the_signature() -> None:
+    """Where the signature's last bits happen to be zero, pyca reads another count of unused bits as the same."""
+    certificate = next(made for made in iter(leaf, None) if made.signature[-1] & 1 == 0)
+    der, signature = certificate.public_bytes(Encoding.DER), certificate.signature
+    assert load_certificate(der, what="chip")
+    with pytest.raises(MalformedEvidence):
+        load_certificate(der.replace(b"\0" + signature, b"\1" + signature), what="chip")
+
+
+@pytest.mark.parametrize("first", [0x80, 0x00])
+@pytest.mark.filterwarnings("default")
+def test_refuses_serial_numbers_that_are_not_positive(first: int) -> None:
+    der = LEAF.public_bytes(Encoding.DER)
+    assert der.count(b"\x02\x01\x07\x30") == 1
+    with pytest.warns(UserWarning, match="serial"), pytest.raises(MalformedEvidence):
+        load_certificate(der.replace(b"\x02\x01\x07\x30", bytes([2, 1, first, 0x30])), what="chip")
+
+
 def test_every_truncation_and_trailing_byte_is_malformed() -> None:
     der = LEAF.public_bytes(Encoding.DER)
     for mutant in [der[:length] for length in range(len(der))] + [der + b"\0"]:

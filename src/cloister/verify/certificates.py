@@ -3,17 +3,29 @@
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 
 from cloister.errors import MalformedEvidence
 from cloister.verify.factors import Factor, failed, passed
 
 __all__ = ["check_leaf", "load_certificate", "public_key_p384"]
 
-_MALFORMED = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)  # fmt: skip
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    CryptographyDeprecationWarning,  # an exception where warnings are errors; what it warns of is refused below
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
     """DER, whose names, extensions and key can be read too (pyca reads them lazily).
+
+    Stricter than pyca: the serial number is positive (RFC 5280, section 4.1.2.2), and the signature's bit string has no
+    unused bits, which pyca would ignore: the certificate has one encoding.
 
     Raises: MalformedEvidence.
     """
@@ -21,8 +33,11 @@ def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
         certificate = x509.load_der_x509_certificate(data)
         _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        strict = certificate.serial_number > 0 and data.endswith(b"\0" + certificate.signature)
     except _MALFORMED as error:
         raise MalformedEvidence(f"{what} is not an X.509 certificate.", step=what) from error
+    if not strict:
+        raise MalformedEvidence(f"{what} is not strictly encoded.", step=what)
     return certificate
 
 
