@@ -305,9 +305,10 @@ async def test_a_model_without_template_refuses_chat(http: httpx2.AsyncClient, e
     assert (response.status_code, response.json()["error"]["code"]) == (400, "no_chat_template")
 
 
+BUG: list[Any] = [Started(7, 0), Delta("Half", 1), ValueError("CANARY")]
 DIES: list[list[Any]] = [
     [Started(7, 0), Delta("Half", 1), EngineDied("killed")],
-    [Started(7, 0), Delta("Half", 1), ValueError("CANARY")],
+    BUG,
     [Started(7, 0), Delta("Half", 1)],
 ]
 
@@ -341,7 +342,9 @@ async def test_a_whole_answer_that_breaks_is_an_error(
 ) -> None:
     engine.script = script
     response = await http.post("/v1/chat/completions", json=CHAT)
-    assert response.status_code in (500, 503)
+    expected = "internal_error" if script is BUG else "engine_died"
+    assert response.json()["error"]["code"] == expected
+    assert response.status_code == (500 if script is BUG else 503)
     assert "Half" not in response.text
 
 
