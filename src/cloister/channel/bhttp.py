@@ -241,7 +241,7 @@ class _Decoder:
         self._reader = _Reader()
         self._steps = self._message()
         self._known = False
-        self._finished = False
+        self._open = True
 
     def _message(self) -> Steps:
         raise NotImplementedError
@@ -250,15 +250,19 @@ class _Decoder:
         raise NotImplementedError
 
     def _feed(self, data: bytes) -> None:
-        self._reader.buffer += data
-        if next(self._steps, self) is self:
-            raise _malformed("it failed before")
+        self._run(data)
+        self._open = True
 
     def _finish(self) -> None:
         self._reader.ended = True
-        if self._finished or next(self._steps, self) is not self:
-            raise _malformed("it was finished, or failed, before")
-        self._finished = True
+        self._run(b"")
+
+    def _run(self, data: bytes) -> None:
+        if not self._open:
+            raise _malformed("it has ended, or failed, before")
+        self._open = False
+        self._reader.buffer += data
+        next(self._steps, None)
 
     def _framing(self, known: int, indeterminate: int) -> Steps:
         framing = yield from self._reader.varint()
