@@ -1,7 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
-from tests.client.deployment import Deployment, Served
+from tests.client.deployment import Deployment, Stage
 
 from cloister.sim import Device
 
@@ -11,12 +11,12 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
     return Device.open(tmp_path_factory.mktemp("sim") / "state")
 
 
+@pytest.fixture(scope="session")
+def stage() -> Iterator[Stage]:
+    with Stage() as stage:
+        yield stage
+
+
 @pytest.fixture
 def deployment(device: Device) -> Deployment:
     return Deployment(device)
-
-
-@pytest.fixture
-def enclave(deployment: Deployment) -> Iterator[Served]:
-    with Served(deployment.gateway) as served:
-        yield served

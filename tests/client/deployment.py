@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import uvicorn
 from tests.verify.world import CONFIG, ENGINE, MEASUREMENT, MODEL, OWNER
@@ -161,7 +161,12 @@ class Served:
         self.port: int = self._socket.getsockname()[1]
         self.app = app if port_of is None else port_of(self.port)
         config = uvicorn.Config(
-            self.app, log_config=None, log_level="critical", access_log=False, timeout_graceful_shutdown=1
+            self.app,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            interface="asgi3",
+            timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
@@ -170,7 +175,7 @@ class Served:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> "Served":
+    def __enter__(self) -> Self:
         self._thread.start()
         while not self._server.started:
             time.sleep(0.002)
@@ -180,6 +185,23 @@ class Served:
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+
+
+class Stage(Served):
+    """One server for many tests, each of which shows its own app there: starting and stopping takes a while."""
+
+    def __init__(self) -> None:
+        self._shown: Asgi | None = None
+        super().__init__(self._play)
+
+    def show(self, app: Asgi) -> str:
+        self._shown = app
+        return self.url
+
+    async def _play(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._shown is None or scope["type"] != "http":
+            raise NotImplementedError
+        await self._shown(scope, receive, send)
 
 
 class Tampering:

@@ -43,6 +43,7 @@ CACHE_SECRET = b"cloister-cache-secret"
 _SEALED = "message/ohttp-chunked-res"
 _DIAGNOSTIC = 64 << 10  # bytes of a plaintext answer that are read at most
 _KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
+_NOT_OPENED = "https://cloister.invalid/problems/not-opened"
 _DATE_PROBLEM = "https://iana.org/assignments/http-problem-types#date"
 # Of the hop between caller and transport, or better decided here: a compressed answer would tell its content by its size.
 _NOT_FORWARDED = frozenset(
@@ -137,7 +138,7 @@ class Sealer:
         """Seals to what is verified, and opens the answer's head.
 
         Sends a second time in two cases only, in which the first was certainly not run: its key was gone (after
-        verifying anew) and its date was off (freshly sealed, with the enclave's own date).
+        verifying anew: a restarted enclave may also have another key of that name) and its date was off (freshly sealed, with the enclave's own date).
 
         Raises: WrongUse before anything is sent; NotTrusted, Malformed, Unreachable.
         """
@@ -154,10 +155,12 @@ class Sealer:
             arrived = yield from _fetch(Fetch("POST", self._url, outer, sealed.body))
             if arrived.status != 200 or arrived.media_type != _SEALED:
                 refusal = _plaintext(arrived, (yield from _read(_DIAGNOSTIC)))
-                if renewed or not isinstance(refusal, KeyUnknown):
+                if renewed or not _may_be_stale_key(refusal):
                     raise refusal
-                renewed = True
+                renewed, sealed_to = True, verified.ohttp_keys
                 verified = yield from _verify(verified)
+                if verified.ohttp_keys == sealed_to and not isinstance(refusal, KeyUnknown):
+                    raise refusal
                 continue
             opened = yield from _open(sealed.response)
             if dated or not _may_be_date_problem(opened.head):
@@ -260,6 +263,11 @@ def content(items: Iterable[ResponseHead | bytes | ResponseEnd]) -> Iterator[byt
     return (item for item in items if isinstance(item, bytes))
 
 
+def _may_be_stale_key(refusal: CloisterError) -> bool:
+    """A key that is gone, or one that a restarted enclave has another of under the same identifier."""
+    return isinstance(refusal, KeyUnknown) or refusal.step == "open"
+
+
 def _may_be_date_problem(head: ResponseHead) -> bool:
     return head.status == 400 and dict(head.headers).get(b"content-type") == b"application/problem+json"
 
@@ -275,8 +283,15 @@ def _problem_type(body: bytes) -> str:
 
 def _plaintext(arrived: Arrived, body: bytes) -> CloisterError:
     """What a plaintext answer, of whatever status, becomes: anybody on the way may have written it."""
-    if arrived.status == 422 and _problem_type(body) == _KEY_PROBLEM:
+    problem = _problem_type(body)
+    if arrived.status == 422 and problem == _KEY_PROBLEM:
         return KeyUnknown("The enclave does not hold the key that the request was sealed to.", step="key")
+    if arrived.status == 400 and problem == _NOT_OPENED:
+        return ChannelBroken(
+            "The enclave could not open the request.",
+            hint="It was changed, cut or replayed on the way, or something on the way only says so.",
+            step="open",
+        )
     said = printable(body)
     if arrived.status in (408, 429, 502, 503, 504):
         return ConnectionFailed(

@@ -1,0 +1,320 @@
+"""What the middle can do to sealed messages, and what becomes of each: a typed error, or the whole answer."""
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.client.deployment import Deployment, InnerApp, RecordingHop, Stage, Tampering, frames
+
+from cloister.client import InnerRequest, Session
+from cloister.errors import (
+    ChannelBroken,
+    CloisterError,
+    ConnectionFailed,
+    KeyUnknown,
+    Malformed,
+    PlaintextRefused,
+    TruncatedResponse,
+    WrongUse,
+)
+
+NONCE = 32  # bytes before the chunks of a response sealed with AES-256-GCM
+HEAD = 7 + 1120  # bytes before the chunks of a request sealed with X-Wing
+JSON = ((b"content-type", b"application/json"),)
+
+
+def ask(session: Session, path: str = "/v1/echo", content: bytes = b"question") -> tuple[int, bytes]:
+    answer = session.send(InnerRequest("POST", f"http://enclave.invalid{path}", JSON, content))
+    try:
+        return answer.status, b"".join(answer)
+    finally:
+        answer.close()
+
+
+def stream(session: Session, words: int = 8) -> bytes:
+    asked = {"stream": True, "messages": [{"role": "user", "content": "word " * words}]}
+    return ask(session, "/v1/chat/completions", json.dumps(asked).encode())[1]
+
+
+@pytest.fixture
+def tampering(deployment: Deployment) -> Tampering:
+    return Tampering(deployment.gateway)
+
+
+@pytest.fixture
+def session(deployment: Deployment, tampering: Tampering, stage: Stage) -> Iterator[Session]:
+    with Session(stage.show(tampering), policy=deployment.policy) as session:
+        yield session
+
+
+def app_of(deployment: Deployment) -> InnerApp:
+    assert isinstance(deployment.app, InnerApp)
+    return deployment.app
+
+
+def test_carries_method_path_query_headers_and_body_and_nothing_of_the_way(
+    deployment: Deployment, session: Session
+) -> None:
+    status, body = ask(session, "/v1/echo%20it?x=%C3%A4", b"question")
+    seen = app_of(deployment).seen[0]
+    assert (status, json.loads(body)["length"]) == (200, 8)
+    assert (seen["method"], seen["path"], seen["query"]) == ("POST", "/v1/echo it", "x=%C3%A4")
+    assert (seen["body"], seen["client"], seen["headers"]["host"]) == (b"question", None, "enclave.invalid")
+    assert seen["headers"].keys() == {"content-type", "content-length", "host", "date", "cloister-cache-secret"}
+
+
+def test_a_recording_hop_sees_no_word_of_request_or_answer(deployment: Deployment, stage: Stage) -> None:
+    stage.show(deployment.gateway)
+    with RecordingHop(stage.port) as hop:
+        with Session(hop.url, policy=deployment.policy) as session:
+            headers = (*JSON, (b"authorization", b"Bearer marked-key"))
+            content = json.dumps(
+                {
+                    "stream": True,
+                    "model": "marked-model",
+                    "messages": [{"role": "user", "content": "marked prompt " * 9}],
+                }
+            )
+            url = "http://enclave.invalid/v1/chat/completions"
+            answer = session.send(InnerRequest("POST", url, headers, content.encode()))
+            assert b"marked" in b"".join(answer)
+            answer.close()
+        seen = bytes(hop.seen)
+    assert len(seen) > 4096
+    for word in (b"marked", b"chat", b"completions", b"/v1", b"Bearer", b"authorization", b"cache-secret", b"delta"):
+        assert word not in seen
+    assert b"cloister-replica" in seen  # the hop did record, headers too
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 5, 7, 100, 1126, 1127, 1128, 1129, 1500, -17, -1])
+def test_a_flipped_request_byte_is_refused_and_never_runs(
+    deployment: Deployment, tampering: Tampering, session: Session, at: int
+) -> None:
+    tampering.change_request = lambda body: _flip(body, at)
+    with pytest.raises(ChannelBroken):
+        ask(session)
+    assert app_of(deployment).seen == []
+
+
+def _flip(body: bytes, at: int) -> bytes:
+    at %= len(body)
+    return body[:at] + bytes([body[at] ^ 0x10]) + body[at + 1 :]
+
+
+def test_a_cut_request_never_runs(deployment: Deployment, tampering: Tampering, session: Session) -> None:
+    long = b"long " * 9000
+    ask(session, content=long)
+    parts = frames(tampering.requests[0], HEAD)
+    assert len(parts) > 4
+    app_of(deployment).seen.clear()
+    for count in range(len(parts)):
+        for less in (0, 1):
+            tampering.change_request = _cutter(HEAD, count, less)
+            with pytest.raises(CloisterError):
+                ask(session, content=long)
+    assert app_of(deployment).seen == []
+
+
+def _cutter(head: int, count: int, less: int) -> Callable[[bytes], bytes]:
+    """Keeps `count` parts and, with `less`, all of the next but its last byte."""
+
+    def cut(message: bytes) -> bytes:
+        parts = frames(message, head)
+        return b"".join(parts[:count]) + (parts[count][:-1] if less else b"")
+
+    return cut
+
+
+def test_a_replayed_request_is_refused_and_runs_once(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    ask(session)
+    first = tampering.requests[0]
+    tampering.change_request = lambda _: first
+    with pytest.raises(ChannelBroken):
+        ask(session)
+    assert len(app_of(deployment).seen) == 1
+
+
+def test_an_answer_cut_anywhere_never_ends_well(tampering: Tampering, session: Session) -> None:
+    whole = stream(session)
+    count = len(frames(tampering.responses[0], NONCE))
+    assert count >= 4
+    for kept in range(count):
+        for less in (0, 1):
+            tampering.change_response = _cutter(NONCE, min(kept, count - 1), less)
+            with pytest.raises((TruncatedResponse, Malformed, ChannelBroken)) as caught:
+                stream(session)
+            if kept:
+                assert isinstance(caught.value, TruncatedResponse)
+    tampering.change_response = None
+    assert _words(stream(session)) == _words(whole)
+
+
+def _words(body: bytes) -> list[bytes]:
+    return [line for line in body.split(b"\n") if line.startswith(b"data: ")]
+
+
+CHANGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "reordered": lambda parts: [parts[0], parts[2], parts[1], *parts[3:]],
+    "duplicated": lambda parts: [parts[0], parts[1], parts[1], *parts[2:]],
+    "dropped": lambda parts: [parts[0], *parts[2:]],
+    "first sealed as final": lambda parts: [parts[0], b"\0" + parts[1][2:]],
+    "longer": lambda parts: [*parts, b"x"],
+    "another nonce": lambda parts: [bytes(32), *parts[1:]],
+    "emptied": lambda _: [],
+    "a length of 2^60": lambda parts: [parts[0], b"\xd0" + bytes(7), *parts[1:]],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_rearranged_answer_never_ends_well(tampering: Tampering, session: Session, change: str) -> None:
+    tampering.change_response = lambda body: b"".join(CHANGES[change](frames(body, NONCE)))
+    with pytest.raises((ChannelBroken, Malformed)):
+        stream(session)
+
+
+def test_every_part_of_an_answer_is_held_against_a_flip(tampering: Tampering, session: Session) -> None:
+    stream(session)
+    parts = frames(tampering.responses[0], NONCE)
+    start = 0
+    for part in parts:
+        for offset in (0, 1, len(part) // 2, len(part) - 1):
+            tampering.change_response = lambda body, at=start + offset: _flip(body, min(at, len(body) - 1))
+            with pytest.raises((ChannelBroken, Malformed)):
+                stream(session)
+        start += len(part)
+
+
+def test_an_answer_to_another_request_does_not_open(tampering: Tampering, session: Session) -> None:
+    ask(session)
+    first = tampering.responses[0]
+    tampering.change_response = lambda _: first
+    with pytest.raises((ChannelBroken, Malformed)):
+        ask(session)
+
+
+def test_rotated_keys_lead_to_a_new_verification_and_one_more_try(deployment: Deployment, session: Session) -> None:
+    ask(session)
+    deployment.renew_keys()
+    assert ask(session)[0] == 200
+    assert deployment.attested == 2
+    assert len(app_of(deployment).seen) == 2
+
+
+def test_a_restarted_enclave_has_another_key_of_the_same_name(deployment: Deployment, session: Session) -> None:
+    ask(session)
+    before = deployment.ring.ohttp_keys
+    while deployment.ring.ohttp_keys[2] != before[2] or deployment.ring.ohttp_keys == before:
+        deployment.renew_keys()
+    assert ask(session)[0] == 200
+    assert deployment.attested == 2
+
+
+def test_a_refusal_to_open_is_not_tried_again_on_the_same_keys(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    tampering.change_request = lambda body: _flip(body, -1)
+    with pytest.raises(ChannelBroken):
+        ask(session)
+    assert (len(tampering.requests), deployment.attested) == (1, 2)
+
+
+def test_keys_that_stay_unknown_are_an_error_after_one_try(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    def wrong_key(body: bytes) -> bytes:
+        return bytes([body[0] ^ 0x80]) + body[1:]
+
+    tampering.change_request = wrong_key
+    with pytest.raises(KeyUnknown):
+        ask(session)
+    assert (len(tampering.requests), deployment.attested) == (2, 2)
+
+
+def test_a_wrong_clock_costs_one_more_try_and_is_then_remembered(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    session.verify()
+    deployment.offset = 900.0
+    assert ask(session)[0] == 200
+    assert len(tampering.requests) == 2
+    assert ask(session)[0] == 200
+    assert len(tampering.requests) == 3
+    assert len(app_of(deployment).seen) == 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://enclave.example/v1/models",
+        "http://127.0.0.1/v1/models",
+        "https://enclave.invalid:8443/v1",
+        "http://user@enclave.invalid/v1",
+        "ftp://enclave.invalid/v1",
+    ],
+)
+def test_another_authority_is_wrong_use_before_anything_is_sent(
+    deployment: Deployment, tampering: Tampering, session: Session, url: str
+) -> None:
+    with pytest.raises(WrongUse):
+        session.send(InnerRequest("GET", url, (), b""))
+    assert (deployment.attested, tampering.requests) == (0, [])
+
+
+def test_a_failure_inside_before_an_answer_is_a_sealed_error_without_details(session: Session) -> None:
+    status, body = ask(session, "/v1/breaks-early", b"marked prompt")
+    assert (status, json.loads(body)["error"]["code"]) == (500, "internal_error")
+    assert b"marked" not in body
+
+
+def test_a_failure_inside_amid_an_answer_is_a_truncated_response(deployment: Deployment, stage: Stage) -> None:
+    with Session(stage.show(deployment.gateway), policy=deployment.policy) as session:
+        answer = session.send(InnerRequest("POST", "http://enclave.invalid/v1/breaks-late", JSON, b"x"))
+        parts = []
+        with pytest.raises(TruncatedResponse):
+            for part in answer:
+                parts.append(part)  # noqa: PERF402 (what came before the error is looked at)
+        answer.close()
+    assert b"half" in b"".join(parts)
+
+
+class Impostor:
+    """Serves genuine evidence, and answers sealed requests in plaintext."""
+
+    def __init__(self, deployment: Deployment, status: int, body: bytes, media_type: bytes) -> None:
+        self._gateway = deployment.gateway
+        self._answer = status, body, media_type
+
+    async def __call__(self, scope: dict[str, object], receive: object, send: Callable[..., object]) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._gateway(scope, receive, send)  # type: ignore[arg-type]
+            return
+        status, body, media_type = self._answer
+        headers = [(b"content-type", media_type)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})  # type: ignore[misc]
+        await send({"type": "http.response.body", "body": body})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("status", "media_type", "error"),
+    [
+        (200, b"application/json", PlaintextRefused),
+        (200, b"text/event-stream", PlaintextRefused),
+        (200, b"message/ohttp-chunked-res", CloisterError),
+        (201, b"message/ohttp-chunked-res", PlaintextRefused),
+        (302, b"text/html", PlaintextRefused),
+        (400, b"application/json", PlaintextRefused),
+        (503, b"text/html", ConnectionFailed),
+    ],
+)
+def test_a_plaintext_answer_is_never_an_answer(
+    deployment: Deployment, stage: Stage, status: int, media_type: bytes, error: type[CloisterError]
+) -> None:
+    body = b'{"choices":[{"message":{"content":"forged \x1b[2J\xe2\x80\xae"}}]}'
+    impostor = Impostor(deployment, status, body, media_type)
+    with Session(stage.show(impostor), policy=deployment.policy) as session:
+        with pytest.raises(error) as caught:
+            ask(session)
+        assert "\x1b" not in (caught.value.got or "")
+        assert "\u202e" not in (caught.value.got or "")

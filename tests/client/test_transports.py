@@ -1,0 +1,147 @@
+"""The `openai` SDK, unchanged, through the sealing transports: chat, stream, error, cancel."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+from tests.client.deployment import Deployment, InnerApp, Stage
+
+from cloister.client import (
+    AsyncSealedTransport,
+    AsyncSession,
+    SealedTransport,
+    Session,
+    async_http_client,
+    http_client,
+    httpx_transport,
+)
+from cloister.errors import TruncatedResponse, WrongUse
+
+BASE = "http://enclave.invalid/v1"
+Ask = list[Any]
+
+
+def said(text: str) -> Ask:
+    return [{"role": "user", "content": text}]
+
+
+def sync_httpx2(session: Session) -> Any:
+    return httpx2.Client(transport=SealedTransport(session))
+
+
+def sync_httpx(session: Session) -> Any:
+    return httpx.Client(transport=httpx_transport.SealedTransport(session))
+
+
+@pytest.fixture(params=[sync_httpx2, sync_httpx])
+def client(request: pytest.FixtureRequest, deployment: Deployment, stage: Stage) -> Iterator[openai.OpenAI]:
+    make: Callable[[Session], Any] = request.param
+    session = Session(stage.show(deployment.gateway), policy=deployment.policy)
+    with openai.OpenAI(base_url=BASE, api_key="marked", http_client=make(session), max_retries=0) as client:
+        yield client
+
+
+def app_of(deployment: Deployment) -> InnerApp:
+    assert isinstance(deployment.app, InnerApp)
+    return deployment.app
+
+
+def test_chat(client: openai.OpenAI, deployment: Deployment) -> None:
+    answer = client.chat.completions.create(model="demo", messages=said("so it goes"))
+    assert answer.choices[0].message.content == "so it goes"
+    assert app_of(deployment).seen[0]["headers"]["authorization"] == "Bearer marked"
+
+
+def test_stream(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(model="demo", messages=said("one two three"), stream=True) as events:
+        assert "".join(event.choices[0].delta.content or "" for event in events) == "one two three "
+
+
+def test_an_error_inside_keeps_its_shape(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="demo", messages=said("fail"))
+    assert (caught.value.code, caught.value.status_code) == ("no_such", 400)
+
+
+def test_closing_a_stream_cancels_the_app_inside(client: openai.OpenAI, deployment: Deployment) -> None:
+    app = app_of(deployment)
+    events = client.post("/endless", body={}, cast_to=object, stream=True, stream_cls=openai.Stream[Any])
+    next(iter(events))
+    closed = time.monotonic()
+    events.close()
+    assert app.ended.wait(2)
+    assert time.monotonic() - closed < 1
+
+
+def test_a_failure_amid_a_stream_is_not_a_short_answer(client: openai.OpenAI, deployment: Deployment) -> None:
+    events = client.post("/breaks-late", body={}, cast_to=object, stream=True, stream_cls=openai.Stream[Any])
+    with pytest.raises(TruncatedResponse):
+        list(events)
+    assert len(app_of(deployment).seen) == 1
+
+
+def test_another_base_url_is_refused(deployment: Deployment, stage: Stage) -> None:
+    session = Session(stage.show(deployment.gateway), policy=deployment.policy)
+    with (
+        openai.OpenAI(base_url=f"{session.url}/v1", api_key="k", http_client=sync_httpx2(session)) as client,
+        pytest.raises(WrongUse),
+    ):
+        client.chat.completions.create(model="demo", messages=said("marked"))
+
+
+def test_connections_are_reused(deployment: Deployment, stage: Stage) -> None:
+    ports = set()
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        ports.add(scope["client"])
+        await deployment.gateway(scope, receive, send)
+
+    with http_client(stage.show(noting), policy=deployment.policy) as client:
+        for _ in range(4):
+            assert client.post("/v1/echo", content=b"x").status_code == 200
+    assert len(ports) == 1
+
+
+def async_httpx2(session: AsyncSession) -> Any:
+    return httpx2.AsyncClient(transport=AsyncSealedTransport(session))
+
+
+def async_httpx(session: AsyncSession) -> Any:
+    return httpx.AsyncClient(transport=httpx_transport.AsyncSealedTransport(session))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", [async_httpx2, async_httpx])
+async def test_the_async_sdk_does_the_same(
+    deployment: Deployment, stage: Stage, make: Callable[[AsyncSession], Any]
+) -> None:
+    session = AsyncSession(stage.show(deployment.gateway), policy=deployment.policy)
+    async with openai.AsyncOpenAI(base_url=BASE, api_key="k", http_client=make(session), max_retries=0) as client:
+        answer = await client.chat.completions.create(model="demo", messages=said("so it goes"))
+        assert answer.choices[0].message.content == "so it goes"
+        events = await client.chat.completions.create(model="demo", messages=said("one two"), stream=True)
+        assert "".join([event.choices[0].delta.content or "" async for event in events]) == "one two "
+        with pytest.raises(openai.BadRequestError):
+            await client.chat.completions.create(model="demo", messages=said("fail"))
+        endless = await client.post(
+            "/endless", body={}, cast_to=object, stream=True, stream_cls=openai.AsyncStream[Any]
+        )
+        async for _ in endless:
+            break
+        await endless.close()
+        assert app_of(deployment).ended.wait(2)
+        broken = await client.post(
+            "/breaks-late", body={}, cast_to=object, stream=True, stream_cls=openai.AsyncStream[Any]
+        )
+        with pytest.raises(TruncatedResponse):
+            _ = [event async for event in broken]
+
+
+@pytest.mark.anyio
+async def test_an_async_client_in_one_call(deployment: Deployment, stage: Stage) -> None:
+    async with async_http_client(stage.show(deployment.gateway), policy=deployment.policy) as client:
+        assert (await client.get("/v1/models")).json()["path"] == "/v1/models"
