@@ -1,5 +1,6 @@
 import hashlib
 import importlib.metadata
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -117,6 +118,25 @@ def test_an_import_that_is_not_installed_cannot_run(package: Path) -> None:
     before = names(package)
     (package / "enclave" / "main.py").write_text("import idna\nimport no_such_engine\n")
     assert names(package) == before
+
+
+@pytest.mark.parametrize("call", ["importlib.import_module('idna.core')", "find_spec('idna')", "__import__('idna')"])
+def test_imports_by_name_count_too(package: Path, call: str) -> None:
+    (package / "enclave" / "main.py").write_text(f"def start():\n    return {call}\n")
+    assert "idna/core.py" in names(package)
+
+
+def test_imports_by_a_computed_name_are_refused(package: Path) -> None:
+    (package / "enclave" / "main.py").write_text("def start(name):\n    return importlib.import_module(name)\n")
+    with pytest.raises(WrongUse, match="only running"):
+        code_files(package)
+
+
+def test_the_bindings_are_code_and_the_engines_libraries_are_not() -> None:
+    """The libraries are a component of their own. Where the engine is not installed there is nothing of either."""
+    measured = [name for name in code_files() if name.startswith("llama_cpp/")]
+    assert not any(name.startswith("llama_cpp/lib/") for name in measured)
+    assert bool(measured) == (importlib.util.find_spec("llama_cpp") is not None)
 
 
 def test_code_that_does_not_parse_is_refused(package: Path) -> None:

@@ -274,6 +274,12 @@ def test_tolerated_weakenings_stay_visible(world: World) -> None:
     assert tolerant.verify().to_json()["insecure"] == ["plaintext", "api-keys-off"]
 
 
+def test_an_unknown_weakening_is_not_offered_for_tolerance(world: World) -> None:
+    factor = refused(world.with_statement(insecure=("debug",)))["insecure"]
+    assert factor.got == "debug"
+    assert "tolerate" not in factor.hint
+
+
 def test_tolerating_one_weakening_tolerates_no_other(world: World) -> None:
     weak = world.with_statement(insecure=("plaintext", "padding-off"))
     assert set(refused(replace(weak, pins={"tolerate_insecure": frozenset({"plaintext"})}))) == {"insecure.padding-off"}

@@ -30,6 +30,11 @@ PACKAGE = Path(cloister.__file__).parent
 _LOADED_BY_NAME = ("httptools", "uvloop")
 """uvicorn picks these by name when they are there; no import statement tells."""
 
+_IMPORTERS = frozenset({"import_module", "find_spec", "__import__"})
+
+_ENGINE = "llama_cpp/lib/"
+"""Installed with its bindings, but a component of its own: a change of the engine is told as just that."""
+
 _NOT_CODE = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"})
 """Written by the installer, different on every machine."""
 
@@ -135,13 +140,23 @@ def _parse(path: Path) -> ast.Module:
 def _imports(path: Path) -> Iterator[str]:
     """Top-level names of third-party packages, wherever in the file they are imported."""
     for node in ast.walk(_parse(path)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            names = [node.module]
-        else:
-            continue
+        match node:
+            case ast.Import():
+                names = [alias.name for alias in node.names]
+            case ast.ImportFrom(level=0, module=str(module)):
+                names = [module]
+            case ast.Call(func=ast.Attribute(attr=called) | ast.Name(id=called)) if called in _IMPORTERS:
+                names = [_named(node, path)]
+            case _:
+                continue
         yield from {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"cloister"}
+
+
+def _named(call: ast.Call, path: Path) -> str:
+    match call.args:
+        case [ast.Constant(value=str(name)), *_]:
+            return name
+    raise WrongUse(f"{path.name} imports what only running it would tell: it cannot be measured.", step="measure")
 
 
 def _distributions(names: Iterable[str], *, required: set[str]) -> set[str]:
@@ -191,6 +206,9 @@ def _files_of(name: str) -> Iterator[tuple[str, Path]]:
     """Inside site-packages only: console scripts and manual pages lie outside and are never imported."""
     distribution = importlib.metadata.distribution(name)
     for entry in distribution.files or []:
+        name = entry.as_posix()
+        if ".." in entry.parts or entry.suffix == ".pyc" or entry.name in _NOT_CODE or name.startswith(_ENGINE):
+            continue
         path = Path(str(distribution.locate_file(entry)))
-        if ".." not in entry.parts and entry.suffix != ".pyc" and entry.name not in _NOT_CODE and path.is_file():
-            yield entry.as_posix(), path
+        if path.is_file():
+            yield name, path
