@@ -178,6 +178,12 @@ def test_no_network_is_said_clearly(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_embedded_and_local_models_need_no_hub(tmp_path: Path) -> None:
-    assert resolve("default") == LocalModel(embedded_path("demo"), "demo", "embedded in the package")
+    assert resolve("tiny") == LocalModel(embedded_path("tiny"), "tiny", "embedded in the package")
     (tmp_path / "own.gguf").write_bytes(b"GGUF")
     assert resolve(str(tmp_path / "own.gguf")).name == "own"
+
+
+def test_an_embedded_model_that_is_not_there_is_said_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.models.store.__file__", str(tmp_path / "store.py"))
+    with pytest.raises(WrongUse, match="does not hold the embedded model 'demo'"):
+        resolve("default")

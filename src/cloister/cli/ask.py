@@ -13,12 +13,14 @@ from cloister.verify import Verified
 
 __all__ = ["ask", "register"]
 
-System = Annotated[str, typer.Option("--system", help="A system prompt.")]
-MaxTokens = Annotated[int | None, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")]
-Temperature = Annotated[
-    float | None, typer.Option("--temperature", min=0.0, max=2.0, help="0 always takes the likeliest.")
+System = Annotated[str, typer.Option("--system", metavar="TEXT", help="A system prompt.")]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", metavar="N", min=1, help="The longest answer, in tokens.")
 ]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same answer.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", metavar="T", min=0.0, max=2.0, help="0 always takes the likeliest.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", min=0, help="The same seed gives the same answer.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Send the text as it stands, without the model's chat template.")]
 
 
@@ -27,8 +29,10 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(
-    url: Annotated[str, typer.Argument(help="The enclave's address.", show_default=False)],
-    text: Annotated[str, typer.Argument(help="The question; `-` or none: standard input.", show_default=False)] = "-",
+    url: Annotated[str, typer.Argument(metavar="URL", help="The enclave's address.", show_default=False)],
+    text: Annotated[
+        str, typer.Argument(metavar="[TEXT]", help="The question; `-` or none: standard input.", show_default=False)
+    ] = "-",
     policy: PolicyFile = None,
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,

@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    url: Annotated[str, typer.Argument(help="The enclave's address.", show_default=False)],
+    url: Annotated[str, typer.Argument(metavar="URL", help="The enclave's address.", show_default=False)],
     policy: PolicyFile = None,
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,

@@ -24,8 +24,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _connect(
-    url: Annotated[str, typer.Argument(help="The enclave's address.", show_default=False)],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8484,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The enclave's address.", show_default=False)],
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")
+    ] = 8484,
     policy: PolicyFile = None,
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,

@@ -14,6 +14,8 @@ command with another outcome raises `typer.Exit(code)`. What is printed goes thr
 """
 
 import importlib
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -113,5 +115,8 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line (`sys.argv` by default) and exit with its code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
     get_command(app).main(args=arguments, prog_name="cloister")
     raise SystemExit(0)

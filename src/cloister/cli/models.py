@@ -24,7 +24,9 @@ def _family() -> None:
     """Fetch and list models."""
 
 
-def _pull(reference: Annotated[str, typer.Argument(help="hf.co/org/repo or hf.co/org/repo:Q4_K_M")]) -> None:
+def _pull(
+    reference: Annotated[str, typer.Argument(metavar="REF", help="hf.co/org/repo or hf.co/org/repo:Q4_K_M")],
+) -> None:
     """Fetch a model from the Hugging Face hub, or the newer revision of one that is here. Goes on after a cut."""
     model = parse_reference(reference)
     if not isinstance(model, HubModel):

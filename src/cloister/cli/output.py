@@ -99,13 +99,13 @@ def json_value(value: Any) -> None:
     sys.stdout.flush()
 
 
-def show_error(error: CloisterError) -> None:
+def show_error(error: CloisterError, *, factors: bool = True) -> None:
     """What went wrong, what was expected and found, and what to do next; to standard error."""
     note(styled(("error: ", "bold red"), (one_line(error.message, 1000), "")))
-    if error.expected is not None or error.got is not None:
-        note(f"  expected: {one_line(error.expected or 'nothing')}")
-        note(f"  got:      {one_line(error.got or 'nothing')}")
-    if isinstance(error, VerificationFailed):
+    for name, value in (("expected:", error.expected), ("got:", error.got)):
+        if value is not None:
+            note(f"  {name:<9} {one_line(value) or 'nothing'}")
+    if factors and isinstance(error, VerificationFailed):
         _show_failed(error.factors)
     if error.hint:
         note(styled(("hint: ", "bold"), (one_line(error.hint, 1000), "")))

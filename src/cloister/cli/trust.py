@@ -164,9 +164,7 @@ def summary(verified: Verified) -> list[Text]:
         for model in verified.statement.models
     )
     until = datetime.fromtimestamp(verified.expires_at, UTC).strftime("%H:%M UTC")
-    named = (
-        f"  {verified.platform}, deployment {output.one_line(verified.launch.deployment, 60)}, {models}, until {until}"
-    )
+    named = f"  {output.one_line(verified.platform, 30)}, deployment {output.one_line(verified.launch.deployment, 60)}, {models}, until {until}"
     return [output.styled((word, style), (named, "")), output.styled((_worth(verified), "dim"))]
 
 

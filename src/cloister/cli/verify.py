@@ -12,7 +12,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.trust import PolicyFile, RequirePq, SimulatorRoot, Trust, verdict
-from cloister.errors import CloisterError, MalformedEvidence, VerificationFailed, WrongUse
+from cloister.errors import CloisterError, Malformed, MalformedEvidence, NotTrusted, VerificationFailed, WrongUse
 from cloister.evidence.document import parse_document
 from cloister.verify import Factor, Verified
 from cloister.verify import verify as judge
@@ -63,7 +63,7 @@ def verify(
             verified = _verify_file(Path(target), trust, nonce, save)
     except CloisterError as error:
         _show_refusal(error, as_json=as_json)
-        raise
+        raise typer.Exit(error.exit_code) from error
     output.json_value(verified.to_json()) if as_json else _show(verified)
 
 
@@ -124,7 +124,7 @@ def _from_json(raw: dict[str, Any]) -> _Saved:
 def _show(verified: Verified) -> None:
     word, style = verdict(verified.simulated)
     launch, statement = verified.launch, verified.statement
-    output.line(output.styled((word, style), (f"  {verified.platform}", "")))
+    output.line(output.styled((word, style), (f"  {output.one_line(verified.platform)}", "")))
     rows = {
         "deployment": f"{launch.deployment}, release {launch.release}",
         "owner": launch.owner_key,
@@ -143,24 +143,26 @@ def _show(verified: Verified) -> None:
 
 
 def _show_refusal(error: CloisterError, *, as_json: bool) -> None:
-    """The verdict on standard output. The error itself is shown where all are."""
+    """The verdict to standard output, if there could be one; the error to standard error, where all are."""
+    judged = isinstance(error, NotTrusted | Malformed)
     factors = error.factors if isinstance(error, VerificationFailed) else ()
     known = tuple(factor for factor in factors if isinstance(factor, Factor))
     if as_json:
         output.json_value(
             {
                 "v": 1,
-                "verdict": "not-trusted",
+                "verdict": "not-trusted" if judged else "not-verified",
                 "error": type(error).__name__,
                 "message": error.message,
                 "hint": error.hint,
                 "factors": [factor.to_json() for factor in known],
             }
         )
-        return
-    word, style = verdict(None)
-    output.line(output.styled((word, style)))
-    _show_factors(known)
+    elif judged:
+        word, style = verdict(None)
+        output.line(output.styled((word, style)))
+        _show_factors(known)
+    output.show_error(error, factors=False)
 
 
 def _show_factors(factors: tuple[Factor, ...]) -> None:
@@ -178,4 +180,7 @@ def _show_factors(factors: tuple[Factor, ...]) -> None:
 def _show_factor(factor: Factor) -> None:
     found = factor.got if factor.verdict == "pass" else f"{factor.got or 'nothing'}, expected {factor.expected}"
     name = f" {output.one_line(factor.step, 40):<28} "
-    output.line(output.styled((f"  {factor.verdict:<4}", _STYLES[factor.verdict]), (name + output.one_line(found), "")))
+    word = "FAIL" if factor.verdict == "fail" else "pass"
+    output.line(output.styled((f"  {word}", _STYLES[factor.verdict]), (name + output.one_line(found), "")))
+    if factor.hint:
+        output.line(output.styled((f"       {output.one_line(factor.hint)}", "yellow")))

@@ -90,11 +90,18 @@ def resolve(reference: str | Reference, *, progress: Progress | None = None) -> 
     if isinstance(found, ModelFile):
         return LocalModel(found.path, found.path.stem, str(found.path))
     if isinstance(found, EmbeddedModel):
-        return LocalModel(embedded_path(found.name), found.name, "embedded in the package")
+        return _embedded(found.name)
     for record in records(found.repository):
         if found.tag.upper() in {tag.upper() for tag in record.tags}:
             return record.local_model()
     return pull(found, progress=progress).local_model()
+
+
+def _embedded(name: str) -> LocalModel:
+    path = embedded_path(name)
+    if not path.is_file():
+        raise WrongUse(f"This installation does not hold the embedded model {name!r}.", hint="Name a .gguf file.")
+    return LocalModel(path, name, "embedded in the package")
 
 
 def pull(model: HubModel, *, progress: Progress | None = None) -> Record:

@@ -28,6 +28,7 @@ __all__ = [
 
 _RECORD_SUFFIX = ".cloister.json"
 _MAX_RECORD_BYTES = 65_536
+_EMBEDDED_FILES = {"demo": "demo-q8_0.gguf", "tiny": "tiny.gguf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def cache_directory() -> Path:
 
 
 def embedded_path(name: str) -> Path:
-    return Path(__file__).parent / "data" / f"{name}.gguf"
+    """Of a model that comes with the package: `demo` or `tiny`. Does not say whether this installation holds it."""
+    return Path(__file__).parent / "data" / _EMBEDDED_FILES[name]
 
 
 def file_path(repository: str, file: str) -> Path:

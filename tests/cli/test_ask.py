@@ -1,0 +1,125 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Enclave
+from typer.testing import Result
+
+from cloister.errors import EngineDied
+
+Run = Callable[..., Result]
+
+
+def test_the_answer_is_all_that_goes_to_standard_output(run: Run, enclave: Enclave) -> None:
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (0, "You said hello.\n")
+    assert ran.stderr.startswith("SIMULATED  sim, deployment laptop, toy (q8_0, sha256 abababababab…), until ")
+
+
+def test_nothing_is_asked_of_an_enclave_that_is_not_trusted(run: Run, enclave: Enclave) -> None:
+    ran = run("ask", enclave.url, "my secret")
+    assert (ran.exit_code, ran.stdout) == (3, "")
+    assert enclave.gateway.paths == ["GET /.well-known/cloister-attestation"]
+    assert "failed: evidence.root" in ran.stderr
+    assert "my secret" not in ran.output
+
+
+@pytest.mark.parametrize("arguments", [["-"], []])
+def test_the_question_may_come_from_a_pipe(run: Run, enclave: Enclave, arguments: list[str]) -> None:
+    assert run("ask", enclave.url, *arguments, *enclave.trusted, input="two\nlines").stdout == "You said two\nlines.\n"
+
+
+def test_settings_reach_the_engine(run: Run, enclave: Enclave) -> None:
+    options = ["--system", "Be brief.", "--max-tokens", "9", "--temperature", "0.5", "--seed", "7"]
+    run("ask", enclave.url, "hello", *options, *enclave.trusted)
+    sampling = enclave.model.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.seed) == (9, 0.5, 7)
+    assert enclave.model.asked() == [[("system", "Be brief."), ("user", "hello")]]
+
+
+def test_raw_goes_without_a_template(run: Run, enclave: Enclave) -> None:
+    assert run("ask", enclave.url, "Once upon", "--raw", *enclave.trusted).stdout == "You said Once upon.\n"
+    assert enclave.model.requests[0].prompt.text == "Once upon"
+
+
+def test_json_holds_answer_counts_and_verification(run: Run, enclave: Enclave) -> None:
+    told = json.loads(run("ask", enclave.url, "hello", "--json", *enclave.trusted).stdout)
+    assert (told["answer"], told["finish_reason"], told["usage"]["prompt_tokens"]) == ("You said hello.", "stop", 3)
+    assert told["verification"]["verdict"] == "simulated"
+
+
+def test_a_hostile_model_cannot_paint(run: Run, enclave: Enclave) -> None:
+    hostile = ["\x1b[2J\x1b[32m", "VERIFIED\r", "\x1b]52;c;cm0=\x07", "\u202eok\u2066", "\x9b", "31m\b\b", "\x00né"]
+    enclave.model.answer = lambda asked: hostile
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert ran.stdout == "[2J[32mVERIFIED]52;c;cm0=ok31mné\n"
+    assert json.loads(run("ask", enclave.url, "x", "--json", *enclave.trusted).stdout)["answer"] == "".join(hostile)
+
+
+def test_an_engine_that_dies_in_the_middle_is_an_error(run: Run, enclave: Enclave) -> None:
+    enclave.model.answer = lambda asked: ["Part", EngineDied("gone")]
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (5, "Part\n")
+    assert "engine" in ran.stderr
+    assert run("ask", enclave.url, "hello", "--json", *enclave.trusted).stdout == ""
+
+
+def test_an_answer_that_is_cut_on_the_way_is_an_error(run: Run, enclave: Enclave) -> None:
+    enclave.model.answer = lambda asked: ["word "] * 400
+    enclave.gateway.cut = 3000
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert ran.exit_code == 3
+    assert "error: " in ran.stderr
+
+
+def test_an_api_key_is_needed_where_keys_are_on(run: Run, start_enclave: Callable[..., Enclave]) -> None:
+    enclave = start_enclave(api_key="ck-right")
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert ran.exit_code == 2
+    assert "CLOISTER_API_KEY" in ran.stderr
+    assert run("ask", enclave.url, "hello", "--api-key", "ck-wrong", *enclave.trusted).exit_code == 2
+    assert run("ask", enclave.url, "hello", "--api-key", "ck-right", *enclave.trusted).exit_code == 0
+    assert "ck-" not in ran.output
+
+
+def test_an_api_key_may_come_from_the_environment(
+    run: Run, start_enclave: Callable[..., Enclave], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enclave = start_enclave(api_key="ck-right")
+    monkeypatch.setenv("CLOISTER_API_KEY", "ck-right")
+    assert run("ask", enclave.url, "hello", *enclave.trusted).exit_code == 0
+    assert run("ask", enclave.url, "hello", "--api-key", "ck-wrong", *enclave.trusted).exit_code == 2
+
+
+def _settings(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_flag_goes_before_the_environment_the_project_and_the_user(
+    run: Run, enclave: Enclave, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["user", "project", "environment", "flag"]
+    for name in names:
+        _settings(tmp_path / f"{name}.toml", f'version = 1\ndeployment = "{name}"\n')
+    seen = []
+    for name, arguments in zip(names, [[], [], [], ["--policy", tmp_path / "flag.toml"]], strict=True):
+        if name == "user":
+            _settings(tmp_path / "config" / "cloister" / "config.toml", '[client]\npolicy = "../../user.toml"\n')
+        if name == "project":
+            _settings(tmp_path / "work" / "cloister.toml", '[client]\npolicy = "../project.toml"\n')
+        if name == "environment":
+            monkeypatch.setenv("CLOISTER_POLICY", str(tmp_path / "environment.toml"))
+        told = json.loads(run("verify", enclave.url, "--json", *enclave.trusted, *arguments).stdout)
+        seen += [factor["expected"] for factor in told["factors"] if factor["step"] == "deployment"]
+    assert seen == names
+
+
+@pytest.mark.parametrize(
+    "text", ["[client]\ndangerously_trust_simulator = 'x'\n", "client = 1\n", "[client]\napi_key = 'x'\n", "nonsense"]
+)
+def test_a_project_file_cannot_set_anything_else(run: Run, enclave: Enclave, tmp_path: Path, text: str) -> None:
+    _settings(tmp_path / "work" / "cloister.toml", text)
+    assert run("ask", enclave.url, "hello", *enclave.trusted).exit_code == 4
+    assert enclave.gateway.paths == []

@@ -1,0 +1,234 @@
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from tests.cli.conftest import Enclave, wait_for
+from typer.testing import Result
+
+from cloister.cli import chat as chat_module
+from cloister.cli import output
+from cloister.cli.chat import Turn, run_chat
+from cloister.cli.trust import Trust
+from cloister.client import Session
+from cloister.errors import EngineDied
+
+Run = Callable[..., Result]
+
+
+def test_refuses_to_ask_before_the_enclave_is_verified(run: Run, enclave: Enclave) -> None:
+    ran = run("chat", enclave.url, input="my secret\n")
+    assert (ran.exit_code, ran.stdout) == (3, "")
+    assert "failed: evidence.root" in ran.stderr
+    assert enclave.gateway.paths == ["GET /.well-known/cloister-attestation"]
+
+
+def test_from_a_pipe_each_line_is_a_question_and_the_conversation_is_resent(run: Run, enclave: Enclave) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, "--system", "Be kind.", input="one\n\ntwo")
+    assert (ran.exit_code, ran.stdout) == (0, "You said one.\nYou said two.\n")
+    assert ran.stderr.startswith("SIMULATED  sim, deployment laptop, toy")
+    assert enclave.model.asked()[-1] == [
+        ("system", "Be kind."),
+        ("user", "one"),
+        ("assistant", "You said one."),
+        ("user", "two"),
+    ]
+
+
+def test_three_quotes_hold_several_lines(run: Run, enclave: Enclave) -> None:
+    run("chat", enclave.url, *enclave.trusted, input='"""one\n  two\n"""\n"""three"""\n')
+    assert [request[-1][1] for request in enclave.model.asked()] == ["one\n  two", "three"]
+
+
+def test_commands(run: Run, enclave: Enclave) -> None:
+    lines = ["one", "/set system Be brief.", "/clear", "two", "/attest", "/?", "/nonsense\x1b[2J", "/bye", "three"]
+    ran = run("chat", enclave.url, *enclave.trusted, input="\n".join(lines))
+    assert ran.exit_code == 0
+    assert enclave.model.asked() == [[("user", "one")], [("system", "Be brief."), ("user", "two")]]
+    assert ran.stderr.count("SIMULATED  sim") == 2
+    assert enclave.gateway.paths.count("GET /.well-known/cloister-attestation") == 2
+    assert "/set system TEXT" in ran.stderr
+    assert "There is no command '/nonsense[2J'" in ran.stderr
+
+
+def test_raw_goes_without_a_template_and_without_a_past(run: Run, enclave: Enclave) -> None:
+    run("chat", enclave.url, *enclave.trusted, "--raw", input="one\ntwo\n")
+    assert [request.prompt.text for request in enclave.model.requests] == ["one", "two"]
+
+
+def test_from_a_pipe_the_first_error_ends_it_with_its_code(run: Run, enclave: Enclave) -> None:
+    enclave.model.answer = lambda asked: ["Part", EngineDied("gone")]
+    ran = run("chat", enclave.url, *enclave.trusted, input="one\ntwo\n")
+    assert (ran.exit_code, ran.stdout) == (5, "Part\n")
+    assert len(enclave.model.requests) == 1
+
+
+def test_a_hostile_model_cannot_paint(run: Run, enclave: Enclave) -> None:
+    enclave.model.answer = lambda asked: ["\x1b[2J\x1b[H\x1b[32mVERIFIED", "\r\x1b]52;c;cm0=\x07\u202e", ">>> "]
+    ran = run("chat", enclave.url, *enclave.trusted, input="one\n")
+    assert ran.stdout == "[2J[H[32mVERIFIED]52;c;cm0=>>> \n"
+
+
+def _trust(enclave: Enclave) -> Session:
+    return Trust(simulator_root=enclave.root).session(enclave.url, pin_measurement=True)
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """What a person types; the conversation believes that it is on a terminal."""
+    monkeypatch.setattr(output, "is_terminal", lambda stream: True)
+    with create_pipe_input() as typed, create_app_session(input=typed, output=DummyOutput()):
+        yield typed.send_text
+
+
+def test_on_a_terminal_a_broken_turn_is_shown_and_forgotten_and_the_conversation_goes_on(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dies: dict[str, list[str | Exception | None]] = {"two": ["Part", EngineDied("gone")]}
+    enclave.model.answer = lambda asked: dies.get(asked, ["Yes."])
+    turns: list[Turn] = []
+    keys("one\rtwo\rthree\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session, on_turn=turns.append)
+    shown = capsys.readouterr()
+    assert shown.out == "Yes.\nPart\nYes.\n"
+    assert "error: " in shown.err
+    assert [turn.question for turn in turns] == ["one", "three"]
+    assert [text for _, text in enclave.model.asked()[-1]] == ["one", "Yes.", "three"]
+
+
+def test_a_cut_answer_is_a_typed_error_and_not_kept(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    enclave.model.answer = lambda asked: ["word "] * 400 if asked == "cut" else ["Yes."]
+
+    def cut_while_asked(turn: Turn) -> None:
+        enclave.gateway.cut = 3000 if turn.question == "one" else None
+
+    keys("one\rcut\r")
+    with _trust(enclave) as session:
+        keys("/clear\r\x04")
+        run_chat(session, on_turn=cut_while_asked)
+        shown = capsys.readouterr()
+    assert "error: " in shown.err
+    assert "(stopped)" not in shown.err
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys("half\x03one\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session)
+    shown = capsys.readouterr()
+    assert shown.out == "You said one.\n"
+    assert "(Ctrl+D or /bye leaves)" in shown.err
+
+
+def test_ctrl_c_stops_the_answer_frees_the_enclave_and_keeps_the_conversation(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    enclave.model.answer = lambda asked: ["It begins", None] if asked == "one" else ["Yes."]
+    turns: list[Turn] = []
+    keys("one\rtwo\r\x04")
+    original = output.write
+
+    def interrupt(text: str) -> None:
+        original(text)
+        if text == "It begins":
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+
+    with pytest.MonkeyPatch.context() as patch, _trust(enclave) as session:
+        patch.setattr(output, "write", interrupt)
+        run_chat(session, on_turn=turns.append)
+        wait_for(lambda: enclave.model.running == 0)
+    shown = capsys.readouterr()
+    assert shown.out == "It begins\nYes.\n"
+    assert "(stopped)" in shown.err
+    assert turns == [Turn("one", "It begins", whole=False), Turn("two", "Yes.", whole=True)]
+
+
+def test_it_sends_nothing_more_when_what_runs_there_changes(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(turn: Turn) -> None:
+        enclave.gateway.change = lambda document: b"{}"
+
+    keys("one\r/attest\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session, on_turn=change)
+    assert "error: " in capsys.readouterr().err
+    assert len(enclave.model.requests) == 1
+
+
+@pytest.fixture
+def terminal(enclave: Enclave, tmp_path: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    ours, theirs = pty.openpty()
+    command = [
+        sys.executable,
+        "-c",
+        "from cloister.cli.main import main; main()",
+        "chat",
+        enclave.url,
+        *enclave.trusted,
+    ]
+    environment = {**os.environ, "TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1", "HOME": str(tmp_path)}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True, cwd=tmp_path
+    ) as process:
+        os.close(theirs)
+        try:
+            yield ours, process
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+class _Screen:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.seen = b""
+
+    def until(self, text: str) -> str:
+        """Everything that was painted until `text` appeared, without colours."""
+        while text not in (shown := re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", self.seen).decode()):
+            self.seen += os.read(self._descriptor, 4096)
+        self.seen = b""
+        return shown
+
+
+@pytest.mark.timeout(30)
+def test_a_real_terminal(enclave: Enclave, terminal: tuple[int, subprocess.Popen[bytes]]) -> None:
+    enclave.model.answer = lambda asked: ["It begins", None] if asked == "one" else ["Yes."]
+    descriptor, process = terminal
+    screen = _Screen(descriptor)
+    assert "SIMULATED  sim, deployment laptop" in screen.until(">>> ")
+    os.write(descriptor, b"one\r")
+    screen.until("It begins")
+    os.kill(process.pid, signal.SIGINT)
+    screen.until("(stopped)")
+    wait_for(lambda: enclave.model.running == 0)
+    os.write(descriptor, b"two\r")
+    screen.until("Yes.")
+    os.write(descriptor, b"\x04")
+    assert process.wait() == 0
+
+
+def test_the_reader_of_a_pipe_reads_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter(["a\r\n", "b", ""])
+    monkeypatch.setattr(sys, "stdin", type("Stdin", (), {"readline": lambda self: next(lines)})())
+    pipe = chat_module._Pipe()
+    assert (pipe.read(">"), pipe.read(">")) == ("a", "b")
+    with pytest.raises(EOFError):
+        pipe.read(">")

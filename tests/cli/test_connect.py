@@ -1,0 +1,81 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from tests.cli.conftest import Enclave
+from typer.testing import Result
+
+Run = Callable[..., Result]
+Start = Callable[..., tuple[subprocess.Popen[str], str, str]]
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Start]:
+    """Starts the proxy as a process; gives the process, its base address and the curl line it printed."""
+    processes = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], str, str]:
+        command = [
+            sys.executable,
+            "-c",
+            "from cloister.cli.main import main; main()",
+            "connect",
+            *arguments,
+            "--port",
+            "0",
+        ]
+        environment = {**os.environ, "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path
+        )
+        processes.append(process)
+        assert process.stdout
+        ready, curl = process.stdout.readline(), process.stdout.readline()
+        assert ready.startswith("ready http://127.0.0.1:")
+        return process, ready.split()[1], curl
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+QUESTION = {"model": "default", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.mark.timeout(30)
+def test_verifies_then_serves_until_ctrl_c(enclave: Enclave, connect: Start) -> None:
+    process, base, curl = connect(enclave.url, *enclave.trusted)
+    answer = httpx2.post(f"{base}/chat/completions", json=QUESTION).json()
+    assert answer["choices"][0]["message"]["content"] == "You said hello."
+    assert curl.startswith(f"curl {base}/chat/completions ")
+    json.loads(curl[curl.index("{") : curl.rindex("}") + 1])
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.startswith("SIMULATED  sim, deployment laptop")
+    assert "Traceback" not in error
+
+
+@pytest.mark.timeout(30)
+def test_its_own_key_goes_in_place_of_the_tools(start_enclave: Callable[..., Enclave], connect: Start) -> None:
+    enclave = start_enclave(api_key="ck-right")
+    _, base, _ = connect(enclave.url, *enclave.trusted, "--api-key", "ck-right")
+    headers = {"Authorization": "Bearer sk-dummy"}
+    assert httpx2.post(f"{base}/chat/completions", json=QUESTION, headers=headers).status_code == 200
+
+
+def test_serves_nothing_when_the_enclave_is_not_trusted(run: Run, enclave: Enclave) -> None:
+    ran = run("connect", enclave.url, "--port", "0")
+    assert (ran.exit_code, ran.stdout) == (3, "")
+
+
+def test_a_taken_port_is_wrong_use(run: Run, enclave: Enclave) -> None:
+    port = enclave.url.rpartition(":")[2]
+    assert run("connect", enclave.url, "--port", port, *enclave.trusted).exit_code == 2
