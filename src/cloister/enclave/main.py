@@ -10,6 +10,7 @@ It says what happens in lines of JSON on standard output, without content: `load
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -31,7 +32,7 @@ from cloister.enclave.gateway import Gateway
 from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
 from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.engine import EngineInfo
-from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine
+from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
 from cloister.errors import CloisterError, EngineLoading, NotTrusted, WrongUse
 from cloister.evidence.launch import LaunchConfig
@@ -77,17 +78,16 @@ class _Enclave:
         self.source = _source(self.config, boot)
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
         self.ring = KeyRing(time.time())
-        self.engine = LlamaEngine(self._engine_config(), on_progress=lambda share: _say("loading", progress=share))
+        os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
+        self.engine = LlamaEngine(self._engine_config())
         lower_priority()
         self.attestation: Attestation | None = None
 
     def _engine_config(self) -> LlamaConfig:
         return LlamaConfig(
-            model_path=Path(self.boot.model_path),
-            model_name=self.boot.model_name,
-            library_dir=Path(self.boot.engine_dir),
-            context_length=self.config.context_length,
-            slots=self.config.slots,
+            model=Path(self.boot.model_path),
+            name=self.boot.model_name,
+            loop=LoopSettings(slots=self.config.slots, context=self.config.context_length or 0),
             mode=self.config.engine,
         )
 
@@ -117,7 +117,11 @@ class _Enclave:
                 await asyncio.wait([serving], timeout=5)
 
     async def _load(self) -> None:
-        await self.engine.start()
+        telling = asyncio.create_task(self._tell_progress())
+        try:
+            await self.engine.start()
+        finally:
+            telling.cancel()
         info = self.engine.info
         if info.model.sha256 not in self.launch.models:
             raise NotTrusted(
@@ -126,6 +130,15 @@ class _Enclave:
             )
         self.attestation = Attestation(self.source, self.ring, self.boot.launch, info, self.config.insecure)
         _say("ready", **_describe(info))
+
+    async def _tell_progress(self) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            while True:
+                await asyncio.sleep(0.2)
+                try:
+                    self.engine.info  # noqa: B018
+                except EngineLoading as loading:
+                    _say("loading", progress=loading.progress)
 
     def _gateway(self) -> Gateway:
         keys = tuple(ApiKey(key.name, key.sha256) for key in self.boot.api_keys)

@@ -1,0 +1,162 @@
+"""What the layers around the model cost: the same load on the bare decode loop and sealed through gateway and client.
+
+Both run in turn, several times, on the same machine, and are compared pair by pair: single figures drift with the
+machine, ratios hold.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from cloister.bench.load import BIAS, PROMPT_TOKENS, Run
+from cloister.client import async_http_client
+from cloister.errors import ConnectionFailed
+from cloister.verify import Policy
+
+__all__ = ["Comparison", "compare", "raw_loop", "sealed_run"]
+
+RawLoop = Callable[[int, int], Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Runs in pairs, in the order they were made. Ratios are sealed / raw, so 1 is free and 0.95 costs 5 %."""
+
+    streams: int
+    raw: tuple[Run, ...]
+    sealed: tuple[Run, ...]
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.sealed, self.raw, strict=True)
+        return sorted(sealed.tokens_per_second / raw.tokens_per_second for sealed, raw in pairs)
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def added_first_token(self) -> float:
+        """Seconds, the median over pairs of the difference of the medians."""
+        pairs = zip(self.sealed, self.raw, strict=True)
+        return statistics.median(sealed.median_first_token - raw.median_first_token for sealed, raw in pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "streams": self.streams,
+            "ratio": self.ratio,
+            "ratios": self.ratios,
+            "added_first_token_ms": self.added_first_token * 1000,
+            "raw_tokens_per_second": statistics.median(run.tokens_per_second for run in self.raw),
+            "sealed_tokens_per_second": statistics.median(run.tokens_per_second for run in self.sealed),
+            "raw_first_token_ms": statistics.median(run.median_first_token for run in self.raw) * 1000,
+            "sealed_first_token_ms": statistics.median(run.median_first_token for run in self.sealed) * 1000,
+        }
+
+
+@contextmanager
+def raw_loop(model: Path, slots: int) -> Iterator[RawLoop]:
+    """The bare loop in a child process, loaded once."""
+    argv = [sys.executable, "-m", "cloister.bench.raw", str(model), str(slots)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        if child.stdin is None or child.stdout is None or child.stdout.readline() != "ready\n":
+            raise ConnectionFailed("The bare decode loop did not start.", hint="Run `cloister doctor` or `make setup`.")
+        ask, answers = child.stdin, child.stdout
+
+        def run(streams: int, tokens: int) -> Run:
+            ask.write(f"{streams} {tokens}\n")
+            ask.flush()
+            return Run.decode(json.loads(answers.readline()))
+
+        yield run
+
+
+async def sealed_run(client: httpx2.AsyncClient, streams: int, tokens: int) -> Run:
+    """The same load over `/v1/completions`, streamed and sealed."""
+    began = time.perf_counter()
+    ended = await asyncio.gather(*(_stream(client, number, tokens, began) for number in range(1, streams + 1)))
+    seconds = time.perf_counter() - began
+    return Run(streams, sum(count for count, _ in ended), seconds, tuple(first for _, first in ended))
+
+
+async def _stream(client: httpx2.AsyncClient, number: int, tokens: int, began: float) -> tuple[int, float]:
+    prompt = [300 + (number * 131 + at * 17) % 5000 for at in range(PROMPT_TOKENS)]
+    body = {
+        "model": "default",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "logit_bias": {str(token): bias for token, bias in BIAS.items()},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    first, tail = 0.0, b""
+    async with client.stream("POST", "/v1/completions", json=body) as answer:
+        if answer.status_code != 200:
+            raise ConnectionFailed(f"The enclave answered {answer.status_code} to the benchmark's load.")
+        async for piece in answer.aiter_raw():
+            first = first or time.perf_counter() - began
+            tail = (tail + piece)[-8192:]
+    return _completion_tokens(tail), first
+
+
+def _completion_tokens(tail: bytes) -> int:
+    """From the usage that stands in the last event before `[DONE]`."""
+    events = [line[6:] for line in tail.split(b"\n") if line.startswith(b"data: {")]
+    usage = json.loads(events[-1]).get("usage") if events else None
+    if not usage:
+        raise ConnectionFailed("The benchmark's answer had no usage.")
+    return int(usage["completion_tokens"])
+
+
+def compare(
+    raw: RawLoop,
+    url: str,
+    policy: Policy,
+    *,
+    streams: Sequence[int],
+    tokens: int,
+    repeats: int,
+    on_run: Callable[[], None] = lambda: None,
+) -> list[Comparison]:
+    """One comparison per number of streams; a warm-up of each first, not counted."""
+
+    async def measure() -> list[Comparison]:
+        async with async_http_client(url, policy=policy) as client:
+            return [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams]
+
+    def client() -> list[Comparison]:
+        """At lower priority, in a thread of its own: a real client's cores are not the engine's."""
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, 0, 10)
+        return asyncio.run(measure())
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(client).result()
+
+
+async def _pairs(
+    raw: RawLoop, client: httpx2.AsyncClient, streams: int, tokens: int, repeats: int, on_run: Callable[[], None]
+) -> Comparison:
+    bare, sealed = [], []
+    for repeat in range(repeats + 1):
+        count = tokens if repeat else 8
+        one = await asyncio.to_thread(raw, streams, count)
+        other = await sealed_run(client, streams, count)
+        if repeat:
+            bare.append(one)
+            sealed.append(other)
+        on_run()
+    return Comparison(streams, tuple(bare), tuple(sealed))

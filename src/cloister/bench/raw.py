@@ -1,0 +1,63 @@
+"""The decode loop bare, in a process of its own: no socket, no HTTP, no seal. The yardstick for everything around it.
+
+Run as `python -m cloister.bench.raw MODEL SLOTS`; each line of standard input, `STREAMS TOKENS`, is one run, answered
+by one line of JSON.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from cloister.bench.load import BIAS, PROMPT_TOKENS, Run
+from cloister.enclave.llm.engine import Delta, Done, Sampling, Started
+from cloister.enclave.llm.llama.config import LoopSettings
+from cloister.enclave.llm.llama.library import load_library
+from cloister.enclave.llm.llama.loop import DecodeLoop, Job
+from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.weights import seal_weights
+from cloister.errors import CloisterError
+
+__all__ = ["main", "run"]
+
+
+def run(loop: DecodeLoop, streams: int, tokens: int) -> Run:
+    """`streams` prompts at once, `tokens` generated for each."""
+    sampling = Sampling(max_tokens=tokens, temperature=0.0, logit_bias=BIAS)
+    began = time.perf_counter()
+    first: dict[int, float] = {}
+    generated = 0
+    for number in range(1, streams + 1):
+        prompt = tuple(300 + (number * 131 + at * 17) % 5000 for at in range(PROMPT_TOKENS))
+        loop.submit(Job(number, prompt, sampling, scope=None, truncated=0))
+    while loop.busy:
+        for number, event in loop.step():
+            match event:
+                case CloisterError():
+                    raise event
+                case Delta():
+                    first.setdefault(number, time.perf_counter() - began)
+                case Done():
+                    generated += event.completion_tokens
+                case Started():
+                    pass
+    return Run(streams, generated, time.perf_counter() - began, tuple(first.values()))
+
+
+def main() -> None:
+    library = load_library()
+    slots = int(sys.argv[2])
+    with seal_weights(Path(sys.argv[1])) as weights:
+        settings = LoopSettings(slots=slots, context=1024)
+        model = Model(library, Path(f"/proc/self/fd/{weights.fd}"), settings)
+    loop = DecodeLoop(library, model, slots=slots)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        streams, tokens = map(int, line.split())
+        sys.stdout.write(json.dumps(run(loop, streams, tokens).encode()) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
