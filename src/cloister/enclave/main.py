@@ -50,7 +50,7 @@ def main() -> None:
         boot = parse_boot(sys.stdin.buffer.readline(_MAX_BOOT))
         uvloop.run(_Enclave(boot).serve())
     except CloisterError as error:
-        _say("failed", error=type(error).__name__, message=error.message, hint=error.hint)
+        _say("failed", error=type(error).__name__, message=error.message, hint=error.hint, step=error.step)
         raise SystemExit(1) from None
 
 
@@ -127,6 +127,7 @@ class _Enclave:
             raise NotTrusted(
                 "The model file handed over is not one that the launch config names.",
                 hint="Start the enclave again with the model it was launched for.",
+                step="launch.models",
             )
         self.attestation = Attestation(self.source, self.ring, self.boot.launch, info, self.config.insecure)
         _say("ready", **_describe(info))

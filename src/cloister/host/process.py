@@ -11,17 +11,25 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cloister
 from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTrusted, Unreachable, WrongUse
 
 __all__ = ["EnclaveProcess", "listen"]
 
 _MAX_LINE = 64 * 1024
+# Isolated, and without `site`: no user site, no .pth file, no sitecustomize, none of the host's PYTHON* variables. An
+# empty prefix for bytecode: what runs is compiled from the files that were measured, never from a cached .pyc.
+_START = (
+    "import sys; sys.path += sys.argv[1:]; sys.pycache_prefix = '/nonexistent'; "
+    "import runpy; runpy.run_module('cloister.enclave', run_name='__main__')"
+)
 _FAILURES: dict[str, type[CloisterError]] = {
     kind.__name__: kind for kind in (EngineDied, MalformedModel, NotTrusted, WrongUse)
 }
@@ -57,7 +65,7 @@ class EnclaveProcess:
 
     def start(self) -> None:
         """Returns at once. Call it from a thread that lives as long as the enclave shall."""
-        argv = [sys.executable, "-I", *self._module()]
+        argv = [sys.executable, "-I", "-S", "-B", "-c", _START, *map(str, self._search_path())]
         process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self.pass_fds, env=self._environment()
         )
@@ -67,11 +75,10 @@ class EnclaveProcess:
                 process.stdin.write(self.boot)
                 process.stdin.flush()
 
-    def _module(self) -> list[str]:
-        if self.package_root is None:
-            return ["-m", "cloister.enclave"]
-        start = f"import sys, runpy; sys.path.insert(0, {str(self.package_root)!r}); runpy.run_module('cloister.enclave', run_name='__main__')"
-        return ["-c", start]
+    def _search_path(self) -> list[Path]:
+        """Where the enclave's interpreter looks for packages, and nowhere else."""
+        own = self.package_root or Path(cloister.__file__).parents[1]
+        return [own, *dict.fromkeys(Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib"))]
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the host's environment reaches the enclave but what a process needs to run."""
@@ -85,7 +92,8 @@ class EnclaveProcess:
             elif event.get("event") == "failed":
                 self.stop()
                 kind = _FAILURES.get(str(event.get("error")), Unreachable)
-                raise kind(str(event.get("message", "The enclave failed.")), hint=str(event.get("hint", "")))
+                words = {name: str(event.get(name, "")) for name in ("hint", "step")}
+                raise kind(str(event.get("message", "The enclave failed.")), **words)
             elif event.get("event") == "ready":
                 threading.Thread(target=self._drain, name="enclave-stdout", daemon=True).start()
                 return event
