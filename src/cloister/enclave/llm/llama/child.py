@@ -1,0 +1,229 @@
+"""The engine's side of the socketpair: `python -I -m cloister.enclave.llm.llama.child`, or the same in a thread.
+
+Three threads: this one decodes; one reads the socket, so that a cancel is seen in the midst of a decode; one prepares
+prompts (template, tokenizer), so that running answers go on meanwhile.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import os
+import queue
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cloister.enclave.llm.engine import GenerateRequest
+from cloister.enclave.llm.llama import wire
+from cloister.enclave.llm.llama.config import LoopSettings
+from cloister.enclave.llm.llama.library import load_library
+from cloister.enclave.llm.llama.loop import DecodeLoop
+from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.prepare import Preparer
+from cloister.errors import CloisterError, MalformedMessage, MalformedModel, WrongUse
+
+__all__ = ["BEAT_SIZE", "Service", "main", "read_beat"]
+
+BEAT_SIZE = mmap.PAGESIZE
+_BEAT = struct.Struct("<Q")
+_PROGRESS_STEP = 0.02
+
+_Work: TypeAlias = Callable[[], None] | None
+
+
+def read_beat(beat: mmap.mmap) -> int:
+    """How often the engine gave a sign of life."""
+    return int(_BEAT.unpack_from(beat)[0])
+
+
+@dataclass(slots=True)
+class Service:
+    """Serves one front until it hangs up. `run` returns then; it raises what the engine cannot live with."""
+
+    connection: socket.socket
+    model_fd: int
+    beat: mmap.mmap
+    settings: LoopSettings
+
+    def run(self) -> None:
+        library = load_library()
+        model = self._load(library)
+        if model is None:
+            return
+        try:
+            self._serve(library, model)
+        finally:
+            model.close()
+
+    def _load(self, library: Any) -> Model | None:
+        """The model, or None after telling the front why not. The file's memory is given back either way."""
+        told = 0.0
+
+        def progress(share: float) -> None:
+            nonlocal told
+            self._live()
+            if share >= told + _PROGRESS_STEP:
+                told = share
+                self.send({"t": "progress", "share": round(min(max(share, 0.0), 1.0), 3)})
+
+        path = Path(f"/proc/self/fd/{self.model_fd}")
+        try:
+            model = Model(library, path, self.settings, progress=progress)
+        except MalformedModel as error:
+            self.send({"t": "refused", "error": wire.encode_error(error)})
+            return None
+        finally:
+            os.close(self.model_fd)
+        self.send({"t": "ready", "model": wire.encode_model(model.describe()), "slots": self.settings.slots})
+        return model
+
+    def _serve(self, library: Any, model: Model) -> None:
+        loop = DecodeLoop(library, model, slots=self.settings.slots)
+        inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+        desk = _Desk(self, loop, Preparer(model), model, inbox)
+        threads = [
+            threading.Thread(target=desk.read, name="engine-read", daemon=True),
+            threading.Thread(target=desk.prepare, name="engine-prepare", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while self._take(inbox, wait=not loop.busy):
+                if loop.busy:
+                    events = loop.step()
+                    self._live()
+                    if events:
+                        self.send({"t": "events", "e": [wire.encode_event(n, event) for n, event in events]})
+        except OSError:
+            pass  # the front is gone
+        finally:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+    def _take(self, inbox: "queue.SimpleQueue[_Work]", *, wait: bool) -> bool:
+        """Do what came in, waiting for something when there is nothing else to do. False: hang up."""
+        while True:
+            try:
+                work = inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            self._live()
+            if work is None:
+                return False
+            work()
+            wait = False
+
+    def _live(self) -> None:
+        _BEAT.pack_into(self.beat, 0, read_beat(self.beat) + 1)
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.connection.sendall(wire.frame(message))
+
+
+class _Desk:
+    """What the reading and the preparing thread do. Everything that touches the model's context goes to `inbox`."""
+
+    def __init__(
+        self, service: Service, loop: DecodeLoop, preparer: Preparer, model: Model, inbox: "queue.SimpleQueue[_Work]"
+    ) -> None:
+        self._service = service
+        self._loop = loop
+        self._preparer = preparer
+        self._model = model
+        self._inbox = inbox
+        self._orders: queue.SimpleQueue[_Work] = queue.SimpleQueue()
+
+    def read(self) -> None:
+        """Until the front hangs up, or says what no front of ours would."""
+        reader = wire.FrameReader(wire.MAX_REQUEST)
+        try:
+            while data := self._service.connection.recv(1 << 16):
+                for message in reader.feed(data):
+                    self._receive(message)
+        except (OSError, MalformedMessage, KeyError, TypeError, ValueError):
+            pass  # either way the conversation is over; why is not for a log that might quote it
+        finally:
+            self._orders.put(None)
+            self._inbox.put(None)
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        kind, number = message["t"], int(message["id"])
+        if kind == "generate":
+            self._loop.expect(number)
+            request = wire.decode_request(message)
+            self._orders.put(lambda: self._prepare(number, request))
+        elif kind == "cancel":
+            self._loop.cancel(number)
+            self._inbox.put(lambda: None)
+        elif kind == "stats":
+            self._inbox.put(lambda: self._service.send({"t": "reply", "id": number, "value": asdict(self._loop.stats)}))
+        else:
+            self._orders.put(lambda: self._answer(number, message))
+
+    def prepare(self) -> None:
+        while (order := self._orders.get()) is not None:
+            order()
+
+    def _prepare(self, number: int, request: GenerateRequest) -> None:
+        try:
+            job = self._preparer.prepare(number, request)
+        except CloisterError as error:
+            refusal = error
+            self._inbox.put(lambda: self._loop.reject(number, refusal))
+        else:
+            self._inbox.put(lambda: self._loop.submit(job))
+
+    def _answer(self, number: int, message: dict[str, Any]) -> None:
+        value: Any
+        try:
+            if message["t"] == "tokenize":
+                special, parse = bool(message["add_special"]), bool(message["parse_special"])
+                value = self._model.tokenize(message["text"], add_special=special, parse_special=parse)
+            else:
+                self._model.check_tokens(message["tokens"])
+                value = b"".join(self._model.piece(t, special=True) for t in message["tokens"]).hex()
+            reply = {"t": "reply", "id": number, "value": value}
+        except WrongUse as error:
+            reply = {"t": "reply", "id": number, "error": wire.encode_error(error)}
+        with contextlib.suppress(OSError):
+            self._service.send(reply)
+
+
+def _lock_down(parent: int) -> None:
+    """No core dumps, no debugger, and no life after the parent. Linux only, as the engine is."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_set_pdeathsig, pr_set_dumpable = 1, 4
+    libc.prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(pr_set_dumpable, 0, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def main() -> None:
+    """Arguments: socket fd, model fd, heartbeat fd, parent's pid, and the loop's settings as name=value."""
+    numbers, settings = [int(word) for word in sys.argv[1:5]], sys.argv[5:]
+    _lock_down(numbers[3])
+    sys.setswitchinterval(0.0005)  # the decoding thread gets the interpreter back quickly from the others
+    fields: dict[str, Any] = dict(word.split("=", 1) for word in settings)
+    loop_settings = LoopSettings.decode({k: v if k == "variant" else int(v) for k, v in fields.items()})
+    connection = socket.socket(fileno=numbers[0])
+    try:
+        Service(connection, numbers[1], mmap.mmap(numbers[2], BEAT_SIZE), loop_settings).run()
+    except Exception as error:  # noqa: BLE001 - the edge of the process; the traceback could quote a prompt
+        os.write(2, f"engine: {type(error).__name__}\n".encode())
+        os._exit(1)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""How one engine is run: read once, never changed."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cloister.errors import WrongUse
+
+__all__ = ["VARIANTS", "LlamaConfig", "LoopSettings", "physical_cores"]
+
+VARIANTS = ("native", "no-extra-buffers")
+"""The ladder, best first: as built; then without llama.cpp's repacked weight layouts (AMX among them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What the decode loop needs to know. Counts are tokens unless said otherwise.
+
+    `context`: per stream; 0 takes the model's own, at most 16,384. `kv_tokens`: cells of the key-value cache that all
+    streams share; 0 takes `slots` contexts, within a gibibyte. `threads`: 0 takes the physical
+    cores, and one for a model under 64 MiB.
+    """
+
+    slots: int = 16
+    context: int = 0
+    kv_tokens: int = 0
+    threads: int = 0
+    chunk: int = 512
+    variant: str = VARIANTS[0]
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("slots", 1, 64),
+            ("context", 0, 1 << 20),
+            ("kv_tokens", 0, 1 << 24),
+            ("threads", 0, 256),
+            ("chunk", 32, 4096),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise WrongUse(f"The engine's {name} must be between {low} and {high}.", got=str(value)[:40])
+        if self.variant not in VARIANTS:
+            raise WrongUse("No such engine variant.", expected=" or ".join(VARIANTS), got=str(self.variant)[:40])
+
+    def encode(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @staticmethod
+    def decode(fields: Mapping[str, Any]) -> "LoopSettings":
+        """Raises: WrongUse."""
+        if set(fields) != set(LoopSettings.__dataclass_fields__):
+            raise WrongUse("These are not the engine's settings.")
+        return LoopSettings(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaConfig:
+    """One engine: which model, how, and when it counts as dead.
+
+    `name`: what the model is called; empty takes the file's own word. `sha256` (hex): refuse other bytes than these.
+    `mode`: "process" (a child, restarted when it dies) or "thread" (for SGX, where a child would be another enclave;
+    when the engine dies or hangs there, this whole process ends, with exit code 70 or 71, for its supervisor to
+    restart). `hang_timeout`, `load_timeout` (seconds): without a sign of life for so long, while there is work, it hangs.
+    """
+
+    model: Path
+    name: str = ""
+    sha256: str | None = None
+    loop: LoopSettings = LoopSettings()
+    mode: Literal["process", "thread"] = "process"
+    hang_timeout: float = 60.0
+    load_timeout: float = 120.0
+
+
+def physical_cores() -> int:
+    """How many cores this process may use, hyper-threads counted once, a container's CPU quota respected; 64 at most.
+
+    More threads than that make llama.cpp slower (measured: -40 % with 4 threads on 2 cores).
+    """
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text())
+        except OSError:
+            cores.add(str(cpu))
+    count = len(cores)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no such quota here
+    return max(1, min(count, 64))

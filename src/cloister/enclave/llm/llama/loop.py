@@ -1,0 +1,323 @@
+"""Continuous batching: many streams, one model, one thread.
+
+Every `step` runs at most one decode of all running streams (a token each) and one chunk of somebody's prompt. The two
+are separate calls to llama.cpp: that is cheaper than mixing them, and a prompt can be given up midway without touching
+anybody else's answer. No sockets, no queues, no clock but for choosing the chunk: `cloister bench` runs this same loop
+bare:
+
+    library = load_library()
+    with seal_weights(path) as weights:
+        model = Model(library, Path(f"/proc/self/fd/{weights.fd}"), LoopSettings(slots=16))
+    loop = DecodeLoop(library, model, slots=16)
+    loop.submit(Job(1, tokens, Sampling(max_tokens=128, temperature=0), scope=None, truncated=0))
+    while loop.busy:
+        for number, event in loop.step(): ...
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
+from cloister.enclave.llm.llama.model import AbortedError, Model
+from cloister.enclave.llm.llama.sampling import Sampler, logprob_of
+from cloister.enclave.llm.llama.sequences import Sequences
+from cloister.enclave.llm.llama.text import TextStream
+from cloister.errors import CloisterError, WrongUse
+
+__all__ = ["DecodeLoop", "Job", "Stats"]
+
+_CHUNK_SECONDS = 0.1
+"""How long somebody's prompt may hold up the others, at least one small chunk."""
+_SMALLEST_CHUNK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A prompt ready to run: tokens that fit the context, and how to go on from them."""
+
+    number: int
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    scope: bytes | None
+    truncated: int
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counted since the start. `prompt_tokens_evaluated` leaves out what was reused, and counts repeated work twice."""
+
+    requests: int = 0
+    prompt_tokens_evaluated: int = 0
+    prompt_tokens_reused: int = 0
+    tokens_generated: int = 0
+    decode_steps: int = 0
+    prefill_chunks: int = 0
+    aborts: int = 0
+
+
+@dataclass(slots=True)
+class _Stream:
+    job: Job
+    sequence: int
+    tokens: list[int]
+    sampler: Sampler
+    text: TextStream
+    room: int
+    past: int = 0
+    cached: int = 0
+    generated: int = 0
+
+    @property
+    def prefilling(self) -> bool:
+        return self.past < len(self.job.prompt)
+
+
+@dataclass(slots=True)
+class _Current:
+    """Which jobs are open, and whose work llama.cpp is doing right now; shared with the thread that cancels."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    owners: frozenset[int] = frozenset()
+    open: set[int] = field(default_factory=set)
+    cancelled: set[int] = field(default_factory=set)
+
+
+class DecodeLoop:
+    """`submit`, `reject` and `step` belong to one thread; `expect` and `cancel` may be called from any."""
+
+    def __init__(self, library: Any, model: Model, *, slots: int) -> None:
+        self._lib = library
+        self._model = model
+        self._sequences = Sequences(cells=model.kv_tokens, count=model.sequences, slots=slots)
+        self._waiting: deque[Job] = deque()
+        self._streams: dict[int, _Stream] = {}
+        self._turns: deque[int] = deque()
+        self._current = _Current()
+        self._prefill_rate = 0.0
+        self._prefill_due = False
+        self._events: list[tuple[int, Event | CloisterError]] = []
+        self.stats = Stats()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._streams or self._waiting or self._events)
+
+    def expect(self, number: int) -> None:
+        """A job of this number is being prepared: `cancel` knows it from now on."""
+        with self._current.lock:
+            self._current.open.add(number)
+
+    def submit(self, job: Job) -> None:
+        self.expect(job.number)
+        self._waiting.append(job)
+
+    def reject(self, number: int, error: CloisterError) -> None:
+        """The expected job cannot be run: the next `step` says so."""
+        self._close(number)
+        self._events.append((number, error))
+
+    def cancel(self, number: int) -> None:
+        """Forget a job, if it is still open. What llama.cpp does for cancelled jobs alone is aborted at once."""
+        with self._current.lock:
+            if number not in self._current.open:
+                return
+            self._current.cancelled.add(number)
+            if self._current.owners and self._current.owners <= self._current.cancelled:
+                self._model.abort(True)  # noqa: FBT003
+
+    def _close(self, number: int) -> None:
+        with self._current.lock:
+            self._current.open.discard(number)
+            self._current.cancelled.discard(number)
+
+    def step(self) -> list[tuple[int, Event | CloisterError]]:
+        """Do a bounded amount of work; the events it gave, in order. Raises: MalformedModel when decoding fails.
+
+        A token for everybody and a chunk of a prompt take turns, so that tokens are told before the chunk begins.
+        """
+        self._drop_cancelled()
+        self._admit()
+        running = [s for s in self._streams.values() if not s.prefilling]
+        prefilling = len(running) < len(self._streams)
+        if running and not (self._prefill_due and prefilling):
+            self._decode(running)
+            self._prefill_due = True
+        elif prefilling:
+            self._prefill()
+            self._prefill_due = False
+        events, self._events = self._events, []
+        return events
+
+    # Coming and going.
+
+    def _drop_cancelled(self) -> None:
+        with self._current.lock:
+            cancelled = set(self._current.cancelled)
+        if not cancelled:
+            return
+        for number in cancelled & {job.number for job in self._waiting}:
+            self._close(number)
+        self._waiting = deque(job for job in self._waiting if job.number not in cancelled)
+        for number in cancelled & self._streams.keys():
+            stream = self._streams[number]
+            self._end(stream, keep=not stream.prefilling)
+
+    def _admit(self) -> None:
+        """In order: a large request at the head waits for room rather than being overtaken."""
+        while self._waiting:
+            job = self._waiting[0]
+            room = self._model.context_length - len(job.prompt)
+            room = min(room, job.sampling.max_tokens) if job.sampling.max_tokens is not None else room
+            scope = job.scope if self._model.reuses_prefixes else None
+            running: dict[int, Sequence[int]] = {}
+            if scope is not None:
+                running = {s.sequence: s.tokens[: s.past] for s in self._streams.values() if s.job.scope == scope}
+            place = self._sequences.place(scope, job.prompt, len(job.prompt) + room, running)
+            if place is None:
+                return
+            self._waiting.popleft()
+            for sequence in place.evict:
+                self._model.forget(sequence)
+            reused = self._take(place.sequence, place.source, place.reused)
+            try:
+                sampler = Sampler(self._lib, self._model, job.sampling, prompt=job.prompt, length=room)
+            except WrongUse as error:
+                self._model.forget(place.sequence)
+                self._sequences.release(place.sequence, (), keep=False)
+                self.reject(job.number, error)
+                continue
+            stop = tuple(s for s in job.sampling.stop if s)
+            stream = _Stream(job, place.sequence, list(job.prompt), sampler, TextStream(stop), room, reused, reused)
+            self._streams[job.number] = stream
+            self._turns.append(job.number)
+            self.stats.requests += 1
+            self.stats.prompt_tokens_reused += reused
+            self._events.append((job.number, Started(len(job.prompt), reused, job.truncated)))
+
+    def _take(self, sequence: int, source: int, reused: int) -> int:
+        """Make `sequence` hold exactly the first `reused` tokens of `source`; returns how many it really holds."""
+        if not reused:
+            self._model.forget(sequence)
+            return 0
+        if source != sequence:
+            self._model.forget(sequence)
+            self._model.share(source, sequence, reused)
+            return reused
+        if not self._model.forget(sequence, reused):
+            self._model.forget(sequence)
+            return 0
+        return reused
+
+    def _end(self, stream: _Stream, *, keep: bool) -> None:
+        stream.sampler.close()
+        del self._streams[stream.job.number]
+        self._turns.remove(stream.job.number)
+        self._close(stream.job.number)
+        if not self._sequences.release(stream.sequence, stream.tokens[: stream.past], keep=keep):
+            self._model.forget(stream.sequence)
+
+    # The two kinds of batch.
+
+    def _decode(self, running: list[_Stream]) -> None:
+        items = [(s.tokens[s.past], s.past, s.sequence, True) for s in running]
+        if not self._run(items, running):
+            return
+        self.stats.decode_steps += 1
+        for row, stream in enumerate(running):
+            stream.past += 1
+            self._next_token(stream, row)
+
+    def _prefill(self) -> None:
+        """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""
+        turns = [self._streams[n] for n in self._turns if self._streams[n].prefilling]
+        budget = self._chunk_size(alone=len(self._streams) == 1 and not self._waiting)
+        items: list[tuple[int, int, int, bool]] = []
+        shares: list[tuple[_Stream, int, int]] = []
+        for stream in turns:
+            end = min(len(stream.job.prompt), stream.past + budget - len(items))
+            if end <= stream.past:
+                break
+            last = len(stream.job.prompt) - 1
+            items += [(stream.tokens[at], at, stream.sequence, at == last) for at in range(stream.past, end)]
+            shares.append((stream, end, len(items) - 1))
+        started = time.monotonic()
+        if not self._run(items, [stream for stream, _, _ in shares]):
+            return
+        self._note_rate(len(items), time.monotonic() - started)
+        self.stats.prefill_chunks += 1
+        self.stats.prompt_tokens_evaluated += len(items)
+        first = shares[0][0].job.number
+        self._turns.remove(first)
+        self._turns.append(first)
+        for stream, end, row in shares:
+            stream.past = end
+            if not stream.prefilling:
+                self._next_token(stream, row)
+
+    def _chunk_size(self, *, alone: bool) -> int:
+        if alone:
+            return self._model.chunk
+        wanted = int(self._prefill_rate * _CHUNK_SECONDS)
+        return max(min(wanted, self._model.chunk), min(_SMALLEST_CHUNK, self._model.chunk))
+
+    def _note_rate(self, tokens: int, seconds: float) -> None:
+        if tokens >= _SMALLEST_CHUNK // 2 and seconds > 0:
+            rate = tokens / seconds
+            self._prefill_rate = rate if not self._prefill_rate else 0.7 * self._prefill_rate + 0.3 * rate
+
+    def _run(self, items: Sequence[tuple[int, int, int, bool]], streams: Sequence[_Stream]) -> bool:
+        """Decode; False when it was aborted, and then nothing of it counts."""
+        owners = frozenset(s.job.number for s in streams)
+        with self._current.lock:
+            self._current.owners = owners
+            self._model.abort(owners <= self._current.cancelled)
+        try:
+            self._model.decode(items)
+        except AbortedError:
+            self.stats.aborts += 1
+            for stream in streams:
+                if not self._model.forget(stream.sequence, stream.past):
+                    self._model.forget(stream.sequence)
+                    stream.past = 0
+            return False
+        finally:
+            with self._current.lock:
+                self._current.owners = frozenset()
+                self._model.abort(False)  # noqa: FBT003
+        return True
+
+    def _next_token(self, stream: _Stream, row: int) -> None:
+        """Choose one, tell about it, and end the stream if that was the last."""
+        if stream.room == 0:
+            self._finish(stream, "length")
+            return
+        model, sampling = self._model, stream.job.sampling
+        token = stream.sampler.choose(row)
+        if token in model.end_tokens and not sampling.ignore_eos:
+            self._finish(stream, "stop")
+            return
+        stream.generated += 1
+        self.stats.tokens_generated += 1
+        stream.tokens.append(token)
+        logprob = None
+        if sampling.logprobs is not None:
+            logprob = logprob_of(model, model.logits(row), token, sampling.logprobs)
+        delta = stream.text.feed(model.piece(token), logprob)
+        if delta is not None:
+            self._events.append((stream.job.number, delta))
+        if stream.text.stopped:
+            self._finish(stream, "stop")
+        elif stream.generated >= stream.room:
+            self._finish(stream, "length")
+
+    def _finish(self, stream: _Stream, reason: Any) -> None:
+        rest: Delta | None = stream.text.finish()
+        number = stream.job.number
+        if rest is not None:
+            self._events.append((number, rest))
+        self._events.append((number, Done(reason, len(stream.job.prompt), stream.generated, stream.cached)))
+        self._end(stream, keep=True)

@@ -1,0 +1,105 @@
+"""Starting and ending engines: a locked-down child process, or the same service in a thread."""
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from cloister.enclave.llm.llama.child import BEAT_SIZE, Service
+from cloister.enclave.llm.llama.config import LoopSettings
+
+__all__ = ["EXIT_DIED", "EXIT_HUNG", "Running", "spawn"]
+
+EXIT_DIED = 70
+"""In thread mode this process ends with this code when the engine fails."""
+EXIT_HUNG = 71
+"""And with this one when it hangs."""
+_GRACE = 0.2
+"""Seconds for a child to go by itself once its socket is closed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A started engine. `end` kills it (a thread is asked, and waited for) and says, without content, how it ended.
+
+    `pid`: the child's, or 0 for a thread. `beat`: see `read_beat`.
+    """
+
+    connection: socket.socket
+    beat: mmap.mmap
+    end: Callable[[], str]
+    pid: int
+
+
+def spawn(mode: Literal["process", "thread"], model_fd: int, settings: LoopSettings) -> Running:
+    """Start an engine on the sealed memory `model_fd`, which stays the caller's. Blocks for the fork alone.
+
+    The child inherits this thread's priority, and dies when this thread ends: call it from a thread that lives long.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        beat_fd = os.memfd_create("beat", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(beat_fd, BEAT_SIZE)
+            beat = mmap.mmap(beat_fd, BEAT_SIZE)
+            if mode == "thread":
+                return _in_thread(ours, theirs.dup(), beat, os.dup(model_fd), settings)
+            return _in_child(ours, theirs, beat, beat_fd, model_fd, settings)
+        finally:
+            os.close(beat_fd)
+
+
+def _in_child(
+    ours: socket.socket, theirs: socket.socket, beat: mmap.mmap, beat_fd: int, model_fd: int, settings: LoopSettings
+) -> Running:
+    words = [str(number) for number in (theirs.fileno(), model_fd, beat_fd, os.getpid())]
+    words += [f"{name}={value}" for name, value in settings.encode().items()]
+    environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-m", "cloister.enclave.llm.llama.child", *words],
+        env=environment,
+        pass_fds=(theirs.fileno(), model_fd, beat_fd),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # llama.cpp's last words could quote a prompt
+        close_fds=True,
+    )
+
+    def end() -> str:
+        try:
+            code = child.wait(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            return "it was ended"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    return Running(ours, beat, end, child.pid)
+
+
+def _in_thread(
+    ours: socket.socket, theirs: socket.socket, beat: mmap.mmap, model_fd: int, settings: LoopSettings
+) -> Running:
+    def run() -> None:
+        try:
+            Service(theirs, model_fd, beat, settings).run()
+        except BaseException:  # noqa: BLE001 - nobody can go on after this, and a traceback could quote a prompt
+            os._exit(EXIT_DIED)
+        finally:
+            theirs.close()
+
+    thread = threading.Thread(target=run, name="engine", daemon=True)
+    thread.start()
+
+    def end() -> str:
+        ours.close()
+        thread.join()
+        return "it was ended"
+
+    return Running(ours, beat, end, 0)

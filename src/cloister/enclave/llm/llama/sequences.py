@@ -1,0 +1,125 @@
+"""Who holds which part of the key-value cache, and whose finished prefixes may be used again by whom.
+
+Pure bookkeeping: it names sequences and counts cells; the loop carries out what `Place` says.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["Place", "Sequences", "common_prefix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a new stream goes. First drop the sequences in `evict`; then, if `reused`, take the first `reused` cells
+    of `source` (the same as `sequence` when it is taken over) and drop what `sequence` holds beyond them."""
+
+    sequence: int
+    reused: int
+    source: int
+    evict: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Active:
+    scope: bytes | None
+    need: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    scope: bytes
+    tokens: tuple[int, ...]
+
+
+class Sequences:
+    """`cells` shared by `count` sequences, of which `slots` may be active at once.
+
+    An active stream has reserved all the cells that it can ever need, so that decoding never fails for lack of them.
+    What is left over may hold finished sequences of streams with a scope, the most recently used longest. A prefix is
+    only ever found by the same scope: 32 bytes, compared whole.
+    """
+
+    def __init__(self, *, cells: int, count: int, slots: int) -> None:
+        self._cells = cells
+        self._slots = slots
+        self._free = list(range(count - 1, -1, -1))
+        self._active: dict[int, _Active] = {}
+        self._kept: OrderedDict[int, _Kept] = OrderedDict()
+
+    @property
+    def active(self) -> int:
+        return len(self._active)
+
+    @property
+    def kept(self) -> int:
+        return len(self._kept)
+
+    def _reserved(self) -> int:
+        return sum(stream.need for stream in self._active.values())
+
+    def place(
+        self, scope: bytes | None, prompt: Sequence[int], need: int, running: dict[int, Sequence[int]]
+    ) -> Place | None:
+        """A place for a stream that may grow to `need` cells, or None while there is none.
+
+        `running`: for active sequences, the tokens already in their cells.
+        """
+        if len(self._active) >= self._slots or self._reserved() + need > self._cells:
+            return None
+        source, reused = self._best(scope, prompt, running)
+        evict: list[int] = []
+        if reused and source in self._kept and 2 * reused >= len(self._kept[source].tokens):
+            sequence = source
+            del self._kept[source]
+        else:
+            if source in self._kept:
+                self._kept.move_to_end(source)
+            sequence = self._free.pop() if self._free else self._drop_oldest(evict)
+            if sequence == source:  # it was the oldest of all: there is nothing left to share
+                source, reused = -1, 0
+        self._active[sequence] = _Active(scope, need)
+        while self._kept and self._reserved() + sum(len(k.tokens) for k in self._kept.values()) > self._cells:
+            oldest = self._drop_oldest(evict)
+            self._free.append(oldest)
+            if oldest == source:
+                source, reused = -1, 0
+        return Place(sequence, reused, source, tuple(evict))
+
+    def _drop_oldest(self, evict: list[int]) -> int:
+        sequence, _ = self._kept.popitem(last=False)
+        evict.append(sequence)
+        return sequence
+
+    def _best(self, scope: bytes | None, prompt: Sequence[int], running: dict[int, Sequence[int]]) -> tuple[int, int]:
+        """The sequence of this scope that shares the longest prefix, and how long it is: (-1, 0) when none does."""
+        if scope is None:
+            return -1, 0
+        best, longest = -1, 0
+        limit = len(prompt) - 1  # at least one token must be evaluated, to have logits
+        for sequence, kept in self._kept.items():
+            if kept.scope == scope and (length := common_prefix(kept.tokens, prompt, limit)) > longest:
+                best, longest = sequence, length
+        for sequence, tokens in running.items():
+            if self._active[sequence].scope == scope and (length := common_prefix(tokens, prompt, limit)) > longest:
+                best, longest = sequence, length
+        return best, longest
+
+    def release(self, sequence: int, tokens: Sequence[int], *, keep: bool) -> bool:
+        """The stream is over; `tokens` are in its cells. True: they are kept for its scope. False: drop them."""
+        stream = self._active.pop(sequence)
+        if keep and stream.scope is not None and tokens:
+            self._kept[sequence] = _Kept(stream.scope, tuple(tokens))
+            return True
+        self._free.append(sequence)
+        return False
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int], limit: int) -> int:
+    """How many leading tokens the two share, `limit` at most."""
+    end = min(len(one), len(other), limit)
+    for at in range(end):
+        if one[at] != other[at]:
+            return at
+    return max(end, 0)

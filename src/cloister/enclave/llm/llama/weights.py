@@ -1,0 +1,71 @@
+"""The model's bytes, copied once into sealed memory and hashed on the way: what is hashed is what is loaded."""
+
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from cloister.errors import MalformedModel, WrongUse
+
+__all__ = ["Weights", "seal_weights"]
+
+_CHUNK = 1 << 23
+
+
+@dataclass(slots=True)
+class Weights:
+    """A model file in a sealed memfd. `sha256` (hex) and `size` (bytes) are of exactly what `fd` holds."""
+
+    fd: int
+    sha256: str
+    size: int
+    modified: int
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
+    """Copy `path` into memory that nobody, we included, can change afterwards.
+
+    The file may change, or be changed, while it is read and after: the copy does not. With `expected` (hex) another
+    digest is refused. Does not look at what the bytes mean.
+
+    Raises: WrongUse (no such file, or no memfd here), MalformedModel (digest differs).
+    """
+    if not hasattr(os, "memfd_create"):
+        raise WrongUse("This platform has no memfd: the engine needs Linux.")
+    digest = hashlib.sha256()
+    fd = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        size = 0
+        with path.open("rb", buffering=0) as source:
+            modified = int(os.fstat(source.fileno()).st_mtime)
+            while chunk := source.read(_CHUNK):
+                digest.update(chunk)
+                view = memoryview(chunk)
+                while view:
+                    view = view[os.write(fd, view) :]
+                size += len(chunk)
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except OSError as error:
+        os.close(fd)
+        raise WrongUse(
+            "The model file cannot be read into memory.", got=error.strerror or type(error).__name__
+        ) from error
+    found = digest.hexdigest()
+    if expected is not None and found != expected:
+        os.close(fd)
+        raise MalformedModel("The model file is no longer the one that was loaded.", expected=expected, got=found)
+    return Weights(fd=fd, sha256=found, size=size, modified=modified)
