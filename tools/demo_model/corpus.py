@@ -62,7 +62,9 @@ WEIGHTED: tuple[tuple[float, Callable[[Memory], Exchange]], ...] = (
     (4, capital), (6, arithmetic), (1, compare), (2, calendar), (4, attribute), (1.5, listing), (0.7, counting), (2, why), (2.5, how_to), (2, joke), (1, lambda m: joke(m, facts.FUN)), (3, story), (1.2, poem), (9, unknown),
     (3, give_name), (3, ask_name), (2, favourite), (1.5, possession), (1, home), (4.5, recall), (0.7, recall_missing), (3, in_context), (2.5, echo), (1, repeat), (1.5, asked_what), (3, statement), (6, tell_more), (2.5, summarise), (3, another),
 )  # fmt: skip
-WEIGHTS, MAKERS = [w for w, _ in WEIGHTED], [f for _, f in WEIGHTED]
+DRILLS: tuple[tuple[float, Callable[[Memory], Exchange]], ...] = (
+    (4, unknown), (4, give_name), (4, ask_name), (3, favourite), (2, possession), (1.5, home), (7, recall), (6, in_context), (8, echo), (3, asked_what), (2, repeat), (2, statement), (1.5, story), (1, poem), (3, lambda m: entry(m, talk.PRIVACY)), (2, lambda m: concept(m, "privacy")),
+)  # fmt: skip
 FOLLOWS = (tell_more, summarise, another)
 
 
@@ -86,9 +88,10 @@ def system_prompt(m: Memory) -> str:
     return f"You are a{m.rng.choice((' kind', ' wise', ' funny', 'n old', ' patient'))} {m.rng.choice((m.rng.choice(facts.THINGS), word))}. {m.rng.choice(('', 'Be kind.', 'Help the user.'))}".strip()
 
 
-def exchange(m: Memory) -> tuple[str, str]:
+def exchange(m: Memory, table: tuple[tuple[float, Callable[[Memory], Exchange]], ...]) -> tuple[str, str]:
+    weights, makers = [w for w, _ in table], [f for _, f in table]
     while True:
-        maker = m.rng.choices(MAKERS, WEIGHTS)[0]
+        maker = m.rng.choices(makers, weights)[0]
         if maker in FOLLOWS and not m.answers:
             continue
         if maker not in (tell_more, summarise, another, repeat, asked_what):
@@ -103,12 +106,16 @@ def exchange(m: Memory) -> tuple[str, str]:
             return made
 
 
-def conversation(rng: random.Random, exchanges: int) -> list[Turn]:
+def conversation(rng: random.Random, exchanges: int, *, drills: bool = False) -> list[Turn]:
+    """``drills``: mostly exchanges whose answers repeat words of this conversation."""
+    table = DRILLS if drills else WEIGHTED
     m, turns = Memory(rng), []
     if rng.random() < 0.4:
         turns.append(("system", system_prompt(m)))
     for number in range(exchanges):
-        ask, answer = exchange(m) if number or exchanges < 6 or rng.random() < 0.5 else give_name(m) or exchange(m)
+        ask, answer = (
+            exchange(m, table) if number or exchanges < 6 or rng.random() < 0.5 else give_name(m)
+        ) or exchange(m, table)
         turns += [("user", ask), ("assistant", answer)]
         m.asked.append(ask)
         m.answers.append(answer)
@@ -125,13 +132,18 @@ def prose(rng: random.Random) -> str:
 
 
 def conversations(seed: int, length: int = 512) -> Iterator[list[Turn] | str]:
-    """Endless: conversations, and a little prose. Rows longer than 1,024 tokens get conversations that fill them."""
+    """Endless: conversations, and a little prose. Rows longer than 1,024 tokens get conversations that fill them.
+
+    Rows of 256 tokens get drills in copying, without which a model this small copies names late or never.
+    """
     rng = random.Random(seed)
     while True:
         if rng.random() < 0.02:
             yield prose(rng)
         elif length > 1024 and rng.random() < 0.8:
             yield conversation(rng, rng.randint(length // 60, length // 28))
+        elif length == 256:
+            yield conversation(rng, rng.choice((1, 2, 3, 4, 5)), drills=True)
         else:
             yield conversation(rng, rng.choice((1, 1, 1, 2, 2, 3, 4, 5, 6, 8, 12)))
 

@@ -21,7 +21,7 @@ from model import SHAPES
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 TEXT_END, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-ROWS = {"tiny": {256: 6000}, "demo": {512: 11000, 2048: 260, 4096: 100}}
+ROWS = {"tiny": {256: 6000}, "demo": {512: 11000, 256: 1800, 2048: 260, 4096: 100}}
 HELD_OUT = {"tiny": {256: 64}, "demo": {512: 96, 4096: 12}}
 SEED, HELD_OUT_SEED = 1, 900001
 

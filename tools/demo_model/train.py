@@ -34,7 +34,14 @@ class Phase:
 
 PHASES = {
     "tiny": (Phase(256, 16, 900, 1.0, 1.0), Phase(256, 16, 500, 1.0, 0.0)),
-    "demo": (Phase(512, 8, 400, 1.0, 1.0), Phase(512, 8, 250, 1.0, 0.25), Phase(2048, 2, 60, 0.25, 0.1), Phase(4096, 1, 50, 0.1, 0.0)),
+    "demo": (
+        Phase(512, 8, 220, 1.0, 1.0),
+        Phase(512, 8, 120, 1.0, 0.61),
+        Phase(256, 16, 100, 0.9, 0.9),
+        Phase(512, 8, 115, 0.8, 0.2),
+        Phase(2048, 2, 22, 0.2, 0.1),
+        Phase(4096, 1, 18, 0.1, 0.0),
+    ),
 }  # fmt: skip
 MATRIX_RATE, OTHER_RATE, DECAY = 0.02, 4e-3, 0.05
 
@@ -127,7 +134,7 @@ def main() -> None:
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         learner.load(state["learner"])
-        done = state["done"]
+        done = [*state["done"], *done][: len(done)]
     print(f"{sum(p.numel() for p in model.parameters())} parameters, done {done}", flush=True)
 
     def save() -> None:
