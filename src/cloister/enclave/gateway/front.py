@@ -1,8 +1,6 @@
 """Which outer address does what: the five that exist, and a refusal for all others."""
 
 import asyncio
-import base64
-import binascii
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,7 +14,8 @@ from cloister.enclave.gateway import inner, problems
 from cloister.enclave.gateway.answer import Answer
 from cloister.enclave.gateway.intake import Intake
 from cloister.enclave.gateway.problems import Message, Problem, Receive, Send
-from cloister.errors import CloisterError
+from cloister.errors import CloisterError, MalformedEvidence
+from cloister.evidence.strict_json import from_b64url
 
 __all__ = ["Gateway"]
 
@@ -218,7 +217,7 @@ def _nonce(query: bytes) -> bytes | None:
     if len(fields) != 1 or fields[0][0] != "nonce":
         return None
     try:
-        nonce = base64.b64decode(fields[0][1] + "=", altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error):
+        nonce = from_b64url(fields[0][1], what="nonce")
+    except MalformedEvidence:
         return None
     return nonce if len(nonce) == _NONCE_BYTES else None
