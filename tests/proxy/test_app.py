@@ -1,0 +1,153 @@
+"""The local proxy: the SDK with nothing but another base URL, and what it refuses."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from tests.client.deployment import Deployment, InnerApp, Served, Stage
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def client(proxy: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="marked") as client:
+        yield client
+
+
+@pytest.fixture
+def http(proxy: Served) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=proxy.url, trust_env=False) as client:
+        yield client
+
+
+def app_of(deployment: Deployment) -> InnerApp:
+    assert isinstance(deployment.app, InnerApp)
+    return deployment.app
+
+
+def said(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+def test_chat_stream_error_and_cancel_with_the_plain_sdk(client: openai.OpenAI, deployment: Deployment) -> None:
+    answer = client.chat.completions.create(model="demo", messages=said("so it goes"))
+    assert answer.choices[0].message.content == "so it goes"
+    events = client.chat.completions.create(model="demo", messages=said("one two"), stream=True)
+    assert "".join(event.choices[0].delta.content or "" for event in events) == "one two "
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="demo", messages=said("fail"))
+    assert caught.value.code == "no_such"
+    endless = client.post("/endless", body={}, cast_to=object, stream=True, stream_cls=openai.Stream[Any])
+    next(iter(endless))
+    endless.close()
+    assert app_of(deployment).ended.wait(2)
+    assert app_of(deployment).seen[0]["headers"]["authorization"] == "Bearer marked"
+
+
+def test_a_failure_amid_a_stream_is_an_incomplete_read(http: httpx2.Client) -> None:
+    with http.stream("POST", "/v1/breaks-late", json={}) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx2.RemoteProtocolError):
+            answer.read()
+
+
+def test_forwards_the_original_routes_and_query(http: httpx2.Client, deployment: Deployment) -> None:
+    for path in ("/health", "/generate?prompt=aGk%3D", "/v1/models/a%2Fb"):
+        assert http.get(path).status_code == 200
+    assert [(call["path"], call["query"]) for call in app_of(deployment).seen] == [
+        ("/health", ""),
+        ("/generate", "prompt=aGk%3D"),
+        ("/v1/models/a/b", ""),
+    ]
+
+
+def test_keeps_cookies_and_page_addresses_here(http: httpx2.Client, deployment: Deployment) -> None:
+    headers = {"cookie": "other=service", "referer": "http://localhost/private", "sec-fetch-mode": "cors"}
+    assert http.get("/v1/models", headers={**headers, "x-kept": "1"}).status_code == 200
+    seen = app_of(deployment).seen[0]["headers"]
+    assert seen["x-kept"] == "1"
+    assert not seen.keys() & {"cookie", "referer", "origin", "sec-fetch-mode", "accept-encoding", "connection"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1"}, 421),
+        ({"host": "127.0.0.1.evil.example"}, 421),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": ""}, 415),
+    ],
+)
+def test_refuses_foreign_pages_and_names(
+    http: httpx2.Client, deployment: Deployment, headers: dict[str, str], status: int
+) -> None:
+    answer = http.post("/v1/echo", content=b"{}", headers={**JSON, **headers})
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"]
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert deployment.attested == 0
+
+
+def test_its_own_page_may_ask(http: httpx2.Client, proxy: Served) -> None:
+    headers = {**JSON, "origin": f"http://127.0.0.1:{proxy.port}", "sec-fetch-site": "same-origin"}
+    assert http.post("/v1/echo", content=b"{}", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/metrics", 404), ("OPTIONS", "/v1/models", 405), ("PUT", "/v1/x", 405), ("POST", "/verification", 405)],
+)
+def test_forwards_nothing_else(
+    http: httpx2.Client, deployment: Deployment, method: str, path: str, status: int
+) -> None:
+    assert http.request(method, path, headers=JSON).status_code == status
+    assert app_of(deployment).seen == []
+
+
+def test_refuses_another_user_s_connection(proxy: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: 12345)
+    assert http.get("/v1/models").json()["error"]["code"] == "other_user"
+
+
+def test_shows_what_was_verified_and_what_was_not(http: httpx2.Client, deployment: Deployment) -> None:
+    assert http.get("/").json()["verdict"] == "not verified yet"
+    shown = http.get("/verification").json()
+    assert (shown["verdict"], shown["deployment"]) == ("simulated", "acme-chat")
+    assert "hardware" in {factor["step"] for factor in shown["not_proved"]}
+    assert len(base64.b64decode(shown["nonce"])) == 32
+    assert b"statement" in base64.b64decode(shown["document"])
+    assert http.get("/").json()["verdict"] == "simulated"
+
+
+def test_a_changed_measurement_is_blocked_with_old_and_new(http: httpx2.Client, deployment: Deployment) -> None:
+    assert http.get("/v1/models").status_code == 200
+    old = deployment.measurement.code
+    deployment.measurement = replace(deployment.measurement, code=f"sha256:{'99' * 32}")
+    deployment.renew_keys()
+    answer = http.get("/v1/models")
+    error = answer.json()["error"]
+    factors = {factor["step"]: factor for factor in error["factors"]}
+    assert (answer.status_code, error["code"]) == (502, "enclave_not_trusted")
+    assert answer.headers["x-should-retry"] == "false"
+    changed = factors["measurement.code"]
+    assert (changed["expected"], changed["got"]) == (old, f"sha256:{'99' * 32}")
+    assert len(app_of(deployment).seen) == 1
+
+
+def test_an_enclave_that_is_not_trusted_hears_nothing(deployment: Deployment, stage: Stage, proxy: Served) -> None:
+    deployment.launch = replace(deployment.launch, deployment="another")
+    with httpx2.Client(base_url=proxy.url, trust_env=False) as http:
+        answer = http.post("/v1/echo", json={"marked": 1})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "enclave_not_trusted")
+        assert http.get("/verification").status_code == 502
+    assert app_of(deployment).seen == []
