@@ -5,15 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.end_to_end.tenants import ALICE_HASH, BOB_HASH
 
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.client import Session
 from cloister.enclave.boot import KeyHash
-from cloister.enclave.llm.tenants import new_key
 from cloister.models.download import resolve
-
-ALICE, ALICE_HASH = new_key()
-BOB, BOB_HASH = new_key()
 
 
 @pytest.fixture(scope="session")

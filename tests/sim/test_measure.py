@@ -24,9 +24,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__init__.py").write_text("")
     (package / "errors.py").write_text("import os\n")
     (package / "enclave" / "main.py").write_text("def start():\n    from idna.core import encode\n")
-    (package / "models" / "data").mkdir()
-    (package / "models" / "data" / "demo.gguf").write_bytes(b"weights")
-    (package / "models" / "data" / "demo.json").write_bytes(b"{}")
+    (package / "enclave" / "table.json").write_bytes(b"{}")
     return package
 
 
@@ -41,8 +39,8 @@ def own(package: Path) -> set[str]:
 def test_measures_the_rooms_of_the_enclave_and_what_they_import(package: Path) -> None:
     measured = names(package)
     assert {"cloister/__init__.py", "cloister/errors.py", "cloister/enclave/main.py", "idna/core.py"} <= measured
-    assert "cloister/models/data/demo.json" in measured
-    assert not any(name.endswith((".gguf", ".pyc", "/RECORD", "/INSTALLER")) or ".." in name for name in measured)
+    assert "cloister/enclave/table.json" in measured
+    assert not any(name.endswith((".pyc", "/RECORD", "/INSTALLER")) or ".." in name for name in measured)
 
 
 def test_every_byte_of_our_own_counts(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +77,8 @@ def test_files_outside_do_not_count(package: Path) -> None:
     before = code_manifest(package)
     (package / "cli").mkdir()
     (package / "cli" / "main.py").write_text("import rich\n")
-    (package / "models" / "data" / "demo.gguf").write_bytes(b"other weights")
+    (package / "models").mkdir()
+    (package / "models" / "store.py").write_text("import huggingface_hub\n")
     (package / "enclave" / "__pycache__").mkdir()
     (package / "enclave" / "__pycache__" / "main.cpython-311.pyc").write_bytes(b"x")
     assert code_manifest(package) == before

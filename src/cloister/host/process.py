@@ -62,6 +62,7 @@ class EnclaveProcess:
     pass_fds: tuple[int, ...]
     package_root: Path | None = None
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _drain: threading.Thread | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Returns at once. Call it from a thread that lives as long as the enclave shall."""
@@ -95,7 +96,8 @@ class EnclaveProcess:
                 words = {name: str(event.get(name, "")) for name in ("hint", "step")}
                 raise kind(str(event.get("message", "The enclave failed.")), **words)
             elif event.get("event") == "ready":
-                threading.Thread(target=self._drain, name="enclave-stdout", daemon=True).start()
+                self._drain = threading.Thread(target=self._read_on, name="enclave-stdout", daemon=True)
+                self._drain.start()
                 return event
         raise Unreachable(
             f"The enclave ended before it was ready (status {self.wait()}).", hint="See its messages above."
@@ -109,7 +111,7 @@ class EnclaveProcess:
                 if isinstance(event, dict):
                     yield event
 
-    def _drain(self) -> None:
+    def _read_on(self) -> None:
         for _event in self._events():
             pass
 
@@ -136,3 +138,7 @@ class EnclaveProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if self._drain is not None:
+            self._drain.join()
+        if process.stdout is not None:
+            process.stdout.close()

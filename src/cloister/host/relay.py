@@ -72,10 +72,14 @@ class Relay:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(
-            self._pump(number, "to-enclave", reader, up_writer),
-            self._pump(number, "from-enclave", up_reader, writer),
-        )
+        try:
+            await asyncio.gather(
+                self._pump(number, "to-enclave", reader, up_writer),
+                self._pump(number, "from-enclave", up_reader, writer),
+            )
+        finally:  # stopping the relay cuts what is still open
+            writer.close()
+            up_writer.close()
 
     async def _pump(
         self,

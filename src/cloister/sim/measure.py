@@ -23,7 +23,8 @@ from cloister.evidence.manifest import manifest, manifest_digest
 
 __all__ = ["ROOMS", "Measurement", "code_files", "code_manifest", "engine_digest", "measure"]
 
-ROOMS = ("errors.py", "evidence", "verify", "channel", "models", "enclave")
+ROOMS = ("errors.py", "evidence", "verify", "channel", "enclave")
+"""All that the enclave imports of cloister; a test holds it against what the process really loads."""
 
 PACKAGE = Path(cloister.__file__).parent
 
@@ -119,15 +120,11 @@ def _own_files(package: Path) -> Iterator[Path]:
     yield package / "__init__.py"
     for room in ROOMS:
         path = package / room
-        yield from [path] if path.is_file() else sorted(_measured(path, package))
+        yield from [path] if path.is_file() else sorted(_files(path))
 
 
-def _measured(room: Path, package: Path) -> Iterator[Path]:
-    """Model files have digests of their own, in the launch config."""
-    weights = package / "models" / "data"
-    for path in room.rglob("*"):
-        if path.is_file() and path.suffix != ".pyc" and not (path.parent == weights and path.suffix == ".gguf"):
-            yield path
+def _files(room: Path) -> Iterator[Path]:
+    return (path for path in room.rglob("*") if path.is_file() and path.suffix != ".pyc")
 
 
 def _parse(path: Path) -> ast.Module:
