@@ -165,6 +165,7 @@ class Served:
             log_config=None,
             log_level="critical",
             access_log=False,
+            proxy_headers=False,
             interface="asgi3",
             timeout_graceful_shutdown=1,
         )

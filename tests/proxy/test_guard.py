@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cloister.proxy.guard import peer_uid
+from cloister.proxy.guard import Guard, peer_uid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 
@@ -20,6 +20,25 @@ def test_the_kernel_says_whose_connection_it_is(host: str) -> None:
         near, far = client.getsockname()[:2], listener.getsockname()[:2]
         assert peer_uid(near, far) == os.getuid()
         assert peer_uid((near[0], near[1] ^ 1), far) is None
+
+
+def test_asks_once_for_each_connection_and_again_for_the_next_on_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = iter([os.getuid(), os.getuid() + 1])
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: next(owners))
+    guard = Guard(1234)
+
+    def asks(client: tuple[str, int]) -> bool:
+        scope = {
+            "method": "GET",
+            "headers": [(b"host", b"127.0.0.1:1234")],
+            "client": client,
+            "server": ("127.0.0.1", 1),
+        }
+        return guard.refusal(scope) is None
+
+    first = ("127.0.0.1", int("40000"))
+    second = ("127.0.0.1", int("40000"))
+    assert [asks(first), asks(first), asks(second)] == [True, True, False]
 
 
 def test_a_connection_without_addresses_is_nobody_s() -> None:

@@ -56,7 +56,8 @@ class ProxyConfig:
 
 
 def create_proxy(session: AsyncSession, config: ProxyConfig) -> "Proxy":
-    """An ASGI app for a loopback socket; serve it on 127.0.0.1 or ::1 only (it does not check where it listens).
+    """An ASGI app for a loopback socket; serve it on 127.0.0.1 or ::1 only (it does not check where it listens),
+    and without proxy headers (`uvicorn.Config(proxy_headers=False)`): nobody else says who a client is.
 
     Make the session with `pin_measurement=True`: a person is there who can look at a change.
     """

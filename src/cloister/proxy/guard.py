@@ -14,6 +14,7 @@ __all__ = ["Guard", "Refusal", "peer_uid"]
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = b"01"
+_REMEMBERED = 256  # connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +25,14 @@ class Refusal:
     hint: str
 
 
-@dataclass(frozen=True, slots=True)
 class Guard:
     """`port` is the one that the proxy listens on: a Host that names another is somebody else's address for us
-    (DNS rebinding). `own_user_only` asks the kernel (Linux) who owns the other end of the connection."""
+    (DNS rebinding). On Linux it asks the kernel who owns the other end of a connection."""
 
-    port: int
-    own_user_only: bool = sys.platform == "linux"
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._own_user_only = sys.platform == "linux"
+        self._own: dict[tuple[str, int], tuple[str, int]] = {}
 
     def refusal(self, scope: dict[str, Any]) -> Refusal | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
@@ -43,12 +45,25 @@ class Guard:
             return _FOREIGN
         if scope["method"] == "POST" and _media_type(headers.get(b"content-type", "")) != "application/json":
             return _MEDIA_TYPE
-        if self.own_user_only and peer_uid(scope["client"], scope["server"]) not in (os.getuid(), 0):
+        if self._own_user_only and not self._is_own(scope["client"], scope["server"]):
             return _OTHER_USER
         return None
 
+    def _is_own(self, client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
+        """Reading the kernel's table can take milliseconds, so it is done once for each connection. uvicorn hands out
+        one tuple object for all of a connection's requests: the same object is the same connection, while an equal one
+        may be another user's, who got the port next. A server that makes new tuples is asked about every time."""
+        if client is not None and self._own.get(client) is client:
+            return True
+        if client is None or peer_uid(client, server) not in (os.getuid(), 0):
+            return False
+        if len(self._own) >= _REMEMBERED:
+            self._own.clear()
+        self._own[client] = client
+        return True
+
     def _hosts(self) -> tuple[str, ...]:
-        return f"127.0.0.1:{self.port}", f"localhost:{self.port}", f"[::1]:{self.port}"
+        return f"127.0.0.1:{self._port}", f"localhost:{self._port}", f"[::1]:{self._port}"
 
 
 _HOST = Refusal(421, "wrong_host", "This is not a name of this proxy.", "Use http://127.0.0.1:PORT as it was printed.")
