@@ -19,8 +19,6 @@ from cloister.evidence.strict_json import from_b64url
 
 __all__ = ["Gateway"]
 
-KEYS_PATH = "/.well-known/ohttp-gateway"
-EVIDENCE_PATH = "/.well-known/cloister-attestation"
 _NONCE_BYTES = 32
 _QUOTES_AT_ONCE = 20
 _CACHED_DOCUMENT_SECONDS = 300.0
