@@ -127,5 +127,7 @@ def download_bar() -> Iterator[Callable[[str, int, int], None]]:
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
     with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=_console(sys.stderr)) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=one_line(name), completed=done, total=total)
+        task = bar.add_task("", total=None, visible=False)  # nothing to see unless something is fetched
+        yield lambda name, done, total: bar.update(
+            task, description=one_line(name), completed=done, total=total, visible=True
+        )

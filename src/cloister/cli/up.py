@@ -15,6 +15,7 @@ import uvicorn
 
 from cloister.cli import output
 from cloister.cli.chat import Turn, run_chat
+from cloister.cli.dialogue import Asking
 from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
 from cloister.cli.serve import Context, Model, Slots
@@ -66,19 +67,21 @@ def _converse(enclave: LocalEnclave, proxy_socket: socket.socket) -> None:
         ):
             output.note("3 verifying it, through the untrusted host, before anything is sent", "dim")
             if output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout):
-                _chat(session, relay, at)
+                # A toy wanders when it is given room; a real model's default is its own affair.
+                toy = enclave.plan.model.source.startswith("embedded")
+                _chat(session, relay, at, Asking(temperature=0.3 if toy else None))
             else:
                 _serve(session, enclave, at)
     finally:
         relay.stop()
 
 
-def _chat(session: Session, relay: Relay, at: int) -> None:
+def _chat(session: Session, relay: Relay, at: int, asking: Asking) -> None:
     _suggest()
     output.note(f"also for any OpenAI client: http://127.0.0.1:{at}/v1", "dim")
     session.verify()
     relay.take()
-    run_chat(session, on_turn=lambda turn: _show_host_view(turn, relay.take()))
+    run_chat(session, asking=asking, on_turn=lambda turn: _show_host_view(turn, relay.take()))
 
 
 def _serve(session: Session, enclave: LocalEnclave, at: int) -> None:
@@ -86,7 +89,7 @@ def _serve(session: Session, enclave: LocalEnclave, at: int) -> None:
     for part in summary(session.verify()):
         output.line(part)
     _suggest()
-    body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}]}'
+    body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0.3}'
     url = f"http://127.0.0.1:{at}/v1"
     output.line(f"curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
     output.line(f"ready {url}")

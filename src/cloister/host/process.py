@@ -68,7 +68,12 @@ class EnclaveProcess:
         """Returns at once. Call it from a thread that lives as long as the enclave shall."""
         argv = [sys.executable, "-I", "-S", "-B", "-c", _START, *map(str, self._search_path())]
         process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=self.pass_fds, env=self._environment()
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=self.pass_fds,
+            env=self._environment(),
+            start_new_session=True,  # Ctrl+C at a chat stops an answer, not the enclave
         )
         self.process = process
         if process.stdin is not None:

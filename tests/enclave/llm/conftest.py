@@ -173,7 +173,7 @@ def engine() -> ScriptedEngine:
 
 @pytest.fixture
 def api(engine: ScriptedEngine) -> Api:
-    return create_api(engine, ApiConfig(require_keys=False))
+    return create_api(engine, ApiConfig(require_keys=False, restart_wait=0))
 
 
 def client_of(api: Api, **headers: str) -> httpx2.AsyncClient:

@@ -134,6 +134,13 @@ async def test_a_dead_engine_is_503(engine: ScriptedEngine, http: httpx2.AsyncCl
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_died")
 
 
+async def test_a_request_waits_for_an_engine_that_comes_back(engine: ScriptedEngine) -> None:
+    engine.ready = False
+    asyncio.get_running_loop().call_later(0.1, setattr, engine, "ready", True)  # noqa: FBT003
+    http = client_of(create_api(engine, ApiConfig(require_keys=False)))
+    assert (await http.get("/v1/models")).status_code == 200
+
+
 async def test_unexpected_errors_are_a_bare_500_and_leave_no_content_in_the_log(
     engine: ScriptedEngine, http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -103,6 +103,8 @@ class Api:
         if route is None or not route.keyless:
             call.principal = self._service.tenants.identify(call.headers)
         if route is not None:
+            if not route.keyless:
+                await self._service.recovered()
             await route.handler(call)
         elif allowed:
             message = f"This route takes {' and '.join(allowed)} only."

@@ -20,6 +20,8 @@ from cloister.errors import EngineDied, MalformedModel
 
 __all__ = ["ApiConfig", "Call", "Service"]
 
+_RESTART_POLL = 0.05  # seconds
+
 Answers: TypeAlias = AsyncGenerator[tuple[int, Event], None]
 
 
@@ -36,6 +38,8 @@ class ApiConfig:
     """Answers that may wait for a slot."""
     wait_limit: float = 60.0
     """Seconds that a request waits for its first slot."""
+    restart_wait: float = 10.0
+    """Seconds that a request waits for an engine that died and is being restarted, before it is refused."""
     max_body: int = 8 << 20
     """Bytes of one request."""
     generate_tokens: int = 256
@@ -65,6 +69,14 @@ class Service:
             message = "This enclave serves one model; /v1/models names it."
             raise Refused(404, "model_not_found", message, param="model")
         return info
+
+    async def recovered(self) -> None:
+        """Returns once the engine is ready, or has had its time. A model that was never loaded is not waited for."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.config.restart_wait
+        while not self.engine.ready and loop.time() < until:
+            self.engine.info  # noqa: B018 (raises while the model is loaded for the first time)
+            await asyncio.sleep(_RESTART_POLL)
 
     async def answers(self, principal: Principal, requests: Sequence[GenerateRequest]) -> Answers:
         """The events of all requests, each with its request's index, as they come. Closing it stops them all.
