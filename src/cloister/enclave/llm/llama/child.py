@@ -1,4 +1,4 @@
-"""The engine's side of the socketpair: `python -I -m cloister.enclave.llm.llama.child`, or the same in a thread.
+"""The engine's side of the socketpair: the main module of the child process, or the same in a thread.
 
 Three threads: this one decodes; one reads the socket, so that a cancel is seen in the midst of a decode; one prepares
 prompts (template, tokenizer), so that running answers go on meanwhile.
@@ -25,7 +25,7 @@ from cloister.enclave.llm.llama import wire
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
 from cloister.enclave.llm.llama.loop import DecodeLoop
-from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.model import Model, SelfTestError
 from cloister.enclave.llm.llama.prepare import Preparer
 from cloister.errors import CloisterError, MalformedMessage, MalformedModel, WrongUse
 
@@ -77,7 +77,8 @@ class Service:
         try:
             model = Model(library, path, self.settings, progress=progress)
         except MalformedModel as error:
-            self.send({"t": "refused", "error": wire.encode_error(error)})
+            another = isinstance(error, SelfTestError)
+            self.send({"t": "refused", "error": wire.encode_error(error), "another": another})
             return None
         finally:
             os.close(self.model_fd)

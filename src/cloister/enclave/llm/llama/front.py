@@ -179,6 +179,8 @@ class LlamaEngine:
                     failure = error
                     reason = await self._finish(link)
                     _log.warning("engine variant %s: %s (%s)", variant, error.message, reason)
+                    if link.final:
+                        break
                     continue
                 except asyncio.CancelledError:
                     await self._finish(link)
@@ -280,6 +282,8 @@ class _Link(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[tuple[Any, int]] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
+        self.final = False
+        """The engine read the file and refused it: no other variant would do better."""
         self._on_progress = on_progress
         self._reader = wire.FrameReader(wire.MAX_EVENT)
         self._transport: asyncio.Transport | None = None
@@ -325,6 +329,7 @@ class _Link(asyncio.Protocol):
             case "ready" if not self.ready.done():
                 self.ready.set_result((message["model"], int(message["slots"])))
             case "refused" if not self.ready.done():
+                self.final = message["another"] is not True
                 self.ready.set_exception(wire.decode_error(message["error"]))
             case _:
                 raise MalformedMessage("An engine message of no known kind.")

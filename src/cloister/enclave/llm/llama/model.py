@@ -12,13 +12,17 @@ from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings, physical_cores
 from cloister.errors import MalformedModel, WrongUse
 
-__all__ = ["AbortedError", "Model"]
+__all__ = ["AbortedError", "Model", "SelfTestError"]
 
 _CONTROL_ATTRIBUTES = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL
 _KV_BUDGET = 1 << 30
 _MOST_CONTEXT = 16384
 _SMALL_MODEL = 1 << 26
 """Bytes. Below this, threads spend more time waiting for each other than computing, most of all on a busy machine."""
+
+
+class SelfTestError(MalformedModel):
+    """The file was read, and what was computed from it is wrong: another variant of the engine may do better."""
 
 
 class AbortedError(Exception):
@@ -28,7 +32,7 @@ class AbortedError(Exception):
 class Model:
     """One model in one context, driven by one thread; the words (`tokenize`, `piece`) may be used from any.
 
-    Raises: MalformedModel when llama.cpp refuses the file, or when its first logits are not finite.
+    Raises: MalformedModel when llama.cpp refuses the file, SelfTestError when its first logits are not finite.
     """
 
     def __init__(
@@ -156,8 +160,8 @@ class Model:
         self.kv_tokens: int = max(
             self.context_length, settings.kv_tokens or min(settings.slots * self.context_length, within)
         )
-        self.sequences = min(2 * settings.slots, lib.llama_max_parallel_sequences())
-        self.chunk = max(settings.chunk, self.sequences)
+        self.sequences: int = min(2 * settings.slots, lib.llama_max_parallel_sequences())
+        self.chunk: int = max(settings.chunk, self.sequences)
         params = lib.llama_context_default_params()
         params.n_ctx = self.kv_tokens
         params.n_batch = params.n_ubatch = self.chunk
@@ -221,7 +225,7 @@ class Model:
         finite = bool(np.isfinite(self.logits(7)).all())
         self.decode([(words[0], 8, 0, True)])
         if not (finite and bool(np.isfinite(self.logits(0)).all())):
-            raise MalformedModel("The model computes no finite numbers.", hint="The file may be damaged.")
+            raise SelfTestError("The model computes no finite numbers.", hint="The file may be damaged.")
         self._lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
 
 

@@ -58,7 +58,7 @@ class Preparer:
         return [self._model.bos, *found] if self._model.adds_bos else found
 
     def _from_messages(self, messages: Sequence[Mapping[str, Any]], request: GenerateRequest) -> tuple[list[int], int]:
-        tokens = self._render(messages)
+        tokens = self.render(messages)
         room = self._room(request)
         if not request.truncate_prompt or len(tokens) <= room:
             return tokens, 0
@@ -66,7 +66,7 @@ class Preparer:
         kept, _ = _cut(shorter, self._head_length(messages, shorter), room)
         return kept, len(tokens) - len(kept)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[int]:
+    def render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[int]:
         """Control tokens only where the template itself wrote them; BOS in front where the model wants one."""
         if self._template is None:
             raise WrongUse(
@@ -97,11 +97,11 @@ class Preparer:
                 low = middle + 1
         if best is not None:
             return best
-        return self._render([*messages[:system], *messages[-1:]] if len(messages) > system else messages)
+        return self.render([*messages[:system], *messages[-1:]] if len(messages) > system else messages)
 
     def _try_render(self, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
         try:
-            return self._render(messages)
+            return self.render(messages)
         except CloisterError:
             return None
 
@@ -111,7 +111,7 @@ class Preparer:
         if messages[0].get("role") not in ("system", "developer") or len(messages) < 2:
             return head
         try:
-            system = self._render(messages[:1], answer=False)
+            system = self.render(messages[:1], answer=False)
         except CloisterError:
             return head
         return len(system) if list(tokens[: len(system)]) == system else head

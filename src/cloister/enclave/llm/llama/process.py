@@ -1,5 +1,6 @@
 """Starting and ending engines: a locked-down child process, or the same service in a thread."""
 
+import json
 import mmap
 import os
 import signal
@@ -9,8 +10,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import cloister
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service
 from cloister.enclave.llm.llama.config import LoopSettings
 
@@ -20,6 +23,12 @@ EXIT_DIED = 70
 """In thread mode this process ends with this code when the engine fails."""
 EXIT_HUNG = 71
 """And with this one when it hangs."""
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); sys.pycache_prefix = json.loads(sys.argv.pop(1)); "
+    "import runpy; runpy.run_module('cloister.enclave.llm.llama.child', run_name='__main__')"
+)
+"""The child runs the code that this process runs: isolated, without `site`, and with cached bytecode only where this
+process uses it too."""
 _GRACE = 0.2
 """Seconds for a child to go by itself once its socket is closed."""
 
@@ -51,6 +60,9 @@ def spawn(mode: Literal["process", "thread"], model_fd: int, settings: LoopSetti
             if mode == "thread":
                 return _in_thread(ours, theirs.dup(), beat, os.dup(model_fd), settings)
             return _in_child(ours, theirs, beat, beat_fd, model_fd, settings)
+        except OSError:
+            ours.close()
+            raise
         finally:
             os.close(beat_fd)
 
@@ -60,9 +72,10 @@ def _in_child(
 ) -> Running:
     words = [str(number) for number in (theirs.fileno(), model_fd, beat_fd, os.getpid())]
     words += [f"{name}={value}" for name, value in settings.encode().items()]
+    start = [json.dumps(_search_path()), json.dumps(sys.pycache_prefix)]
     environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
     child = subprocess.Popen(
-        [sys.executable, "-I", "-m", "cloister.enclave.llm.llama.child", *words],
+        [sys.executable, "-I", "-S", *_bytecode_flag(), "-c", _START, *start, *words],
         env=environment,
         pass_fds=(theirs.fileno(), model_fd, beat_fd),
         stdin=subprocess.DEVNULL,
@@ -81,6 +94,16 @@ def _in_child(
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     return Running(ours, beat, end, child.pid)
+
+
+def _search_path() -> list[str]:
+    """Where this interpreter looks for packages: the child looks there and nowhere else."""
+    own = str(Path(cloister.__file__).parents[1])
+    return [own, *(folder for folder in sys.path if folder != own and Path(folder).is_absolute())]
+
+
+def _bytecode_flag() -> list[str]:
+    return ["-B"] if sys.dont_write_bytecode else []
 
 
 def _in_thread(

@@ -173,6 +173,9 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             raise OverflowError
         return "".join(texts)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """No allowance for str.format: a width in it makes a text of any length."""
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         if isinstance(obj, str | bytes) and attr in _GROWING:
             return False

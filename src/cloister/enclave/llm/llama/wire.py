@@ -6,7 +6,7 @@ not look as expected ends the conversation. One decode step's events for all str
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from cloister.enclave.llm.engine import (
@@ -48,11 +48,13 @@ MAX_EVENT = 16 << 20
 """Bytes of one message from the engine."""
 
 FromEngine: TypeAlias = dict[str, Any]
+_DEPTH = 64
 _LENGTH = struct.Struct("<I")
 
 
 def frame(message: Mapping[str, Any]) -> bytes:
-    body = json.dumps(message, separators=(",", ":")).encode()
+    """Raises: TypeError, ValueError, RecursionError when the message is no JSON."""
+    body = json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
     return _LENGTH.pack(len(body)) + body
 
 
@@ -112,9 +114,11 @@ def _real(value: object) -> float:
 
 
 def encode_request(number: int, request: GenerateRequest) -> dict[str, Any]:
+    """Raises: WrongUse when messages are nested beyond reason."""
     prompt, sampling = request.prompt, request.sampling
     message: dict[str, Any] = {"t": "generate", "id": number, "truncate": request.truncate_prompt}
     if prompt.messages is not None:
+        _check_depth(prompt.messages, _DEPTH)
         message["messages"] = [dict(m) for m in prompt.messages]
     elif prompt.tokens is not None:
         message["tokens"] = list(prompt.tokens)
@@ -126,6 +130,18 @@ def encode_request(number: int, request: GenerateRequest) -> dict[str, Any]:
     fields["logit_bias"] = [[token, bias] for token, bias in sampling.logit_bias.items()]
     message["sampling"] = fields
     return message
+
+
+def _check_depth(value: object, left: int) -> None:
+    if left == 0:
+        raise WrongUse("The messages are nested too deeply.", expected=f"{_DEPTH} levels at most")
+    inner: Iterable[object] = ()
+    if isinstance(value, Mapping):
+        inner = value.values()
+    elif isinstance(value, list | tuple):
+        inner = value
+    for item in inner:
+        _check_depth(item, left - 1)
 
 
 def decode_request(message: Mapping[str, Any]) -> GenerateRequest:

@@ -1,0 +1,240 @@
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
+from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings
+from cloister.enclave.llm.llama.loop import DecodeLoop, Job
+from cloister.enclave.llm.llama.model import Model
+from cloister.errors import CloisterError, WrongUse
+
+ALICE, BOB = b"a" * 32, b"b" * 32
+GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
+
+
+def job(number: int, text: str, model: Model, sampling: Sampling = GREEDY, scope: bytes | None = None) -> Job:
+    return Job(number, tuple(model.tokenize(text)), sampling, scope, 0)
+
+
+def drain(loop: DecodeLoop) -> dict[int, list[Event | CloisterError]]:
+    found: dict[int, list[Event | CloisterError]] = {}
+    while loop.busy:
+        for number, event in loop.step():
+            found.setdefault(number, []).append(event)
+    return found
+
+
+def text_of(events: list[Event | CloisterError]) -> str:
+    return "".join(e.text for e in events if isinstance(e, Delta))
+
+
+@pytest.fixture
+def loop(library: Any, model: Model) -> DecodeLoop:
+    return DecodeLoop(library, model, slots=8)
+
+
+def test_says_what_each_stream_alone_would_say(loop: DecodeLoop, model: Model) -> None:
+    prompts = [f"{n} a prompt of its own" * (1 + n) for n in range(8)]
+    alone = []
+    for number, prompt in enumerate(prompts):
+        loop.submit(job(number, prompt, model))
+        alone.append(text_of(drain(loop)[number]))
+    for number, prompt in enumerate(prompts):
+        loop.submit(job(100 + number, prompt, model))
+    together = drain(loop)
+    assert [text_of(together[100 + number]) for number in range(8)] == alone
+    assert len(set(alone)) == 8
+
+
+def test_finishes_more_streams_than_it_has_slots_in_order(loop: DecodeLoop, model: Model) -> None:
+    for number in range(20):
+        loop.submit(job(number, f"prompt {number}", model))
+    events = drain(loop)
+    assert list(events) == list(range(20))
+    for stream in events.values():
+        assert isinstance(stream[0], Started)
+        assert isinstance(stream[-1], Done)
+        assert stream[-1].completion_tokens == 24
+
+
+def test_makes_streams_wait_when_the_cells_are_promised(library: Any, model_path: Path) -> None:
+    small = Model(library, model_path, LoopSettings(slots=4, context=256, kv_tokens=256))
+    loop = DecodeLoop(library, small, slots=4)
+    whole = Sampling(max_tokens=None, temperature=0.0, ignore_eos=True)
+    for number in range(3):
+        loop.submit(job(number, "x" * 100, small, whole))
+    events = drain(loop)
+    for number in range(3):
+        assert events[number][-1] == Done("length", 100, 156, 0)
+    small.close()
+
+
+def test_reuses_a_prefix_inside_one_scope_only(loop: DecodeLoop, model: Model) -> None:
+    prompt = "the same long prompt, word for word" * 8
+
+    def evaluated(number: int, scope: bytes | None) -> tuple[int, int]:
+        before = loop.stats.prompt_tokens_evaluated
+        loop.submit(job(number, prompt, model, scope=scope))
+        done = drain(loop)[number][-1]
+        assert isinstance(done, Done)
+        return loop.stats.prompt_tokens_evaluated - before, done.cached_tokens
+
+    length = len(model.tokenize(prompt))
+    assert evaluated(1, ALICE) == (length, 0)
+    assert evaluated(2, BOB) == (length, 0)
+    assert evaluated(3, None) == (length, 0)
+    assert evaluated(4, None) == (length, 0)
+    assert evaluated(5, ALICE) == (1, length - 1)
+    assert evaluated(6, BOB) == (1, length - 1)
+
+
+def test_answers_the_same_from_a_reused_prefix(loop: DecodeLoop, model: Model) -> None:
+    prompt = "a prompt that is asked twice " * 4
+    loop.submit(job(1, prompt, model, scope=ALICE))
+    first = text_of(drain(loop)[1])
+    loop.submit(job(2, prompt, model, scope=ALICE))
+    loop.submit(job(3, prompt, model, scope=ALICE))  # taken from the running one
+    again = drain(loop)
+    assert text_of(again[2]) == text_of(again[3]) == first
+    assert isinstance(again[3][0], Started)
+    assert again[3][0].cached_tokens > 0
+
+
+def test_goes_on_with_the_others_when_one_is_cancelled(loop: DecodeLoop, model: Model) -> None:
+    loop.submit(job(1, "first prompt", model))
+    undisturbed = text_of(drain(loop)[1])
+    for number in (2, 3):
+        loop.submit(job(number, "first prompt" if number == 2 else "second prompt, longer", model))
+    events: list[tuple[int, Event | CloisterError]] = []
+    while loop.busy:
+        events += loop.step()
+        if sum(n == 3 for n, _ in events) == 5:
+            loop.cancel(3)
+    assert "".join(e.text for n, e in events if n == 2 and isinstance(e, Delta)) == undisturbed
+    assert not any(isinstance(e, Done) for n, e in events if n == 3)
+    assert loop.stats.aborts == 0
+
+
+def test_forgets_a_job_that_is_cancelled_before_it_runs_or_after_it_ended(loop: DecodeLoop, model: Model) -> None:
+    loop.expect(1)
+    loop.cancel(1)
+    loop.submit(job(1, "never seen", model))
+    assert drain(loop) == {}
+    loop.submit(job(2, "seen", model))
+    assert isinstance(drain(loop)[2][-1], Done)
+    loop.cancel(2)
+    assert not loop.busy
+
+
+def test_aborts_a_prompt_midway_and_stays_of_use(library: Any, slow_path: Path) -> None:
+    slow = Model(library, slow_path, LoopSettings(slots=2, chunk=4096, threads=1))
+    loop = DecodeLoop(library, slow, slots=2)
+    loop.submit(job(1, "a quick one", slow))
+    expected = text_of(drain(loop)[1])
+    loop.submit(job(2, "y" * 12000, slow))
+    cancelled = 0.0
+
+    def cancel() -> None:
+        nonlocal cancelled
+        cancelled = time.monotonic()
+        loop.cancel(2)
+
+    timer = threading.Timer(0.15, cancel)
+    timer.start()
+    drain(loop)
+    timer.join()
+    assert loop.stats.aborts == 1
+    assert time.monotonic() - cancelled < 0.5  # on a machine this busy; alone it takes a few milliseconds
+    loop.submit(job(3, "a quick one", slow))
+    assert text_of(drain(loop)[3]) == expected
+    slow.close()
+
+
+def test_lets_running_streams_speak_while_a_long_prompt_is_read(library: Any, slow_path: Path) -> None:
+    slow = Model(library, slow_path, LoopSettings(slots=2, threads=1))
+    loop = DecodeLoop(library, slow, slots=2)
+    loop.submit(job(1, "short", slow, Sampling(max_tokens=400, temperature=0.0, ignore_eos=True)))
+    while not any(isinstance(event, Delta) for _, event in loop.step()):
+        pass
+    loop.submit(job(2, "z" * 3000, slow))
+    spoken, before = 0, loop.stats.prefill_chunks
+    while loop.busy:
+        speakers = [number for number, event in loop.step() if isinstance(event, Delta)]
+        if 2 in speakers:
+            break
+        spoken += speakers.count(1)
+    assert spoken >= loop.stats.prefill_chunks - before - 2 >= 3
+    slow.close()
+
+
+def test_repeats_itself_with_a_seed_and_not_without(loop: DecodeLoop, model: Model) -> None:
+    def said(seed: int | None) -> str:
+        loop.submit(job(1, "once", model, Sampling(max_tokens=40, temperature=1.5, seed=seed, ignore_eos=True)))
+        return text_of(drain(loop)[1])
+
+    assert said(7) == said(7)
+    assert said(7) != said(8)
+    assert said(None) != said(None)
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+def test_a_draw_cut_down_to_the_best_is_greedy(loop: DecodeLoop, model: Model, fields: dict[str, Any]) -> None:
+    loop.submit(job(1, "once", model))
+    loop.submit(job(2, "once", model, Sampling(max_tokens=24, temperature=1.0, ignore_eos=True, **fields)))
+    events = drain(loop)
+    assert text_of(events[1]) == text_of(events[2])
+
+
+def test_obeys_bias_and_penalties(loop: DecodeLoop, model: Model) -> None:
+    letter = model.tokenize("q")[0]
+    loop.submit(job(1, "once", model, Sampling(max_tokens=5, temperature=0.0, logit_bias={letter: 1000.0})))
+    assert text_of(drain(loop)[1]) == "qqqqq"
+    biased = Sampling(max_tokens=5, temperature=0.0, logit_bias={letter: 100.0}, presence_penalty=1000.0)
+    loop.submit(job(2, "once", model, biased))
+    assert text_of(drain(loop)[2]).count("q") == 1
+    biased = Sampling(max_tokens=9, temperature=0.0, logit_bias={letter: 100.0}, frequency_penalty=30.0)
+    loop.submit(job(3, "once", model, biased))
+    assert 1 < text_of(drain(loop)[3]).count("q") < 9
+
+
+def test_ends_with_the_models_own_end_token(loop: DecodeLoop, model: Model) -> None:
+    (end,) = model.end_tokens
+    loop.submit(job(1, "once", model, Sampling(max_tokens=5, temperature=0.0, logit_bias={end: 1000.0})))
+    assert drain(loop)[1][-1] == Done("stop", 4, 0, 0)
+
+
+def test_tells_the_models_own_distribution(loop: DecodeLoop, model: Model) -> None:
+    hot = Sampling(max_tokens=6, temperature=2.0, seed=1, logprobs=20, ignore_eos=True)
+    loop.submit(job(1, "once", model, hot))
+    entries = [entry for e in drain(loop)[1] if isinstance(e, Delta) for entry in e.logprobs]
+    assert len(entries) == 6
+    for entry in entries:
+        mass = sum(np.exp(other.logprob) for other in entry.top)
+        assert 0.5 < mass <= 1.0 + 1e-6
+        assert [o.logprob for o in entry.top] == sorted((o.logprob for o in entry.top), reverse=True)
+        assert entry.logprob <= entry.top[0].logprob <= 0.0
+        assert entry.raw == model.piece(entry.token, special=True)
+
+
+@pytest.mark.parametrize("fields", [{"logit_bias": {99999: 1.0}}, {"logit_bias": {-1: 1.0}}, {"repeat_penalty": 0.0}])
+def test_refuses_what_no_sampler_can_do_and_serves_the_next(
+    loop: DecodeLoop, model: Model, fields: dict[str, Any]
+) -> None:
+    loop.submit(job(1, "once", model, Sampling(max_tokens=5, **fields)))
+    (refusal,) = drain(loop)[1]
+    assert isinstance(refusal, WrongUse)
+    loop.submit(job(2, "once", model))
+    assert isinstance(drain(loop)[2][-1], Done)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_rung_of_the_ladder_runs(library: Any, model_path: Path, variant: str) -> None:
+    model = Model(library, model_path, LoopSettings(slots=2, variant=variant))
+    loop = DecodeLoop(library, model, slots=2)
+    loop.submit(job(1, "once", model))
+    assert isinstance(drain(loop)[1][-1], Done)
+    model.close()

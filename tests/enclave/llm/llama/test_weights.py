@@ -1,0 +1,41 @@
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from cloister.enclave.llm.llama.weights import seal_weights
+from cloister.errors import MalformedModel, WrongUse
+
+
+def test_the_copy_is_hashed_and_nobody_can_change_it(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights" * 100000)
+    with seal_weights(path) as weights:
+        assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert weights.size == 700000
+        for damage in (
+            lambda: os.pwrite(weights.fd, b"x", 0),
+            lambda: os.ftruncate(weights.fd, 1),
+            lambda: os.ftruncate(weights.fd, 1 << 20),
+        ):
+            with pytest.raises(PermissionError):
+                damage()
+        path.write_bytes(b"other")
+        assert os.pread(weights.fd, 7, 0) == b"weights"
+    assert weights.fd == -1
+
+
+def test_refuses_another_digest(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    good = hashlib.sha256(b"weights").hexdigest()
+    seal_weights(path, expected=good).close()
+    with pytest.raises(MalformedModel):
+        seal_weights(path, expected="f" + good[1:])
+
+
+def test_says_when_there_is_no_such_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(WrongUse):
+            seal_weights(path)
