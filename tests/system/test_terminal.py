@@ -1,0 +1,78 @@
+"""`cloister up` at a terminal, seen through tmux: what a person reads."""
+
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from tests.system.shell import Shell, free_port, tool
+
+pytestmark = pytest.mark.system
+
+
+class Terminal:
+    def __init__(self, shell: Shell, command: str) -> None:
+        self._tmux = tool("tmux")
+        self._name = uuid.uuid4().hex[:8]
+        self._shell = shell
+        self._do("-f", "/dev/null", "new-session", "-d", "-s", self._name, "-x", "110", "-y", "45", command)
+
+    def _do(self, *arguments: str) -> str:
+        return subprocess.run(
+            [self._tmux, "-L", self._name, *arguments],
+            env=self._shell.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    def type(self, text: str) -> None:
+        self._do("send-keys", "-t", self._name, "-l", text)
+        self.press("Enter")
+
+    def press(self, key: str) -> None:
+        self._do("send-keys", "-t", self._name, key)
+
+    def screen(self) -> str:
+        return self._do("capture-pane", "-t", self._name, "-p", "-J")
+
+    def until(self, text: str, *, count: int = 1, patience: float = 60) -> str:
+        deadline = time.monotonic() + patience
+        while (seen := self.screen()).count(text) < count:
+            assert time.monotonic() < deadline, f"{text!r} did not appear:\n{seen}"
+            time.sleep(0.1)
+        return seen
+
+    def close(self) -> None:
+        subprocess.run([self._tmux, "-L", self._name, "kill-server"], capture_output=True, check=False)
+
+
+@pytest.fixture
+def terminal(shell: Shell) -> Iterator[Terminal]:
+    one = Terminal(shell, f"cloister up --port {free_port()}")
+    yield one
+    one.close()
+
+
+def test_a_conversation_with_the_hosts_view_beside_it(terminal: Terminal) -> None:
+    seen = terminal.until(">>>")
+    assert "SIMULATED" in seen
+    assert "make run MODEL=hf.co/" in seen
+    terminal.type("Who are you?")
+    seen = terminal.until("your words are not in it")
+    assert "/.well-known/ohttp-gateway" in seen
+    answer = seen.split("Who are you?")[1].split("the host saw")[0]
+    assert len(answer.split()) >= 3
+    terminal.type("/?")
+    terminal.until("Ctrl+C")
+    terminal.press("C-c")  # at the prompt: stays
+    terminal.until("/bye leaves")
+    terminal.type("What is a nonce?")
+    terminal.until("your words are not in it", count=2)
+    terminal.type("/bye")
+    time.sleep(1)
+    with pytest.raises(subprocess.CalledProcessError):
+        for _ in range(50):
+            terminal.screen()
+            time.sleep(0.1)
