@@ -45,7 +45,9 @@ async def test_killed_during_eight_streams_gives_eight_errors_and_comes_back(
 ) -> None:
     async with serve(slow_path, threads=1) as engine:
         streams = [asyncio.create_task(fate(engine, f"prompt {n}")) for n in range(8)]
-        while (await engine.stats())["decode_steps"] < 3:
+        for _ in range(1000):
+            if (await engine.stats())["decode_steps"] > 3:
+                break
             await asyncio.sleep(0.01)
         first = engine.pid
         os.kill(first, sign)
@@ -204,46 +206,51 @@ def mutations(good: bytes) -> dict[str, bytes]:
 
 
 async def test_damaged_models_are_refused_or_served(tmp_path: Path, model_path: Path) -> None:
-    path = tmp_path / "damaged.gguf"
     outcomes: dict[str, str] = {}
     cases = mutations(model_path.read_bytes())  # noqa: ASYNC240
     assert len(cases) == 36
-    for name, content in cases.items():
+    settings = LoopSettings(slots=2, context=256)
+    turn = asyncio.Semaphore(3)
+
+    async def load(name: str, content: bytes) -> None:
+        path = tmp_path / f"{name}.gguf"
         path.write_bytes(content)
-        settings = LoopSettings(slots=2, context=256)
-        engine = LlamaEngine(LlamaConfig(model=path, loop=settings, load_timeout=20, hang_timeout=20))
-        try:
-            await engine.start()
-            await answer(engine, ask("once"))
-            outcomes[name] = "served"
-        except MalformedModel as error:
-            assert error.message
-            outcomes[name] = "refused"
-        finally:
-            await engine.close()
+        async with turn:
+            engine = LlamaEngine(LlamaConfig(model=path, loop=settings, load_timeout=20, hang_timeout=20))
+            try:
+                await engine.start()
+                await answer(engine, ask("once"))
+                outcomes[name] = "served"
+            except MalformedModel as error:
+                assert error.message
+                outcomes[name] = "refused"
+            finally:
+                await engine.close()
+
+    await asyncio.gather(*(load(name, content) for name, content in cases.items()))
     assert list(outcomes.values()).count("refused") >= 20, outcomes
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, words: bytes) -> None:
-    """In place of the engine, a process that says `words` on its socket and then waits."""
-    code = f"import socket, sys, time; socket.socket(fileno=int(sys.argv[3])).sendall({words!r}); time.sleep(60)"
+def stand_in(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """In place of the engine, a process that says `words` (an expression) on its socket and then waits."""
+    code = f"import socket, struct, sys, time; socket.socket(fileno=int(sys.argv[3])).sendall({words}); time.sleep(60)"
     monkeypatch.setattr("cloister.enclave.llm.llama.process._START", code)
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        struct.pack("<I", 1 << 31),
-        struct.pack("<I", 4) + b"nope",
-        struct.pack("<I", 2) + b"[]",
-        struct.pack("<I", 15) + b'{"t":"unknown"}',
-        struct.pack("<I", 13) + b'{"t":"ready"}',
-        struct.pack("<I", 200000) + b"[" * 200000,
-        struct.pack("<I", 23) + b'{"t":"events","e":[[1]]}'[:23],
+        "struct.pack('<I', 1 << 31)",
+        "struct.pack('<I', 4) + b'nope'",
+        "struct.pack('<I', 2) + b'[]'",
+        "struct.pack('<I', 15) + b'{\"t\":\"unknown\"}'",
+        "struct.pack('<I', 13) + b'{\"t\":\"ready\"}'",
+        "struct.pack('<I', 200000) + b'[' * 200000",
+        'struct.pack(\'<I\', 24) + b\'{"t":"events","e":[[1]]}\'',
     ],
 )
 async def test_an_engine_that_talks_nonsense_is_refused(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch, words: bytes
+    model_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     stand_in(monkeypatch, words)
     engine = LlamaEngine(LlamaConfig(model=model_path))
