@@ -3,6 +3,7 @@
 The vocabulary is synthetic (256 bytes, then fillers), so nothing is needed but the `gguf` package.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -125,12 +126,14 @@ def write_random(name: str, folder: Path, *, note: Callable[[str], None]) -> Pat
     note(f"writing {path.name} (random weights, once)")
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
-    writer = gguf.GGUFWriter(partial, "gptneox")
-    _add_header(writer, name, SHAPES[name])
-    _add_tensors(writer, SHAPES[name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    partial.replace(path)
+    try:
+        with contextlib.closing(gguf.GGUFWriter(partial, "gptneox")) as writer:
+            _add_header(writer, name, SHAPES[name])
+            _add_tensors(writer, SHAPES[name])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path

@@ -1,0 +1,54 @@
+import stat
+from pathlib import Path
+
+import pytest
+from tests.cli.running import run
+
+from cloister.cli.local import Plan, owner_key, owner_name, policy_for
+from cloister.cli.main import app
+from cloister.enclave.boot import KeyHash
+from cloister.models.download import resolve
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_refuses_to_simulate_unasked() -> None:
+    refused = run(app, "serve", "tiny")
+    assert refused.exit_code == 2
+    assert "--platform sim" in refused.stderr
+
+
+def test_refuses_a_platform_without_a_driver() -> None:
+    assert run(app, "serve", "tiny", "--platform", "tdx").exit_code == 2
+
+
+def test_refuses_a_model_that_is_not_there() -> None:
+    refused = run(app, "serve", "nowhere.gguf", "--platform", "sim")
+    assert refused.exit_code == 2
+    assert "nowhere.gguf" in refused.stderr
+
+
+def test_the_owner_key_is_made_once_and_private(state: Path) -> None:
+    assert owner_name(owner_key()) == owner_name(owner_key())
+    file = state / "cloister" / "owner.pem"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_the_policy_pins_all_that_can_be_pinned() -> None:
+    plan = Plan.make(resolve("tiny"))
+    policy = policy_for(plan, b"root")
+    assert policy.models == {plan.model_digest}
+    assert policy.owner_key == plan.owner
+    assert policy.measurements["sim"] == (plan.measurement.components(),)
+    assert policy.config == plan.config.digest().hex()
+    assert policy.deployment == "local"
+
+
+def test_keys_are_on_when_there_are_any_and_their_absence_is_named() -> None:
+    assert Plan.make(resolve("tiny")).config.insecure == ("api-keys-off",)
+    assert Plan.make(resolve("tiny"), keys=(KeyHash("a", "0" * 64),)).config.insecure == ()
