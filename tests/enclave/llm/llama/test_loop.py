@@ -161,13 +161,11 @@ def test_lets_running_streams_speak_while_a_long_prompt_is_read(library: Any, sl
     while not any(isinstance(event, Delta) for _, event in loop.step()):
         pass
     loop.submit(job(2, "z" * 3000, slow))
-    spoken, before = 0, loop.stats.prefill_chunks
-    while loop.busy:
-        speakers = [number for number, event in loop.step() if isinstance(event, Delta)]
-        if 2 in speakers:
-            break
-        spoken += speakers.count(1)
-    assert spoken >= loop.stats.prefill_chunks - before - 2 >= 3
+    chunks, steps = loop.stats.prefill_chunks, loop.stats.decode_steps
+    while not any(number == 2 and isinstance(event, Delta | Done) for number, event in loop.step()):
+        pass
+    chunks, steps = loop.stats.prefill_chunks - chunks, loop.stats.decode_steps - steps
+    assert steps >= chunks - 1 >= 5
     slow.close()
 
 

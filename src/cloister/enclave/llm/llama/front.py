@@ -175,8 +175,9 @@ class LlamaEngine:
                 link = await _Link.open(await self._blocking(start), self._note_progress)
                 try:
                     described, slots = await self._loaded(link)
-                except MalformedModel as error:
-                    failure = error
+                    model = self._describe(described, weights)
+                except (MalformedModel, MalformedMessage) as error:
+                    failure = MalformedModel(error.message, hint=error.hint)
                     reason = await self._finish(link)
                     _log.warning("engine variant %s: %s (%s)", variant, error.message, reason)
                     if link.final:
@@ -187,7 +188,6 @@ class LlamaEngine:
                     raise
                 self._sha256 = weights.sha256
                 self._rungs = self._rungs[self._rungs.index(variant) :]  # what failed here once is not tried again
-                model = self._describe(described, weights)
                 self._info = EngineInfo(sha256=digest, variant=variant, model=model, slots=slots)
                 self._link = link
                 self._tell("ready", variant)
@@ -233,9 +233,9 @@ class LlamaEngine:
             await self._pause()
             try:
                 await self._bring_up()
-            except CloisterError as error:
+            except (CloisterError, OSError) as error:
                 self._crashes.append(time.monotonic())
-                _log.error("engine not restarted: %s", error.message)
+                _log.error("engine not restarted: %s", type(error).__name__)
 
     async def _until_over(self, link: "_Link") -> bool:
         """True: it hangs. False: it is gone."""
