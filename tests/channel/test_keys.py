@@ -28,6 +28,10 @@ def find(ring: KeyRing, now: float, *, index: int = 0, keys: bytes | None = None
     return ring.find(config.key_id, config.kem_id, 1, 2, now)
 
 
+def ring_from(epoch: int) -> KeyRing:
+    return KeyRing(0.0, entropy=lambda length: bytes([epoch]) if length == 1 else os.urandom(length))
+
+
 def test_reads_and_writes_rfc9458s_config() -> None:
     encoded = bytes.fromhex(OHTTP["config"])
     (config,) = parse_configs(len(encoded).to_bytes(2, "big") + encoded)
@@ -75,12 +79,13 @@ def test_the_client_falls_back_unless_it_requires_post_quantum() -> None:
 
 
 def test_publishes_xwing_first_with_ids_of_the_epoch() -> None:
-    ring = KeyRing(0.0)
+    ring = ring_from(7)
     seen = []
     for turn in range(130):
         configs = parse_configs(ring.ohttp_keys)
         assert [config.kem_id for config in configs] == [KEM_XWING, KEM_X25519]
-        assert [config.key_id for config in configs] == [2 * (turn % 128), 2 * (turn % 128) + 1]
+        epoch = (7 + turn) % 128
+        assert [config.key_id for config in configs] == [2 * epoch, 2 * epoch + 1]
         seen.append(ring.ohttp_keys)
         assert ring.rotate(1800.0 * (turn + 1))
     assert len(set(seen)) == 130
@@ -163,8 +168,15 @@ def test_epochs_ended_by_count_do_not_pile_up() -> None:
     assert len(ring._epochs) <= 4
 
 
+def test_a_restarted_ring_does_not_know_what_was_sealed_to_the_last_one() -> None:
+    before, after = ring_from(7), ring_from(8)
+    with pytest.raises(KeyUnknown):
+        find(after, 0.0, keys=before.ohttp_keys)
+    assert len({parse_configs(KeyRing(0.0).ohttp_keys)[0].key_id for _ in range(20)}) > 1
+
+
 def test_unknown_ids_and_algorithms_are_unknown_keys() -> None:
-    ring = KeyRing(0.0)
+    ring = ring_from(0)
     ring.find(0, KEM_XWING, 1, 2, 0.0)
     ring.find(1, KEM_X25519, 1, 3, 0.0)
     for header in [
@@ -186,7 +198,7 @@ def test_all_randomness_enters_through_entropy() -> None:
         return bytes([len(drawn)]) * length
 
     ring = KeyRing(0.0, entropy=entropy)
-    assert drawn == [32, 32]
+    assert drawn == [1, 32, 32]
     drawn.clear()
     assert KeyRing(0.0, entropy=entropy).ohttp_keys == ring.ohttp_keys
     assert KeyRing(0.0, entropy=os.urandom).ohttp_keys != ring.ohttp_keys

@@ -30,6 +30,7 @@ from cloister.channel.ohttp import (
     seal_request,
     seal_to,
 )
+from cloister.channel.padding import event_padding
 from cloister.errors import (
     ChannelBroken,
     CloisterError,
@@ -399,7 +400,11 @@ def test_the_plaintext_is_not_in_the_sealed_body() -> None:
 
 def stream_of(sealer: ResponseSealer) -> list[bytes]:
     events = [b"data: %d\n\n" % number for number in range(3)]
-    return [sealer.start(200, SSE), *map(sealer.event, events), sealer.finish([(b"receipt", b"r")])]
+    return [
+        sealer.start(200, SSE, stream=True),
+        *(sealer.data(event + event_padding(len(event))) for event in events),
+        sealer.finish([(b"receipt", b"r")]),
+    ]
 
 
 def test_a_stream_sends_one_padded_chunk_per_event() -> None:
@@ -463,7 +468,7 @@ def test_other_streams_go_out_at_once_when_asked_to() -> None:
 def test_a_long_piece_is_split_at_the_chunks_limit() -> None:
     sealed, sealer = exchange()
     body = os.urandom(50_000)
-    sent = sealer.start(200, [*SSE, (b"x", b"y" * 20_000)]) + sealer.data(body) + sealer.finish()
+    sent = sealer.start(200, [*SSE, (b"x", b"y" * 20_000)], stream=True) + sealer.data(body) + sealer.finish()
     assert all(len(chunk) <= 4 + MAX_CHUNK + 16 for chunk in chunks_of(sent, 32))
     assert content(read(sealed.response, [sent])) == body
 
@@ -474,7 +479,11 @@ def small_response() -> tuple[Context, bytes, list[bytes]]:
     enc, client = setup_sender(KEM_X25519, 2, key.public, b"", entropy=lambda _: b"\x43" * 32)
     nonce = b"\x44" * 32
     sealer = ResponseSealer(nonce, response_sequence(setup_receiver(key, 2, enc, b""), enc, nonce))
-    return client, enc, [sealer.start(200, SSE), sealer.data(b"a"), sealer.data(b"b"), sealer.finish(pad=False)]
+    return (
+        client,
+        enc,
+        [sealer.start(200, SSE, stream=True), sealer.data(b"a"), sealer.data(b"b"), sealer.finish(pad=False)],
+    )
 
 
 def taken(data: bytes, size: int = 1 << 20) -> tuple[list[ResponseEvent], CloisterError | None]:

@@ -137,7 +137,8 @@ class KeyRing:
 
     An epoch's keys are published for half of `lifetime` and accepted for all of it, so that whoever verified them a
     moment before a rotation can still use them. `max_requests` opened requests end an epoch early: its memory of them
-    is full, so it opens no more (KeyUnknown sends the client to attest again) and `rotate` publishes the next.
+    is full, so it opens no more (KeyUnknown sends the client to attest again) and `rotate` publishes the next. The first
+    epoch's number is drawn, so that a restarted enclave's key seldom has the identifier of one that was lost.
 
     `now` is Unix seconds and never runs backwards: the latest one seen counts. Not for several threads at once.
     Dropped keys are unreferenced, not erased: CPython cannot promise that.
@@ -155,7 +156,7 @@ class KeyRing:
         self._now = now
         self._lifetime = lifetime
         self._max_requests = max_requests
-        self._epochs = [self._make(0)]
+        self._epochs = [self._make(entropy(1)[0])]
 
     @property
     def ohttp_keys(self) -> bytes:

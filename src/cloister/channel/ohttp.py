@@ -42,7 +42,7 @@ from cloister.channel.hpke import (
 )
 from cloister.channel.keys import KeyRing, ReceiverKey, choose, parse_configs, replica_of
 from cloister.channel.limits import DEFAULT_LIMITS, MAX_CHUNK, Limits
-from cloister.channel.padding import EVENT_MULTIPLE, pad_event, padded_length
+from cloister.channel.padding import EVENT_MULTIPLE, padded_length
 from cloister.errors import CloisterError, MalformedMessage, NotTrusted, TruncatedResponse, WrongUse
 from cloister.verify import Verified
 
@@ -278,8 +278,9 @@ def _check_target(control: RequestControl) -> None:
 class ResponseSealer:
     """The gateway's side of one response. Every method returns bytes to send at once, possibly none.
 
-    A stream of server-sent events goes out as it comes, one chunk per call (and 16,382 bytes). Any other response is
-    held back until a chunk is full, so that its chunks tell no more than its padded size.
+    A stream goes out as it comes, one chunk per call (and 16,382 bytes); its padding is the caller's
+    (`padding.event_padding`). Any other response is held back until a chunk is full, so that its chunks tell no more
+    than its padded size.
 
     On a failure drop the sealer and abort the connection: the client sees that the end is missing.
     """
@@ -292,14 +293,10 @@ class ResponseSealer:
         self._stream = False
         self._state = "new"
 
-    def start(self, status: int, headers: Iterable[Field], *, stream: bool | None = None) -> bytes:
-        """`stream` is by default whether the content type is text/event-stream.
-
-        Raises: MalformedMessage for a status or fields that HTTP does not allow.
-        """
+    def start(self, status: int, headers: Iterable[Field], *, stream: bool = False) -> bytes:
+        """Raises: MalformedMessage for a status or fields that HTTP does not allow."""
         self._move("new", "started")
-        headers = tuple(headers)
-        self._stream = _is_event_stream(headers) if stream is None else stream
+        self._stream = stream
         return self._nonce + self._put(encode_response_head(status, headers))
 
     def data(self, body: bytes) -> bytes:
@@ -308,10 +305,6 @@ class ResponseSealer:
             return self._put(encode_content(body))
         pieces = (body[i : i + _MAX_PIECE] for i in range(0, len(body), _MAX_PIECE))
         return b"".join([self._put(encode_content(piece)) for piece in pieces])
-
-    def event(self, events: bytes) -> bytes:
-        """`data` for whole server-sent events, padded to a multiple of 512 bytes. Raises: WrongUse."""
-        return self.data(pad_event(events))
 
     def finish(self, trailers: Iterable[Field] = (), *, pad: bool = True) -> bytes:
         """The end; only after this does the client take the response for whole.
@@ -343,13 +336,6 @@ class ResponseSealer:
             self._sent += len(chunk)
             chunks.append(seal_chunk(self._sequence, chunk))
         return b"".join(chunks)
-
-
-def _is_event_stream(headers: Iterable[Field]) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.split(b";")[0].strip().lower() == b"text/event-stream"
-        for name, value in headers
-    )
 
 
 class ResponseOpener:

@@ -1,21 +1,11 @@
 """Server-sent events, gathered whole and padded, so that the length of a token does not show on the wire."""
 
-__all__ = ["BLOCK", "EventBuffer", "padding"]
+from cloister.channel.padding import event_padding
 
-BLOCK = 512  # a compact chat chunk is 255 to 258 bytes: blocks of 256 would tell some tokens from others
+__all__ = ["EventBuffer"]
+
 _LONGEST_EVENT = 1 << 18  # bytes; a longer one leaves in parts, unpadded, rather than being held for ever
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_SHORTEST_COMMENT = 3  # ":" and the two line ends that close an event block
-
-
-def padding(length: int) -> bytes:
-    """A comment block (WHATWG HTML, 9.2.6: ignored by readers) that fills `length` bytes up to a multiple of 512."""
-    gap = -length % BLOCK
-    if gap == 0:
-        return b""
-    if gap < _SHORTEST_COMMENT:
-        gap += BLOCK
-    return b":" + b" " * (gap - _SHORTEST_COMMENT) + b"\n\n"
 
 
 class EventBuffer:
@@ -38,7 +28,7 @@ class EventBuffer:
         cut = len(self._bytes) if everything or (whole == 0 and len(self._bytes) > _LONGEST_EVENT) else whole
         taken = bytes(self._bytes[:cut])
         del self._bytes[:cut]
-        return taken + padding(len(taken)) if self._pad and taken and cut == whole else taken
+        return taken + event_padding(len(taken)) if self._pad and taken and cut == whole else taken
 
     def _boundary(self) -> int:
         return max(at + len(mark) if (at := self._bytes.rfind(mark)) >= 0 else 0 for mark in _BOUNDARIES)
