@@ -131,7 +131,7 @@ def test_forgets_a_job_that_is_cancelled_before_it_runs_or_after_it_ended(loop: 
 
 
 def test_aborts_a_prompt_midway_and_stays_of_use(library: Any, slow_path: Path) -> None:
-    slow = Model(library, slow_path, LoopSettings(slots=2, chunk=4096, threads=1))
+    slow = Model(library, slow_path, LoopSettings(slots=2, chunk=512, threads=1))
     loop = DecodeLoop(library, slow, slots=2)
     loop.submit(job(1, "a quick one", slow))
     expected = text_of(drain(loop)[1])
@@ -148,7 +148,7 @@ def test_aborts_a_prompt_midway_and_stays_of_use(library: Any, slow_path: Path) 
     drain(loop)
     timer.join()
     assert loop.stats.aborts == 1
-    assert time.monotonic() - cancelled < 0.5  # on a machine this busy; alone it takes a few milliseconds
+    assert time.monotonic() - cancelled < 1.0  # on a machine this busy; alone it takes a few milliseconds
     loop.submit(job(3, "a quick one", slow))
     assert text_of(drain(loop)[3]) == expected
     slow.close()
