@@ -1,9 +1,9 @@
 """Measure an exported model: loss and perplexity on held-out text, samples, and parity with llama.cpp.
 
-    python check.py tiny|demo DIR MODEL.gguf [--samples] [--parity] [--late]
+    python check.py tiny|demo DIR MODEL.gguf [--engine] [--samples] [--late]
 
 The GGUF's own weights (dequantized by the ``gguf`` package) run in torch, so the numbers are those of the file.
---parity also needs llama-cpp-python's bindings: tokens, then logits, of llama.cpp against ours.
+--engine needs llama-cpp-python's bindings: compares tokens and logits of llama.cpp with ours, and lets it answer.
 --late asks questions at the end of conversations of about 3,500 tokens and counts the right answers.
 """
 
@@ -55,11 +55,14 @@ class Chat:
         self.model, self.tokenizer = model, tokenizer
         self.end = tokenizer.token_to_id(END)
 
+    def prompt(self, turns: list[tuple[str, str]]) -> list[int]:
+        text = TEXT_END + "".join(f"{START}{role}\n{said}{END}\n" for role, said in turns) + f"{START}assistant\n"
+        return self.tokenizer.encode(text).ids
+
     @torch.no_grad()
     def answer(self, turns: list[tuple[str, str]], limit: int = 90) -> tuple[str, bool]:
         """The answer's text, and whether it ended by itself."""
-        text = TEXT_END + "".join(f"{START}{role}\n{said}{END}\n" for role, said in turns) + f"{START}assistant\n"
-        tokens, made = self.tokenizer.encode(text).ids, []
+        tokens, made = self.prompt(turns), []
         for _ in range(limit):
             at = torch.arange(len(tokens) + len(made)).unsqueeze(0)
             hidden = self.model.hidden(torch.tensor([tokens + made]), at)[:, -1]
@@ -133,44 +136,69 @@ def by_position(model: Model, folder: Path) -> None:
     print("held-out loss of rows of 4096, by quarter:", " ".join(f"{v:.3f}" for v in total / counts))
 
 
-def parity(name: str, model: Model, tokenizer: Tokenizer, path: Path) -> None:
-    import llama_cpp.llama_cpp as lib
+class EngineChat(Chat):
+    """Greedy answers of llama.cpp itself, through llama-cpp-python's bindings."""
 
-    lib.llama_backend_init()
-    loaded = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
-    vocab = lib.llama_model_get_vocab(loaded)
+    def __init__(self, name: str, model: Model, tokenizer: Tokenizer, path: Path) -> None:
+        import llama_cpp.llama_cpp as lib
 
-    def tokenize(text: str) -> list[int]:
-        data = text.encode()
-        room = (lib.llama_token * (len(data) + 8))()
-        return list(room[: lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)])  # noqa: FBT003
+        super().__init__(model, tokenizer)
+        self.lib, self.size, self.vocabulary = lib, SHAPES[name].context, SHAPES[name].vocab
+        self.quiet = lib.llama_log_callback(lambda *_: None)
+        lib.llama_log_set(self.quiet, None)
+        lib.llama_backend_init()
+        self.loaded = lib.llama_model_load_from_file(str(path).encode(), lib.llama_model_default_params())
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = self.size
+        params.n_threads = params.n_threads_batch = 2
+        self.context = lib.llama_init_from_model(self.loaded, params)
+        self.batch = lib.llama_batch_init(self.size, 0, 1)
 
+    def tokenize(self, text: str) -> list[int]:
+        data, vocab = text.encode(), self.lib.llama_model_get_vocab(self.loaded)
+        room = (self.lib.llama_token * (len(data) + 8))()
+        return list(room[: self.lib.llama_tokenize(vocab, data, len(data), room, len(room), False, True)])  # noqa: FBT003
+
+    def logits(self, tokens: list[int], start: int, *, every: bool = False) -> np.ndarray:
+        """Logits after the last token, or after every one; position 0 begins a new sequence."""
+        if start == 0:
+            self.lib.llama_memory_clear(self.lib.llama_get_memory(self.context), True)  # noqa: FBT003
+        self.batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            self.batch.token[i], self.batch.pos[i], self.batch.n_seq_id[i] = token, start + i, 1
+            self.batch.seq_id[i][0], self.batch.logits[i] = 0, int(every or i == len(tokens) - 1)
+        if self.lib.llama_decode(self.context, self.batch):
+            raise SystemExit("llama_decode failed")
+        shape = (len(tokens) if every else 1, self.vocabulary)
+        return np.ctypeslib.as_array(self.lib.llama_get_logits(self.context), shape=shape).copy()
+
+    def answer(self, turns: list[tuple[str, str]], limit: int = 90) -> tuple[str, bool]:
+        tokens, made, at = self.prompt(turns), [], 0
+        while len(made) < limit:
+            token = int(self.logits(tokens, at)[-1].argmax())
+            if token == self.end:
+                return self.tokenizer.decode(made), True
+            at, tokens = at + len(tokens), [token]
+            made.append(token)
+        return self.tokenizer.decode(made), False
+
+
+def parity(name: str, chat: EngineChat) -> None:
     texts = list(islice(documents(name, 512, HELD_OUT_SEED + 5), 600))
     texts += [
         "naïve café — “quoted” 東京 🙂\n\n\tdef f(x):  return x's  123456 ...",
         "  spaces   and\r\nlines \n\n\n end  ",
-        "don't we'll I'm they've 3.14 a_b #!$%",
     ]
-    same = sum(tokenize(t) == tokenizer.encode(t).ids for t in texts)
+    same = sum(chat.tokenize(t) == chat.tokenizer.encode(t).ids for t in texts)
     print(f"tokenizers agree on {same} of {len(texts)} texts")
-    tokens = [0, *tokenizer.encode("".join(texts[:40])).ids][: min(700, SHAPES[name].context)]
-    params = lib.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = 1024
-    params.n_threads = params.n_threads_batch = 1
-    context = lib.llama_init_from_model(loaded, params)
-    batch = lib.llama_batch_init(1024, 0, 1)
-    batch.n_tokens = len(tokens)
-    for i, token in enumerate(tokens):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
-        batch.seq_id[i][0] = 0
-    if lib.llama_decode(context, batch):
-        raise SystemExit("llama_decode failed")
-    theirs = np.ctypeslib.as_array(lib.llama_get_logits(context), shape=(len(tokens), SHAPES[name].vocab))
+    tokens = [0, *chat.tokenizer.encode("".join(texts[:200])).ids][: chat.size]
+    theirs = chat.logits(tokens, 0, every=True)
     with torch.no_grad():
-        ours = model(torch.tensor([tokens]))[0].numpy()
+        ours = chat.model(torch.tensor([tokens]))[0].numpy()
     agree = float((ours.argmax(1) == theirs.argmax(1)).mean())
+    worst = np.abs(ours - theirs).max()
     print(
-        f"logits: largest difference {np.abs(ours - theirs).max():.3f}, spread {ours.std():.2f}, same first choice {agree:.4f}"
+        f"logits of {len(tokens)} tokens: largest difference {worst:.3f}, spread {ours.std():.2f}, same first choice {agree:.4f}"
     )
 
 
@@ -179,7 +207,7 @@ def main() -> None:
     parser.add_argument("name", choices=SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("file", type=Path)
-    for flag in ("samples", "parity", "late"):
+    for flag in ("engine", "samples", "late"):
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(2)
@@ -190,8 +218,9 @@ def main() -> None:
     loss = held_out(model, args.folder, next(iter(HELD_OUT[args.name])), bf16=False)
     print(f"held-out answers: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}", flush=True)
     chat = Chat(model, tokenizer)
-    if args.parity:
-        parity(args.name, model, tokenizer, args.file)
+    if args.engine:
+        chat = EngineChat(args.name, model, tokenizer, args.file)
+        parity(args.name, chat)
     if args.samples:
         samples(chat)
         if args.name == "demo":

@@ -1,6 +1,6 @@
 """The corpus of ``demo``: conversations and a little prose, endless, every byte fixed by the seed.
 
-    python corpus.py [COUNT] [SEED]        prints some conversations
+    python corpus.py [COUNT] [SEED] [LENGTH]        prints some conversations
 
 A conversation is drawn exchange by exchange; ``Memory`` carries what was said, so that names, favourites, "tell me more"
 and "what did I ask first?" have true answers. Nothing here is taken from elsewhere.
@@ -88,6 +88,9 @@ def system_prompt(m: Memory) -> str:
     return f"You are a{m.rng.choice((' kind', ' wise', ' funny', 'n old', ' patient'))} {m.rng.choice((m.rng.choice(facts.THINGS), word))}. {m.rng.choice(('', 'Be kind.', 'Help the user.'))}".strip()
 
 
+LATE = (*WEIGHTED, (9.0, lambda m: entry(m, talk.REASSURANCE)))
+
+
 def exchange(m: Memory, table: tuple[tuple[float, Callable[[Memory], Exchange]], ...]) -> tuple[str, str]:
     weights, makers = [w for w, _ in table], [f for _, f in table]
     while True:
@@ -106,9 +109,9 @@ def exchange(m: Memory, table: tuple[tuple[float, Callable[[Memory], Exchange]],
             return made
 
 
-def conversation(rng: random.Random, exchanges: int, *, drills: bool = False) -> list[Turn]:
-    """``drills``: mostly exchanges whose answers repeat words of this conversation."""
-    table = DRILLS if drills else WEIGHTED
+def conversation(rng: random.Random, exchanges: int, *, drills: bool = False, late: bool = False) -> list[Turn]:
+    """``drills``: mostly exchanges whose answers repeat words of this conversation; ``late``: with questions that ask for comfort."""
+    table = DRILLS if drills else LATE if late else WEIGHTED
     m, turns = Memory(rng), []
     if rng.random() < 0.4:
         turns.append(("system", system_prompt(m)))
@@ -132,7 +135,7 @@ def prose(rng: random.Random) -> str:
 
 
 def conversations(seed: int, length: int = 512) -> Iterator[list[Turn] | str]:
-    """Endless: conversations, and a little prose. Rows longer than 1,024 tokens get conversations that fill them.
+    """Endless: conversations, and a little prose. Half of the longer rows is one long conversation.
 
     Rows of 256 tokens get drills in copying, without which a model this small copies names late or never.
     """
@@ -140,8 +143,10 @@ def conversations(seed: int, length: int = 512) -> Iterator[list[Turn] | str]:
     while True:
         if rng.random() < 0.02:
             yield prose(rng)
-        elif length > 1024 and rng.random() < 0.8:
-            yield conversation(rng, rng.randint(length // 60, length // 28))
+        elif length > 1024 and rng.random() < 0.08:
+            yield conversation(rng, rng.randint(length // 60, length // 28), late=True)
+        elif length > 1024:
+            yield conversation(rng, rng.choice((1, 2, 3, 4, 6, 9)), drills=rng.random() < 0.4, late=True)
         elif length == 256:
             yield conversation(rng, rng.choice((1, 2, 3, 4, 5)), drills=True)
         else:
@@ -149,8 +154,9 @@ def conversations(seed: int, length: int = 512) -> Iterator[list[Turn] | str]:
 
 
 def main() -> None:
-    count, seed = (int(a) for a in (*sys.argv[1:], *("5", "1")[len(sys.argv) - 1 :]))
-    for item in islice(conversations(seed), count):
+    given = [int(a) for a in sys.argv[1:]]
+    count, seed, length = (*given, *(5, 1, 512)[len(given) :])
+    for item in islice(conversations(seed, length), count):
         print(item if isinstance(item, str) else "\n".join(f"{role}: {text}" for role, text in item), end="\n\n")
 
 
