@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import math
 import random
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -211,6 +212,7 @@ def main() -> None:
         parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(2)
+    sys.stdout.reconfigure(line_buffering=True)
     model, tokenizer = load(args.name, args.file), Tokenizer.from_file(str(args.folder / "tokenizer.json"))
     print(
         f"{args.file.name}: {args.file.stat().st_size} bytes, sha256 {hashlib.sha256(args.file.read_bytes()).hexdigest()}"
