@@ -42,7 +42,7 @@ def test_the_owner_key_is_made_once_and_private(state: Path) -> None:
 def test_the_policy_pins_all_that_can_be_pinned() -> None:
     plan = Plan.make(resolve("tiny"))
     policy = policy_for(plan, b"root")
-    assert policy.models == {plan.model_digest}
+    assert policy.models == frozenset({plan.model_digest})
     assert policy.owner_key == plan.owner
     assert policy.measurements["sim"] == (plan.measurement.components(),)
     assert policy.config == plan.config.digest().hex()

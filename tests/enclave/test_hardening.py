@@ -36,11 +36,11 @@ def test_logs_hold_neither_arguments_nor_exception_texts(capsys: pytest.CaptureF
         try:
             raise ValueError("canary one")
         except ValueError:
-            logging.getLogger("uvicorn.error").exception("failed for %s", "canary two")
-        logging.getLogger("other").warning("asked by %s", "canary three")
+            logging.getLogger("front.server").exception("failed for %s", "canary two")
+        logging.getLogger("front.other").warning("asked by %s", "canary three")
     finally:
         root.handlers[:], root.level = handlers, level
     said = capsys.readouterr().err
     assert "ValueError" in said
-    assert "uvicorn.error" in said
+    assert "front.server" in said
     assert "canary" not in said

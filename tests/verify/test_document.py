@@ -58,7 +58,7 @@ def test_accepts_a_pinned_deployment(world: World) -> None:
 
 def test_says_what_it_does_not_prove(world: World) -> None:
     unproved = {factor.step for factor in world.verify().factors if factor.verdict == "not-checked"}
-    assert unproved == {"hardware", "custody", "source", "weights"}
+    assert unproved == {"hardware", "custody", "source", "weights", "egress", "names", "post-quantum"}
 
 
 def test_says_which_pins_are_missing(world: World) -> None:
@@ -88,6 +88,8 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     "purpose": lambda w: w.with_statement(purpose="provision"),
     "issued": lambda w: w.with_statement(iat=int(NOW) + 121),
     "expires": lambda w: w.with_statement(iat=int(NOW) - 3600, exp=int(NOW) - 121),
+    "lifetime": lambda w: w.with_statement(exp=int(NOW) + 7201),
+    "post-quantum": lambda w: replace(w, pins={"require_pq": True}),
     "insecure": lambda w: w.with_statement(insecure=("debug",)),
     "insecure.plaintext": lambda w: w.with_statement(insecure=("plaintext",)),
     "platform": lambda w: replace(w, pins={"platforms": ("tdx", "sev-snp")}),
@@ -253,7 +255,14 @@ def test_clocks_may_differ_by_two_minutes(world: World, now: float, expires: flo
 
 
 def test_a_long_lived_statement_is_relied_on_for_an_hour_only(world: World) -> None:
-    assert world.with_statement(exp=int(NOW) + 86_400).verify().expires_at == NOW + 3600
+    assert world.with_statement(exp=int(NOW) + 7200).verify().expires_at == NOW + 3600
+
+
+def test_a_post_quantum_key_satisfies_who_requires_one(world: World) -> None:
+    config = b"\x00\x64\x7a" + bytes(1222)
+    keys = len(config).to_bytes(2, "big") + config
+    verified = replace(world, pins={"require_pq": True}).with_statement(ohttp_keys=keys).verify()
+    assert {factor.step: factor.verdict for factor in verified.factors}["post-quantum"] == "pass"
 
 
 def test_expiry_before_issue_is_refused(world: World) -> None:

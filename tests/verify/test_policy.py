@@ -15,6 +15,7 @@ models = ["sha256:{SHA}"]
 config = "sha256:{SHA}"
 platforms = ["tdx", "sev-snp", "sim"]
 trust = "first-use"
+require_pq = true
 dangerously_trust_simulator = "path/to/root.pem"
 dangerously_tolerate_insecure = ["ehbp"]
 [measurements]
@@ -57,6 +58,7 @@ def test_reads_every_key_of_the_protocol() -> None:
         simulator_root=b"the root",
         tolerate_insecure=frozenset({"ehbp"}),
         trust="first-use",
+        require_pq=True,
     )
     assert parse(WHOLE.encode()) == policy
 

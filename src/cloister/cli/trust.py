@@ -64,8 +64,9 @@ class Trust:
 
         Raises: MalformedPolicy; WrongUse for a file that cannot be read, or a fragment that contradicts the policy.
         """
-        file = self.policy_file or _configured_policy()
-        policy = _load_policy(file) if file else Policy()
+        policy = _load_policy(self.policy_file) if self.policy_file else _configured_policy()
+        if self.require_pq or any(table.get("require_pq") is True for _, table in _configured()):
+            policy = replace(policy, require_pq=True)
         if self.simulator_root is not None:
             policy = replace(
                 policy,
@@ -81,8 +82,8 @@ class Trust:
         return AsyncSession(url, **self._options(url, pin_measurement))
 
     def _options(self, url: str, pin_measurement: bool) -> dict[str, Any]:
-        require_pq = self.require_pq or any(table.get("require_pq") is True for _, table in _configured())
-        return {"policy": self.policy(url), "require_pq": require_pq, "pin_measurement": pin_measurement}
+        policy = self.policy(url)
+        return {"policy": policy, "require_pq": policy.require_pq, "pin_measurement": pin_measurement}
 
 
 def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -102,13 +103,21 @@ def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
         yield path.parent, table
 
 
-def _configured_policy() -> Path | None:
+def _configured_policy() -> Policy:
+    """The policy that the settings name, or the strictest.
+
+    Raises: WrongUse when it loosens something: that takes a person's own `--policy`, not a folder they stand in.
+    """
     for folder, table in _configured():
         if name := table.get("policy"):
             path = folder / Path(str(name)).expanduser()
             output.note(f"policy: {path}")
-            return path
-    return None
+            policy = _load_policy(path)
+            if policy.simulator_root is not None or policy.tolerate_insecure:
+                hint = f"If you mean it: --policy {path}"
+                raise WrongUse("The policy named by the settings says dangerously_…, and no flag does.", hint=hint)
+            return policy
+    return Policy()
 
 
 def _load_policy(path: Path) -> Policy:

@@ -103,6 +103,12 @@ class Fields:
             self._refuse(name, f"an integer from {low} to {high}")
         return value
 
+    def boolean(self, name: str) -> bool:
+        value = self.take(name)
+        if not isinstance(value, bool):
+            self._refuse(name, "true or false")
+        return value
+
     def text(self, name: str, *, max_length: int = 256) -> str:
         return self._text(name, self.take(name), max_length)
 

@@ -14,16 +14,19 @@ from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
 from cloister.evidence.statement import INSECURE_NAMES, Statement, parse_statement
 from cloister.verify import simulated
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
-from cloister.verify.key_configs import config_lengths
+from cloister.verify.key_configs import X_WING, config_kems
 from cloister.verify.measurement import check_measurement
 from cloister.verify.platform import Appraisal
 from cloister.verify.policy import Policy
 from cloister.verify.verified import _ONLY_VERIFY, Verified
 
-__all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "verify"]
+__all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "MAX_LIFE", "verify"]
 
 CLOCK_TOLERANCE = 120.0
 """Seconds that the client's and the enclave's clocks may differ."""
+
+MAX_LIFE = 7200
+"""Seconds between `iat` and `exp` of a statement; keys live one hour."""
 
 MAX_AGE = 3600.0
 """Seconds a client may rely on one verification (PROTOCOL, "Freshness")."""
@@ -62,10 +65,10 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float) -> V
     (3) it is fresh: report_data binds this nonce, the statement's exact bytes and all GPU evidence
     (4) the launch config's digest stands in the hardware's own field
     (5) the statement agrees with the launch config and with the measured engine
-    (6) its purpose is to serve, and now lies between iat and exp
+    (6) its purpose is to serve, it is meant to live two hours at most, and now lies between iat and exp
     (7) every weakened setting is known, and tolerated by the policy
     (8) platform, machine, measurement, owner, deployment, models and configuration are those of the policy
-    (9) the key configs are framed correctly (channel parses them)
+    (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required
     (10) what nothing above proves is said
 
     `nonce` is the caller's own fresh 32 bytes; with an empty one everything is judged for display and then refused.
@@ -89,7 +92,7 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float) -> V
         *_check_purpose_and_time(case),  # (6)
         *_check_insecure(case),  # (7)
         *_check_policy(case),  # (8)
-        _check_keys(case),  # (9)
+        *_check_keys(case),  # (9)
         *_not_proved(case),  # (10)
     )
     _raise_if_failed(factors)
@@ -217,6 +220,13 @@ def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
     else:
         hint = "Its time is over: ask the enclave for new evidence."
         yield failed("expires", expected=f"at least {now:.0f} - 120", got=str(statement.exp), hint=hint)
+    # The host owns the enclave's clock: set forward once, it would keep one set of keys alive for years.
+    life = statement.exp - statement.iat
+    if life <= MAX_LIFE:
+        yield passed("lifetime", f"{life} s")
+    else:
+        hint = "Keys that live long protect nothing once they leak. The enclave's clock was tampered with, or is wrong."
+        yield failed("lifetime", expected=f"at most {MAX_LIFE} s", got=f"{life} s", hint=hint)
 
 
 def _check_insecure(case: _Case) -> Iterator[Factor]:
@@ -294,16 +304,26 @@ def _check_hardware_rules(case: _Case) -> Iterator[Factor]:
         yield not_checked("trust", "First use: this policy was written from a running server. Compare it out of band.")
 
 
-def _check_keys(case: _Case) -> Factor:
+def _check_keys(case: _Case) -> Iterator[Factor]:
     try:
-        lengths = config_lengths(case.statement.ohttp_keys)
+        kems = config_kems(case.statement.ohttp_keys)
     except MalformedEvidence as error:
-        return failed("keys", expected="key configs", got="something else", hint=error.message)
-    return passed("keys", f"{len(lengths)} key configs")
+        yield failed("keys", expected="key configs", got="something else", hint=error.message)
+        return
+    yield passed("keys", f"{len(kems)} key configs")
+    if X_WING in kems:
+        yield passed("post-quantum", "X-Wing (X25519 and ML-KEM-768)")
+    elif case.policy.require_pq:
+        hint = "What is recorded today could be read by a quantum computer one day."
+        yield failed("post-quantum", expected="X-Wing (X25519 and ML-KEM-768)", got="classical keys only", hint=hint)
+    else:
+        yield not_checked("post-quantum", "Only classical keys are offered, and the policy asks for no more.")
 
 
 def _not_proved(case: _Case) -> Iterator[Factor]:
     yield not_checked("source", "Nothing here proves which source the measured code was built from.")
+    yield not_checked("egress", "Where the enclave connects to is its own word; no platform's rule enforces it yet.")
+    yield not_checked("names", "A model's name is the operator's word; what was checked is its digest.")
     yield not_checked("weights", "The digest says which weights run, not where they come from nor what they know.")
     if case.statement.code == "sealed":
         yield not_checked("code", "The owner keeps the app's code sealed: nobody else can read what it does.")

@@ -1,28 +1,32 @@
-"""The frame of `application/ohttp-keys` (RFC 9458, section 3): u16 length, config, again. Not what stands in them."""
+"""The frame of `application/ohttp-keys` (RFC 9458, section 3): u16 length, config, again. Of a config, its KEM alone."""
 
 from collections.abc import Iterator
 
 from cloister.errors import MalformedEvidence
 
-__all__ = ["config_lengths"]
+__all__ = ["X_WING", "config_kems"]
+
+X_WING = 0x647A
+"""X25519 and ML-KEM-768 together (draft-connolly-cfrg-xwing-kem)."""
 
 MIN_CONFIG = 41
 """key id, KEM, the shortest public key (X25519), the length of the suites, one suite."""
 
 
-def config_lengths(ohttp_keys: bytes) -> tuple[int, ...]:
-    """The lengths of the key configs, which fill `ohttp_keys` exactly; at least one. Raises: MalformedEvidence."""
-    lengths = tuple(_lengths(ohttp_keys))
-    if not lengths:
+def config_kems(ohttp_keys: bytes) -> tuple[int, ...]:
+    """The KEM of each key config; the configs fill `ohttp_keys` exactly, at least one. Raises: MalformedEvidence."""
+    kems = tuple(_kems(ohttp_keys))
+    if not kems:
         raise MalformedEvidence("The statement holds no key config.", step="keys")
-    return lengths
+    return kems
 
 
-def _lengths(ohttp_keys: bytes) -> Iterator[int]:
+def _kems(ohttp_keys: bytes) -> Iterator[int]:
     position = 0
     while position < len(ohttp_keys):
         length = int.from_bytes(ohttp_keys[position : position + 2], "big")
+        config = ohttp_keys[position + 2 : position + 2 + length]
         position += 2 + length
         if length < MIN_CONFIG or position > len(ohttp_keys):
             raise MalformedEvidence("The key configs do not fill their frame.", step="keys")
-        yield length
+        yield int.from_bytes(config[1:3], "big")

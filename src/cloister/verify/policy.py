@@ -54,7 +54,7 @@ class Policy:
 
     `models` None: whatever the launch config says. `platforms` None: any that can be verified; a simulator only under
     `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
-    `trust` "first-use" says that the policy was written from a running server.
+    `require_pq` refuses an enclave that offers no post-quantum key. `trust` "first-use" says that the policy was written from a running server.
 
     Raises: MalformedPolicy for values that could never match or would match anything.
     """
@@ -70,6 +70,7 @@ class Policy:
     simulator_root: bytes | None = None
     tolerate_insecure: frozenset[str] = frozenset()
     trust: str | None = None
+    require_pq: bool = False
 
     def __post_init__(self) -> None:
         _check_names("platforms", self.platforms or (), PLATFORMS)
@@ -108,6 +109,7 @@ def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
         simulator_root=_read_root(fields, read),
         tolerate_insecure=frozenset(_optional_texts(fields, "dangerously_tolerate_insecure")),
         trust=_optional_text(fields, "trust"),
+        require_pq=fields.boolean("require_pq") if fields.has("require_pq") else False,
     )
     fields.end()
     return policy
