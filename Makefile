@@ -48,6 +48,7 @@ lock:
 	$(LOCK) -o requirements/client.txt pyproject.toml
 	$(LOCK) --extra server -c requirements/client.txt -o requirements/server.txt pyproject.toml
 	$(LOCK) --extra server -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) --no-emit-options --pip-args "--no-binary llama-cpp-python" -o requirements/engine.txt requirements/engine.in
 
 clean:
 	rm -rf .venv build dist *.egg-info src/*.egg-info

@@ -14,6 +14,10 @@ def _commands() -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
+def _python() -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+
+
 def test_every_command_of_the_readme_works(shell: Shell) -> None:
     tool("curl")
     serve, connect = str(free_port()), str(free_port())
@@ -30,4 +34,8 @@ def test_every_command_of_the_readme_works(shell: Shell) -> None:
                 assert done.returncode == 0, (command, done.stdout, done.stderr)
                 assert done.stdout.strip() or "chat" in command, command
             ran.append(command.split()[1])
+        program = shell.home / "readme.py"
+        program.write_text(_python().replace("8484", serve))
+        done = shell.run(f"python {program.name}")
+        assert (done.returncode, done.stdout.strip()) == (0, "demo"), done.stderr
     assert {"serve", "verify", "ask", "chat", "connect", "demo"} <= set(ran)

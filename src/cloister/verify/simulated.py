@@ -89,7 +89,7 @@ def _root(pem: bytes) -> x509.Certificate:
 
 def _check_chip(chip: x509.Certificate, policy: Policy, now: float) -> Factor:
     if policy.simulator_root is None:
-        hint = "A simulated TEE protects nothing. To try it anyway, name its root as dangerously_trust_simulator."
+        hint = "A simulated TEE protects nothing. To try it anyway, name its root: --dangerously-trust-simulator ROOT.pem, or dangerously_trust_simulator in the policy."
         return failed("evidence.root", expected="hardware", got="a simulator", hint=hint)
     return check_leaf("evidence.chip-certificate", chip, _root(policy.simulator_root), now)
 
