@@ -18,7 +18,9 @@ def running_proxy(enclave: LocalEnclave) -> Iterator[int]:
     sock = listen("127.0.0.1", 0)
     port: int = sock.getsockname()[1]
     proxy = create_proxy(AsyncSession(enclave.url, policy=enclave.policy, pin_measurement=True), ProxyConfig(port))
-    server = uvicorn.Server(uvicorn.Config(proxy, log_level="critical", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(proxy, log_level="critical", proxy_headers=False, timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     while not server.started:

@@ -50,7 +50,9 @@ async def _serve(session: AsyncSession, sock: socket.socket, api_key: str) -> No
         port = sock.getsockname()[1]
         proxy = create_proxy(session, ProxyConfig(port=port))
         app = _with_key(proxy, api_key) if api_key else proxy
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, ws="none")
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, ws="none"
+        )
         _announce(f"http://127.0.0.1:{port}/v1")
         await uvicorn.Server(config).serve(sockets=[sock])
 

@@ -108,7 +108,11 @@ def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket) -> Iterator[int
     at = sock.getsockname()[1]
     session = AsyncSession(url, policy=enclave.policy, pin_measurement=True)
     config = uvicorn.Config(
-        create_proxy(session, ProxyConfig(at)), log_level="critical", access_log=False, timeout_graceful_shutdown=1
+        create_proxy(session, ProxyConfig(at)),
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
 
