@@ -72,7 +72,7 @@ def raw_loop(model: Path, slots: int) -> Iterator[RawLoop]:
     argv = [sys.executable, "-m", "cloister.bench.raw", str(model), str(slots)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         if child.stdin is None or child.stdout is None or child.stdout.readline() != "ready\n":
-            raise ConnectionFailed("The bare decode loop did not start.", hint="Run `cloister doctor` or `make setup`.")
+            raise ConnectionFailed("The bare decode loop did not start.", hint="Is the engine built? Run `make setup`.")
         ask, answers = child.stdin, child.stdout
 
         def run(streams: int, tokens: int) -> Run:

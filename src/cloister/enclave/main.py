@@ -102,6 +102,7 @@ class _Enclave:
                 log_config=None,
                 server_header=False,
                 date_header=False,
+                proxy_headers=False,
                 timeout_graceful_shutdown=2,
             )
         )
