@@ -4,6 +4,8 @@ import httpx2
 import pytest
 from tests.enclave.llm.conftest import ScriptedEngine
 
+from cloister.enclave.llm.tokens import MAX_TEXT, MAX_WORDS
+
 pytestmark = pytest.mark.anyio
 
 
@@ -36,3 +38,18 @@ async def test_detokenize_never_fails_on_a_split_character(http: httpx2.AsyncCli
 async def test_wrong_bodies_are_400(http: httpx2.AsyncClient, path: str, body: Any, param: str) -> None:
     response = await http.post(path, json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"content": "é" * (MAX_TEXT // 2) + "x"}),
+        ("/detokenize", {"tokens": [7] * (MAX_WORDS + 1)}),
+    ],
+)
+async def test_what_would_hold_up_everybody_is_413(
+    http: httpx2.AsyncClient, engine: ScriptedEngine, path: str, body: Any
+) -> None:
+    response = await http.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+    assert not engine.tokenized

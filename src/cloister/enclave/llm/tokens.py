@@ -1,10 +1,16 @@
 """/tokenize and /detokenize, with llama-server's fields."""
 
 from cloister.enclave.llm import sse
+from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import refuse
 from cloister.enclave.llm.service import Call
 
-__all__ = ["detokenize", "tokenize"]
+__all__ = ["MAX_TEXT", "MAX_WORDS", "detokenize", "tokenize"]
+
+MAX_TEXT = 1 << 20
+"""Bytes of UTF-8 that /tokenize takes: many contexts' worth, and well under a second of work."""
+MAX_WORDS = 1 << 17
+"""Tokens that /detokenize takes."""
 
 
 async def tokenize(call: Call) -> None:
@@ -13,6 +19,8 @@ async def tokenize(call: Call) -> None:
     text = fields.text("content") if fields.has("content") else fields.text("text")
     if text is None:
         refuse("content", "'content' is missing.", "missing_required_parameter")
+    if len(text.encode()) > MAX_TEXT:
+        raise Refused(413, "request_too_large", f"'content' may hold {MAX_TEXT} bytes at most.", param="content")
     add_special = fields.flag("add_special")
     parse_special = fields.flag("parse_special", default=True)
     call.service.serving()
@@ -26,6 +34,8 @@ async def detokenize(call: Call) -> None:
     if not fields.has("tokens"):
         refuse("tokens", "'tokens' is missing.", "missing_required_parameter")
     tokens = fields.tokens("tokens", fields.array("tokens"))
+    if len(tokens) > MAX_WORDS:
+        raise Refused(413, "request_too_large", f"'tokens' may hold {MAX_WORDS} tokens at most.", param="tokens")
     call.service.serving()
     raw = await call.service.engine.detokenize(tokens)
     await call.reply.json(200, sse.compact({"content": raw.decode("utf-8", "replace")}).encode("ascii"))

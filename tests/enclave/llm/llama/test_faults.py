@@ -16,7 +16,7 @@ from tests.enclave.llm.llama.serving import Answer, answer, ask, serve
 from cloister.enclave.llm.engine import Event
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.llama.process import EXIT_DIED, EXIT_HUNG
-from cloister.errors import CloisterError, EngineDied, EngineLoading, MalformedModel
+from cloister.errors import CloisterError, EngineDied, EngineLoading, MalformedModel, WrongUse
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,23 @@ async def test_an_idle_engine_is_not_taken_for_hung(model_path: Path) -> None:
     async with serve(model_path, hang_timeout=0.2) as engine:
         before = engine.pid
         await asyncio.sleep(0.8)
+        await answer(engine, ask("once"))
+        assert engine.pid == before
+
+
+async def test_a_long_line_of_prompts_is_not_taken_for_a_hang(model_path: Path) -> None:
+    async with serve(model_path, hang_timeout=0.4) as engine:
+        before = engine.pid
+        lines = await asyncio.gather(*(engine.tokenize("th " * 100_000) for _ in range(12)))
+        assert {len(line) for line in lines} == {200_000}
+        assert engine.pid == before
+
+
+async def test_an_answer_too_long_for_the_front_is_refused_and_harms_nobody(model_path: Path) -> None:
+    async with serve(model_path) as engine:
+        before = engine.pid
+        with pytest.raises(WrongUse, match="too long"):
+            await engine.detokenize([256] * 720_000)
         await answer(engine, ask("once"))
         assert engine.pid == before
 

@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,6 +51,7 @@ class Service:
     model_fd: int
     beat: mmap.mmap
     settings: LoopSettings
+    _sending: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def run(self) -> None:
         library = load_library()
@@ -68,7 +69,7 @@ class Service:
 
         def progress(share: float) -> None:
             nonlocal told
-            self._live()
+            self.live()
             if share >= told + _PROGRESS_STEP:
                 told = share
                 self.send({"t": "progress", "share": round(min(max(share, 0.0), 1.0), 3)})
@@ -99,7 +100,7 @@ class Service:
             while self._take(inbox, wait=not loop.busy):
                 if loop.busy:
                     events = loop.step()
-                    self._live()
+                    self.live()
                     if events:
                         self.send({"t": "events", "e": [wire.encode_event(n, event) for n, event in events]})
         except OSError:
@@ -117,17 +118,26 @@ class Service:
                 work = inbox.get(block=wait)
             except queue.Empty:
                 return True
-            self._live()
+            self.live()
             if work is None:
                 return False
             work()
             wait = False
 
-    def _live(self) -> None:
+    def live(self) -> None:
+        """A sign of life, from either thread that works. Two at the same moment may count as one."""
         _BEAT.pack_into(self.beat, 0, read_beat(self.beat) + 1)
 
     def send(self, message: dict[str, Any]) -> None:
-        self.connection.sendall(wire.frame(message))
+        """From any thread: a long message is written in pieces, and nobody else's may come between them.
+
+        Raises: WrongUse when it is longer than the front would take; OSError when the front is gone.
+        """
+        data = wire.frame(message)
+        if len(data) > wire.MAX_EVENT:
+            raise WrongUse("The answer would be too long.", expected=f"{wire.MAX_EVENT} bytes", got=str(len(data)))
+        with self._sending:
+            self.connection.sendall(data)
 
 
 class _Desk:
@@ -173,8 +183,11 @@ class _Desk:
     def prepare(self) -> None:
         while (order := self._orders.get()) is not None:
             order()
+            self._service.live()  # many prompts in line keep the decoding thread waiting, and are no hang
 
     def _prepare(self, number: int, request: GenerateRequest) -> None:
+        if self._loop.forgotten(number):
+            return
         try:
             job = self._preparer.prepare(number, request)
         except CloisterError as error:
@@ -192,11 +205,13 @@ class _Desk:
             else:
                 self._model.check_tokens(message["tokens"])
                 value = b"".join(self._model.piece(t, special=True) for t in message["tokens"]).hex()
-            reply = {"t": "reply", "id": number, "value": value}
+            self._reply(number, "value", value)
         except WrongUse as error:
-            reply = {"t": "reply", "id": number, "error": wire.encode_error(error)}
+            self._reply(number, "error", wire.encode_error(error))
+
+    def _reply(self, number: int, kind: str, content: Any) -> None:
         with contextlib.suppress(OSError):
-            self._service.send(reply)
+            self._service.send({"t": "reply", "id": number, kind: content})
 
 
 def _lock_down(parent: int) -> None:

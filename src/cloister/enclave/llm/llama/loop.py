@@ -129,6 +129,15 @@ class DecodeLoop:
             if self._current.owners and self._current.owners <= self._current.cancelled:
                 self._model.abort(True)  # noqa: FBT003
 
+    def forgotten(self, number: int) -> bool:
+        """Whether an expected job was cancelled before it was submitted; it need not be prepared any more."""
+        with self._current.lock:
+            if number not in self._current.cancelled:
+                return False
+            self._current.open.discard(number)
+            self._current.cancelled.discard(number)
+            return True
+
     def _close(self, number: int) -> None:
         with self._current.lock:
             self._current.open.discard(number)
