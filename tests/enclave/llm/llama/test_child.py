@@ -1,6 +1,7 @@
 import mmap
 import socket
 import threading
+from typing import Any
 
 from cloister.enclave.llm.llama import LoopSettings, wire
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service
@@ -11,9 +12,14 @@ def test_messages_of_two_threads_never_mix() -> None:
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     service = Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())
     said = [{"t": "reply", "value": letter * 200_000} for letter in "ab"]
-    threads = [threading.Thread(target=lambda m=m: [service.send(m) for _ in range(20)]) for m in said]  # type: ignore[misc]
+
+    def talk(message: dict[str, Any]) -> None:
+        for _ in range(20):
+            service.send(message)
+
+    threads = [threading.Thread(target=talk, args=(message,)) for message in said]
     reader = wire.FrameReader(wire.MAX_EVENT)
-    heard = []
+    heard: list[dict[str, Any]] = []
     with ours, theirs:
         for thread in threads:
             thread.start()

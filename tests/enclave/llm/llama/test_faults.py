@@ -8,14 +8,16 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.enclave.llm.llama.serving import Answer, answer, ask, serve
 
 from cloister.enclave.llm.engine import Event
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
-from cloister.enclave.llm.llama.process import EXIT_DIED, EXIT_HUNG
+from cloister.enclave.llm.llama.process import EXIT_DIED, EXIT_HUNG, Running, spawn
 from cloister.errors import CloisterError, EngineDied, EngineLoading, MalformedModel, WrongUse
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +102,18 @@ async def test_is_reported_when_it_dies_again_and_again(model_path: Path) -> Non
     with pytest.raises(EngineDied):
         await answer(engine, ask("once"))
     await engine.close()
+
+
+async def test_does_not_restart_with_other_libraries(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve(model_path) as engine:
+        info = engine.info
+        monkeypatch.setattr("cloister.enclave.llm.llama.front.library_digest", lambda _folder: "00" * 32)
+        os.kill(engine.pid, signal.SIGKILL)
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            assert not isinstance(await fate(engine, "once"), Event)
+            await asyncio.sleep(0.1)
+        assert (engine.info, engine.pid) == (info, 0)
 
 
 async def test_does_not_restart_with_another_file(tmp_path: Path, model_path: Path) -> None:
@@ -254,6 +268,19 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     monkeypatch.setattr("cloister.enclave.llm.llama.process._START", code)
 
 
+def noting(started: list[int]) -> Callable[..., Running]:
+    def start(*how: Any) -> Running:
+        running = spawn(*how)
+        started.append(running.pid)
+        return running
+
+    return start
+
+
+def said(message: str) -> str:
+    return f"struct.pack('<I', {len(message)}) + {message.encode()!r}"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -264,13 +291,20 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
         "struct.pack('<I', 13) + b'{\"t\":\"ready\"}'",
         "struct.pack('<I', 200000) + b'[' * 200000",
         'struct.pack(\'<I\', 24) + b\'{"t":"events","e":[[1]]}\'',
+        said('{"t":"progress","share":1' + "0" * 400 + "}"),
+        said('{"t":"progress","share":NaN}'),
+        said('{"t":"refused","another":true,"error":["use","no",""]}'),
+        said('{"t":"refused","another":true,"error":["context",1,2,3]}'),
     ],
 )
 async def test_an_engine_that_talks_nonsense_is_refused(
     model_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     stand_in(monkeypatch, words)
+    started: list[int] = []
+    monkeypatch.setattr("cloister.enclave.llm.llama.front.spawn", noting(started))
     engine = LlamaEngine(LlamaConfig(model=model_path))
     with pytest.raises(MalformedModel):
         await engine.start()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)  # noqa: ASYNC240
     await engine.close()

@@ -236,3 +236,22 @@ def test_every_rung_of_the_ladder_runs(library: Any, model_path: Path, variant: 
     loop.submit(job(1, "once", model))
     assert isinstance(drain(loop)[1][-1], Done)
     model.close()
+
+
+def test_no_chunk_is_long_enough_to_pass_for_a_hang(loop: DecodeLoop, model: Model) -> None:
+    """What the first, small one took tells how much fits into the next."""
+    loop.submit(job(1, "x" * 400, model))
+    loop.step()
+    first = loop.stats.prompt_tokens_evaluated
+    loop._prefill_rate = 10.0  # tokens a second, as on a slow machine with a large model
+    loop.step()
+    assert (first, loop.stats.prompt_tokens_evaluated - first) == (32, 50)
+
+
+def test_a_job_cancelled_before_it_was_prepared_is_forgotten_once(loop: DecodeLoop) -> None:
+    loop.expect(1)
+    assert not loop.forgotten(1)
+    loop.cancel(1)
+    assert loop.forgotten(1)
+    assert not loop.forgotten(1)
+    assert not loop.busy

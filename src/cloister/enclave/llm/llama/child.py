@@ -83,7 +83,7 @@ class Service:
             return None
         finally:
             os.close(self.model_fd)
-        self.send({"t": "ready", "model": wire.encode_model(model.describe()), "slots": self.settings.slots})
+        self.send({"t": "ready", "model": wire.encode_model(model.describe())})
         return model
 
     def _serve(self, library: Any, model: Model) -> None:

@@ -25,6 +25,7 @@ from cloister.errors import (
     EngineLoading,
     MalformedMessage,
     MalformedModel,
+    NotTrusted,
     WrongUse,
 )
 
@@ -125,7 +126,10 @@ class LlamaEngine:
 
     async def detokenize(self, tokens: Sequence[int]) -> bytes:
         value = await self._ask({"t": "detokenize", "tokens": list(tokens)})
-        return bytes.fromhex(str(value))
+        try:
+            return bytes.fromhex(value)
+        except (TypeError, ValueError) as error:
+            raise MalformedMessage("The engine's answer has no shape.") from error
 
     async def stats(self) -> dict[str, int]:
         """What the decode loop counted since the engine was last started; see `Stats`."""
@@ -160,12 +164,14 @@ class LlamaEngine:
     async def _bring_up(self) -> None:
         """One rung of the ladder after the other, each in an engine of its own, until one serves.
 
-        Raises: MalformedModel, WrongUse.
+        Raises: MalformedModel, WrongUse; NotTrusted when the libraries are not those of the first start.
         """
         self._tell("loading", "")
         self._progress = 0.0
         failure = MalformedModel("The engine died while it loaded the model.", hint="The file may be damaged.")
         digest = await self._blocking(lambda: library_digest(library_dir()))
+        if self._info is not None and digest != self._info.sha256:
+            raise NotTrusted("The engine's libraries were changed.", expected=self._info.sha256, got=digest)
         with await self._blocking(
             functools.partial(seal_weights, self._config.model, expected=self._sha256)
         ) as weights:
@@ -174,8 +180,7 @@ class LlamaEngine:
                 start = functools.partial(spawn, self._config.mode, weights.fd, settings)
                 link = await _Link.open(await self._blocking(start), self._note_progress)
                 try:
-                    described, slots = await self._loaded(link)
-                    model = self._describe(described, weights)
+                    model = self._describe(await self._loaded(link), weights)
                 except (MalformedModel, MalformedMessage) as error:
                     failure = MalformedModel(error.message, hint=error.hint)
                     reason = await self._finish(link)
@@ -188,7 +193,7 @@ class LlamaEngine:
                     raise
                 self._sha256 = weights.sha256
                 self._rungs = self._rungs[self._rungs.index(variant) :]  # what failed here once is not tried again
-                self._info = EngineInfo(sha256=digest, variant=variant, model=model, slots=slots)
+                self._info = EngineInfo(digest, variant, model, settings.slots)
                 self._link = link
                 self._tell("ready", variant)
                 return
@@ -202,8 +207,8 @@ class LlamaEngine:
     def _note_progress(self, share: float) -> None:
         self._progress = share
 
-    async def _loaded(self, link: "_Link") -> tuple[Any, int]:
-        """Raises: MalformedModel (refused, died or hung)."""
+    async def _loaded(self, link: "_Link") -> Any:
+        """What the engine says of its model. Raises: MalformedModel (refused, died or hung)."""
         while True:
             signs: list[asyncio.Future[Any]] = [link.ready, link.closed]
             await asyncio.wait(signs, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
@@ -280,7 +285,7 @@ class _Link(asyncio.Protocol):
         self.streams: dict[int, asyncio.Queue[Event | CloisterError]] = {}
         self.replies: dict[int, asyncio.Future[Any]] = {}
         loop = asyncio.get_running_loop()
-        self.ready: asyncio.Future[tuple[Any, int]] = loop.create_future()
+        self.ready: asyncio.Future[Any] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self.final = False
         """The engine read the file and refused it: no other variant would do better."""
@@ -325,12 +330,15 @@ class _Link(asyncio.Protocol):
                     else:
                         reply.set_result(message["value"])
             case "progress":
-                self._on_progress(min(max(float(message["share"]), 0.0), 1.0))
+                self._on_progress(min(max(wire.real(message["share"]), 0.0), 1.0))
             case "ready" if not self.ready.done():
-                self.ready.set_result((message["model"], int(message["slots"])))
+                self.ready.set_result(message["model"])
             case "refused" if not self.ready.done():
+                error = wire.decode_error(message["error"])
+                if not isinstance(error, MalformedModel):
+                    raise MalformedMessage("An engine that refuses its model for no known reason.")
                 self.final = message["another"] is not True
-                self.ready.set_exception(wire.decode_error(message["error"]))
+                self.ready.set_exception(error)
             case _:
                 raise MalformedMessage("An engine message of no known kind.")
 

@@ -32,6 +32,8 @@ __all__ = ["DecodeLoop", "Job", "Stats"]
 
 _CHUNK_SECONDS = 0.1
 """How long somebody's prompt may hold up the others, at least one small chunk."""
+_ALONE_SECONDS = 5.0
+"""How long it may run when there are no others: there is no sign of life in the midst of a chunk."""
 _SMALLEST_CHUNK = 32
 
 
@@ -268,9 +270,7 @@ class DecodeLoop:
                 self._next_token(stream, row)
 
     def _chunk_size(self, *, alone: bool) -> int:
-        if alone:
-            return self._model.chunk
-        wanted = int(self._prefill_rate * _CHUNK_SECONDS)
+        wanted = int(self._prefill_rate * (_ALONE_SECONDS if alone else _CHUNK_SECONDS))
         return max(min(wanted, self._model.chunk), min(_SMALLEST_CHUNK, self._model.chunk))
 
     def _note_rate(self, tokens: int, seconds: float) -> None:

@@ -104,10 +104,11 @@ def _text(value: object, *, limit: int = MAX_EVENT) -> str:
     return value
 
 
-def _real(value: object) -> float:
-    if type(value) not in (float, int):
+def real(value: object) -> float:
+    """A finite number, as far from overflow as from NaN. Raises: MalformedMessage."""
+    if not isinstance(value, float | int) or isinstance(value, bool) or not -1e300 <= value <= 1e300:
         raise MalformedMessage("An engine message holds no number where one belongs.")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 # Requests: from the front, which is ours; the engine still checks what it needs to.
@@ -214,7 +215,7 @@ def _decode_logprob(item: list[Any], *, depth: int) -> TokenLogprob:
     if top and not depth:
         raise MalformedMessage("An engine event is nested too deeply.")
     others = tuple(_decode_logprob(entry, depth=0) for entry in top)
-    return TokenLogprob(_whole(token), bytes.fromhex(_text(raw, limit=4096)), _real(logprob), others)
+    return TokenLogprob(_whole(token), bytes.fromhex(_text(raw, limit=4096)), real(logprob), others)
 
 
 def encode_error(error: CloisterError) -> list[Any]:
