@@ -140,7 +140,7 @@ def start_enclave(tmp_path: Path) -> Iterator[Callable[..., Enclave]]:
         tee = SimulatedTee(os.dup(launched.fd))
         ring = KeyRing(time.time())
         model = ScriptedModel()
-        attestation = Attestation(tee, ring, LAUNCH, INFO, ("api-keys-off",))
+        attestation = Attestation(tee, ring, LAUNCH, lambda: INFO, ("api-keys-off",))
 
         async def attest(nonce: bytes) -> bytes:
             return front.change(await attestation.document(nonce))

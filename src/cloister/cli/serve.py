@@ -17,7 +17,7 @@ __all__ = ["register"]
 
 Model = Annotated[str, typer.Argument(help="default, tiny, a .gguf file, or hf.co/org/repo[:quant].")]
 Context = Annotated[int | None, typer.Option(min=64, help="Tokens per conversation; absent: the model's own.")]
-Slots = Annotated[int, typer.Option(min=1, max=256, help="Conversations answered at the same time.")]
+Slots = Annotated[int, typer.Option(min=1, max=64, help="Conversations answered at the same time.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -39,17 +39,18 @@ def check_launch(launch: bytes, config: bytes, source: EvidenceSource) -> Launch
 
 @dataclass(slots=True)
 class Attestation:
-    """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names."""
+    """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names, and as the
+    engine that `info` tells of: one that had to be restarted may run as another variant."""
 
     source: EvidenceSource
     ring: KeyRing
     launch: bytes
-    info: EngineInfo
+    info: Callable[[], EngineInfo]
     insecure: tuple[str, ...]
     clock: Callable[[], float] = time.time
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _statement: bytes = field(default=b"", init=False)
-    _keys: bytes = field(default=b"", init=False)
+    _made_for: tuple[bytes, EngineInfo] | None = field(default=None, init=False)
 
     async def document(self, nonce: bytes) -> bytes:
         """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
@@ -65,13 +66,14 @@ class Attestation:
     def _current(self) -> bytes:
         now = self.clock()
         self.ring.rotate(now)
-        if self.ring.ohttp_keys != self._keys:
-            self._statement = self._make(now).encode()
-            self._keys = self.ring.ohttp_keys
+        made_for = self.ring.ohttp_keys, self.info()
+        if made_for != self._made_for:
+            self._statement = self._make(now, made_for[1]).encode()
+            self._made_for = made_for
         return self._statement
 
-    def _make(self, now: float) -> Statement:
-        model = self.info.model
+    def _make(self, now: float, info: EngineInfo) -> Statement:
+        model = info.model
         receipt = self.receipt_key.public_key().public_bytes_raw()
         return Statement(
             purpose="serve",
@@ -81,7 +83,7 @@ class Attestation:
             exp=int(self.ring.expires_at),
             ohttp_keys=self.ring.ohttp_keys,
             receipt_key=receipt,
-            engine=EngineStatement(self.info.sha256, self.info.variant),
+            engine=EngineStatement(info.sha256, info.variant),
             models=(ModelStatement(model.name, model.sha256, model.quantization),),
             egress=(),
             code="open",

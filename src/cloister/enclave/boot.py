@@ -81,7 +81,7 @@ class Boot:
 def _load(data: bytes, kind: type[T], what: str) -> dict[str, Any]:
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WrongUse(f"The {what} is not JSON.", hint="Start enclaves with `cloister serve`.") from error
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(raw, dict) or not set(raw) <= known:
@@ -100,18 +100,21 @@ def parse_config(data: bytes) -> EnclaveConfig:
     raw = _load(data, EnclaveConfig, "enclave's config")
     context = raw.get("context_length")
     good = (
-        raw.get("v") == 1
+        _is(raw.get("v"), int, 1, 1)
         and _is(raw.get("platform"), str)
         and _is(raw.get("api_keys"), bool)
         and _is(raw.get("padding"), bool)
         and (context is None or _is(context, int, 64))
-        and _is(raw.get("slots"), int, 1, 256)
+        and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)
         and raw.get("engine") in ("process", "thread")
     )
     if not good:
         raise WrongUse("The enclave's config has a field of the wrong kind or size.")
-    return EnclaveConfig(**raw)
+    config = EnclaveConfig(**raw)
+    if config.encode() != data:  # a field twice, say: whoever reads the bytes must read what the enclave read
+        raise WrongUse("The enclave's config is not in its one spelling.", hint="Start enclaves with `cloister serve`.")
+    return config
 
 
 def parse_boot(line: bytes) -> Boot:
@@ -132,5 +135,5 @@ def parse_boot(line: bytes) -> Boot:
             device_fd=None if device is None else int(device),
             api_keys=keys,
         )
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise WrongUse("The boot message lacks a field or has one of the wrong kind.") from error

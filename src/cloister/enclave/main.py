@@ -130,7 +130,9 @@ class _Enclave:
                 hint="Start the enclave again with the model it was launched for.",
                 step="launch.models",
             )
-        self.attestation = Attestation(self.source, self.ring, self.boot.launch, info, self.config.insecure)
+        self.attestation = Attestation(
+            self.source, self.ring, self.boot.launch, lambda: self.engine.info, self.config.insecure
+        )
         _say("ready", **_describe(info))
 
     async def _tell_progress(self) -> None:

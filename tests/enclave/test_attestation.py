@@ -1,0 +1,82 @@
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+
+from cloister.channel.keys import KeyRing
+from cloister.enclave.attestation import Attestation, check_launch
+from cloister.enclave.boot import EnclaveConfig
+from cloister.enclave.llm.engine import EngineInfo, ModelInfo
+from cloister.errors import NotTrusted
+from cloister.evidence.binding import report_data
+from cloister.evidence.document import Item, parse_document
+from cloister.evidence.launch import App, LaunchConfig
+from cloister.evidence.statement import parse_statement
+
+CONFIG = EnclaveConfig(platform="sim").encode()
+LAUNCH = LaunchConfig(
+    owner_key="ed25519:" + "A" * 43,
+    deployment="here",
+    release=1,
+    app=App("llm", "00" * 32),
+    models=("aa" * 32,),
+    config_sha256=hashlib.sha256(CONFIG).hexdigest(),
+).encode()
+INFO = EngineInfo(
+    sha256="ee" * 32,
+    variant="native",
+    model=ModelInfo("m", "aa" * 32, "Q8_0", "llama", 1, 1, 64, has_chat_template=True),
+    slots=1,
+)
+
+
+class Hardware:
+    """Says what it was told; `cpu` holds the report data alone."""
+
+    platform = "sim"
+
+    def __init__(self, launch: bytes = LAUNCH) -> None:
+        self._digest = hashlib.sha256(launch).digest()
+
+    def launch_sha256(self) -> bytes:
+        return self._digest
+
+    def collect(self, report_data: bytes) -> Mapping[str, Item]:
+        return {"cpu": Item("application/cbor", report_data)}
+
+
+def test_takes_the_launch_config_that_stands_in_hardware() -> None:
+    assert check_launch(LAUNCH, CONFIG, Hardware()).deployment == "here"
+
+
+@pytest.mark.parametrize("name", ["launch", "config"])
+def test_refuses_another_launch_config_than_the_hardwares(name: str) -> None:
+    other = LAUNCH.replace(b"here", b"there")
+    told = {"launch": (other, CONFIG), "config": (LAUNCH, EnclaveConfig(platform="sim", padding=False).encode())}[name]
+    with pytest.raises(NotTrusted):
+        check_launch(*told, Hardware())
+
+
+def test_evidence_binds_the_nonce_and_the_exact_statement() -> None:
+    attestation = Attestation(Hardware(), KeyRing(time.time()), LAUNCH, lambda: INFO, ())
+    items = parse_document(asyncio.run(attestation.document(bytes(32)))).items
+    assert items["cpu"].content == report_data(bytes(32), items["statement"].content)
+    assert items["launch"].content == LAUNCH
+
+
+def test_the_statement_names_the_engine_that_runs_now() -> None:
+    running = [INFO]
+    attestation = Attestation(Hardware(), KeyRing(time.time()), LAUNCH, lambda: running[-1], ("padding-off",))
+
+    def said() -> bytes:
+        return parse_document(asyncio.run(attestation.document(b""))).items["statement"].content
+
+    before = said()
+    assert said() == before
+    running.append(replace(INFO, variant="no-extra-buffers"))  # a restart fell back to it
+    after = parse_statement(said())
+    assert (after.engine.variant, after.insecure) == ("no-extra-buffers", ("padding-off",))
+    assert after.ohttp_keys == parse_statement(before).ohttp_keys

@@ -1,0 +1,87 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash, parse_boot, parse_config
+from cloister.errors import WrongUse
+
+CONFIG = EnclaveConfig(platform="sim", context_length=512)
+BOOT = Boot(
+    launch=b"{launch}",
+    config=CONFIG.encode(),
+    listen_fd=3,
+    model_path="/m.gguf",
+    model_name="m",
+    engine_dir="/lib",
+    device_fd=4,
+    api_keys=(KeyHash("me", "ab" * 32),),
+)
+
+
+@pytest.mark.parametrize("boot", [BOOT, replace(BOOT, device_fd=None, api_keys=())])
+def test_what_the_host_writes_is_what_the_enclave_reads(boot: Boot) -> None:
+    assert boot.encode().count(b"\n") == 1
+    assert parse_boot(boot.encode()) == boot
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"surprise": 1},
+        {"launch": "%"},
+        {"listen_fd": float("inf")},
+        {"listen_fd": None},
+        {"device_fd": "x"},
+        {"api_keys": 5},
+        {"api_keys": [{"name": "me"}]},
+        {"api_keys": ["me"]},
+    ],
+)
+def test_refuses_another_boot_message(change: dict[str, object]) -> None:
+    raw = {**json.loads(BOOT.encode()), **change}
+    with pytest.raises(WrongUse):
+        parse_boot(json.dumps(raw).encode())
+
+
+@pytest.mark.parametrize("line", [b"", b"null", b"{}", b"[" * 100_000, b"\xff"])
+def test_refuses_what_is_no_boot_message(line: bytes) -> None:
+    with pytest.raises(WrongUse):
+        parse_boot(line)
+
+
+def test_a_config_is_read_as_it_was_hashed() -> None:
+    assert parse_config(CONFIG.encode()) == CONFIG
+    assert CONFIG.insecure == ()
+    assert EnclaveConfig(platform="sim", api_keys=False, padding=False).insecure == ("api-keys-off", "padding-off")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"platform": 1},
+        {"api_keys": 0},
+        {"padding": None},
+        {"context_length": 63},
+        {"context_length": True},
+        {"slots": 0},
+        {"slots": 65},
+        {"max_waiting": -1},
+        {"engine": "remote"},
+        {"v": 2},
+        {"v": True},
+        {"surprise": 1},
+    ],
+)
+def test_refuses_another_config(change: dict[str, object]) -> None:
+    raw = {**json.loads(CONFIG.encode()), **change}
+    with pytest.raises(WrongUse):
+        parse_config(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_refuses_a_config_that_could_be_read_two_ways() -> None:
+    twice = CONFIG.encode()[:-1] + b',"api_keys":true}'
+    with pytest.raises(WrongUse):
+        parse_config(b'{"api_keys":false,' + twice[1:])
+    with pytest.raises(WrongUse):
+        parse_config(CONFIG.encode() + b" ")
