@@ -51,7 +51,7 @@ X25519_HEAD = 7 + 32
 
 @functools.cache
 def ring_seed() -> bytes:
-    return os.urandom(64)
+    return b"\0" + os.urandom(63)  # the first epoch is number 0
 
 
 def make_ring(**options: Any) -> KeyRing:

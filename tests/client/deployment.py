@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import socket
 import threading
 import time
@@ -116,16 +117,22 @@ class Deployment:
         self.measurement: Measurement = MEASUREMENT
         self.offset = offset
         self.app = app or InnerApp()
-        self.ring = KeyRing(self.now())
+        self._first_epoch = 0
+        self.ring = KeyRing(self.now(), entropy=self._entropy)
         self.attested = 0
         self.gateway = Gateway(self.app, self.ring, self.attest, clock=self.now, **options)
 
     def now(self) -> float:
         return time.time() + self.offset
 
-    def renew_keys(self) -> None:
-        """What a restart does: the old keys are gone at once."""
-        self.ring.__init__(self.now())  # type: ignore[misc]
+    def _entropy(self, length: int) -> bytes:
+        """Random but for the one byte that names a ring's first keys."""
+        return bytes([self._first_epoch]) if length == 1 else os.urandom(length)
+
+    def renew_keys(self, *, same_names: bool = False) -> None:
+        """What a restart does: the old keys are gone at once; the new ones seldom have the same identifiers."""
+        self._first_epoch += not same_names
+        self.ring.__init__(self.now(), entropy=self._entropy)  # type: ignore[misc]
 
     @property
     def policy(self) -> Policy:
