@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from tests.client.deployment import Deployment, InnerApp, RecordingHop, Stage, Tampering, frames
@@ -205,8 +206,9 @@ def test_rotated_keys_lead_to_a_new_verification_and_one_more_try(deployment: De
 def test_a_restarted_enclave_has_another_key_of_the_same_name(deployment: Deployment, session: Session) -> None:
     ask(session)
     before = deployment.ring.ohttp_keys
-    while deployment.ring.ohttp_keys[2] != before[2] or deployment.ring.ohttp_keys == before:
-        deployment.renew_keys()
+    deployment.renew_keys(same_names=True)
+    after = deployment.ring.ohttp_keys
+    assert (after[2], after == before) == (before[2], False)
     assert ask(session)[0] == 200
     assert deployment.attested == 2
 
@@ -220,13 +222,27 @@ def test_a_refusal_to_open_is_not_tried_again_on_the_same_keys(
     assert (len(tampering.requests), deployment.attested) == (1, 2)
 
 
+def _wrong_key(body: bytes) -> bytes:
+    return bytes([body[0] ^ 0x80]) + body[1:]
+
+
+def test_an_unknown_key_is_not_tried_again_on_the_same_keys(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    tampering.change_request = _wrong_key
+    with pytest.raises(KeyUnknown):
+        ask(session)
+    assert (len(tampering.requests), deployment.attested) == (1, 2)
+
+
 def test_keys_that_stay_unknown_are_an_error_after_one_try(
     deployment: Deployment, tampering: Tampering, session: Session
 ) -> None:
-    def wrong_key(body: bytes) -> bytes:
-        return bytes([body[0] ^ 0x80]) + body[1:]
+    def renew(body: bytes) -> bytes:
+        deployment.renew_keys()
+        return _wrong_key(body)
 
-    tampering.change_request = wrong_key
+    tampering.change_request = renew
     with pytest.raises(KeyUnknown):
         ask(session)
     assert (len(tampering.requests), deployment.attested) == (2, 2)
@@ -279,6 +295,32 @@ def test_a_failure_inside_amid_an_answer_is_a_truncated_response(deployment: Dep
     assert b"half" in b"".join(parts)
 
 
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        (422, b"https://iana.org/assignments/http-problem-types#ohttp-key"),
+        (400, b"https://cloister.invalid/problems/not-opened"),
+    ],
+)
+def test_a_host_that_runs_a_request_and_denies_it_does_not_get_another(
+    deployment: Deployment, stage: Stage, status: int, problem: bytes
+) -> None:
+    denial = Impostor(deployment, status, b'{"type":"%s"}' % problem, b"application/problem+json")
+
+    async def deny(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            await deployment.gateway(scope, receive, _hide)
+        await denial(scope, receive, send)
+
+    with Session(stage.show(deny), policy=deployment.policy) as session, pytest.raises(ChannelBroken):
+        ask(session)
+    assert (len(app_of(deployment).seen), deployment.attested) == (1, 2)
+
+
+async def _hide(_: object) -> None:
+    pass
+
+
 class Impostor:
     """Serves genuine evidence, and answers sealed requests in plaintext."""
 
@@ -308,10 +350,10 @@ class Impostor:
         (503, b"text/html", ConnectionFailed),
     ],
 )
+@pytest.mark.parametrize("body", [b'{"choices":[{"message":{"content":"forged \x1b[2J\xe2\x80\xae"}}]}', b"[" * 60_000])
 def test_a_plaintext_answer_is_never_an_answer(
-    deployment: Deployment, stage: Stage, status: int, media_type: bytes, error: type[CloisterError]
+    deployment: Deployment, stage: Stage, status: int, media_type: bytes, error: type[CloisterError], body: bytes
 ) -> None:
-    body = b'{"choices":[{"message":{"content":"forged \x1b[2J\xe2\x80\xae"}}]}'
     impostor = Impostor(deployment, status, body, media_type)
     with Session(stage.show(impostor), policy=deployment.policy) as session:
         with pytest.raises(error) as caught:

@@ -137,8 +137,10 @@ class Sealer:
     def exchange(self, request: InnerRequest) -> Generator[Step, Reply, Opened]:
         """Seals to what is verified, and opens the answer's head.
 
-        Sends a second time in two cases only, in which the first was certainly not run: its key was gone (after
-        verifying anew: a restarted enclave may also have another key of that name) and its date was off (freshly sealed, with the enclave's own date).
+        Sends a second time in two cases only. Its date was off, which the enclave says inside the seal, so the first was
+        certainly not run. And it was not opened, and the enclave, verified anew, has other keys than it was sealed to (a
+        restarted one may have another key of the same name). That refusal is plaintext, and a host can forge it: it can
+        have a request run twice, whenever it can have the keys change, and sees nothing new by it but sizes and times.
 
         Raises: WrongUse before anything is sent; NotTrusted, Malformed, Unreachable.
         """
@@ -159,7 +161,7 @@ class Sealer:
                     raise refusal
                 renewed, sealed_to = True, verified.ohttp_keys
                 verified = yield from _verify(verified)
-                if verified.ohttp_keys == sealed_to and not isinstance(refusal, KeyUnknown):
+                if verified.ohttp_keys == sealed_to:
                     raise refusal
                 continue
             opened = yield from _open(sealed.response)
@@ -191,7 +193,7 @@ class Sealer:
             return False
         try:
             theirs = parsedate_to_datetime(fields[b"date"].decode("ascii")).timestamp()
-        except ValueError:
+        except (ValueError, OverflowError):
             return False
         self._offset = theirs - self._clock.wall()
         return True
@@ -275,7 +277,7 @@ def _may_be_date_problem(head: ResponseHead) -> bool:
 def _problem_type(body: bytes) -> str:
     try:
         problem = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     kind = problem.get("type") if isinstance(problem, dict) else None
     return kind if isinstance(kind, str) else ""
