@@ -109,7 +109,7 @@ async def test_a_simulator_is_trusted_on_this_machine_only(deployment: Deploymen
 @pytest.mark.anyio
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "localhost", "[::1]"])
 async def test_a_simulator_on_this_machine_is_what_the_policy_says(deployment: Deployment, host: str) -> None:
-    attestor = Attestor(f"http://{host}:8484/#owner=x", deployment.policy, clock=Clock())
+    attestor = Attestor(f"http://{host}:8484/", deployment.policy, clock=Clock())
     challenge = attestor.challenge()
     document = await deployment.attest(challenge.nonce)
     assert attestor.accept(challenge, 200, "application/cmw+json", document).simulated
@@ -170,6 +170,12 @@ def test_no_document_is_a_typed_error(
 def test_an_address_that_is_none_is_wrong_use(deployment: Deployment, url: str) -> None:
     with pytest.raises(WrongUse):
         Session(url, policy=deployment.policy)
+
+
+def test_an_address_s_fragment_is_not_dropped_in_silence(deployment: Deployment) -> None:
+    with pytest.raises(WrongUse) as caught:
+        Session("http://127.0.0.1:8484/#owner=x&deployment=y", policy=deployment.policy)
+    assert "policy" in caught.value.hint
 
 
 @pytest.mark.parametrize("set_by_caller", [True, False])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urldefrag, urlsplit
 
 import httpx2
 import typer
@@ -76,10 +76,10 @@ class Trust:
         return _with_fragment(policy, urlsplit(url).fragment)
 
     def session(self, url: str, *, pin_measurement: bool = False) -> Session:
-        return Session(url, **self._options(url, pin_measurement))
+        return Session(urldefrag(url).url, **self._options(url, pin_measurement))
 
     def async_session(self, url: str, *, pin_measurement: bool = False) -> AsyncSession:
-        return AsyncSession(url, **self._options(url, pin_measurement))
+        return AsyncSession(urldefrag(url).url, **self._options(url, pin_measurement))
 
     def _options(self, url: str, pin_measurement: bool) -> dict[str, Any]:
         policy = self.policy(url)

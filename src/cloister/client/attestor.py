@@ -148,8 +148,14 @@ def _refused(verified: Verified, *factors: Factor, message: str) -> Verification
 
 
 def _origin(url: str) -> tuple[str, bool]:
-    """The address without its fragment (owner and deployment are the policy's), and whether it is this machine."""
+    """The address as requests are built on it, and whether it is this machine."""
     parts = urlsplit(url)
+    if parts.fragment:
+        raise WrongUse(
+            "The enclave's address has a fragment, of which a session takes no notice.",
+            hint="owner and deployment belong in the policy: Policy(owner_key=…, deployment=…).",
+            step="url",
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username is not None:
         raise WrongUse("The enclave's address must look like https://host or http://127.0.0.1:8484.")
     host = parts.hostname
