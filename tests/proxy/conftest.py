@@ -1,27 +1,13 @@
 from collections.abc import Iterator
 
 import pytest
+from tests.client.conftest import deployment, device, stage
 from tests.client.deployment import Deployment, Served, Stage
 
 from cloister.client import AsyncSession
 from cloister.proxy import ProxyConfig, create_proxy
-from cloister.sim import Device
 
-
-@pytest.fixture(scope="session")
-def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
-    return Device.open(tmp_path_factory.mktemp("sim") / "state")
-
-
-@pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
-    with Stage() as stage:
-        yield stage
-
-
-@pytest.fixture
-def deployment(device: Device) -> Deployment:
-    return Deployment(device)
+__all__ = ["deployment", "device", "proxy", "stage"]
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The local proxy: the SDK with nothing but another base URL, and what it refuses."""
 
+import asyncio
 import base64
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,9 @@ import httpx2
 import openai
 import pytest
 from tests.client.deployment import Deployment, InnerApp, Served, Stage
+
+from cloister.client import AsyncSession
+from cloister.proxy import ProxyConfig, create_proxy
 
 JSON = {"content-type": "application/json"}
 
@@ -96,6 +101,61 @@ def test_refuses_foreign_pages_and_names(
     assert answer.json()["error"]["code"]
     assert not [name for name in answer.headers if name.startswith("access-control")]
     assert deployment.attested == 0
+
+
+class Upload:
+    """A request whose body comes as these messages, and then no more."""
+
+    def __init__(self, *messages: dict[str, Any]) -> None:
+        self._messages = list(messages)
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        if not self._messages:
+            await asyncio.Event().wait()
+        return self._messages.pop(0)
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def run(self, proxy: Any) -> None:
+        headers = [(b"host", b"127.0.0.1:1234"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b""}
+        await proxy({**scope, "headers": headers, "client": ("127.0.0.1", 1), "server": None}, self.receive, self.send)
+
+
+HALF = {"type": "http.request", "body": b'{"half":', "more_body": True}
+
+
+@pytest.mark.anyio
+async def test_half_a_body_is_never_forwarded(deployment: Deployment, stage: Stage, monkeypatch: Any) -> None:
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid())
+    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy) as session:
+        gone = Upload(HALF, {"type": "http.disconnect"})
+        await gone.run(create_proxy(session, ProxyConfig(1234)))
+        slow = Upload(HALF)
+        async with asyncio.timeout(5):
+            await slow.run(create_proxy(session, ProxyConfig(1234, request_seconds=0.02)))
+    assert gone.sent == []
+    assert slow.sent[0]["status"] == 408
+    assert deployment.attested == 0
+
+
+def test_a_forged_forwarded_for_does_not_say_who_is_connected(
+    http: httpx2.Client, proxy: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def note(client: Any, server: Any) -> int:
+        asked.append(client)
+        return os.getuid()
+
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", note)
+    forged = {"x-forwarded-for": "203.0.113.7", "x-forwarded-proto": "https", "forwarded": "for=203.0.113.7"}
+    with http.stream("GET", "/v1/models", headers=forged) as answer:
+        assert answer.status_code == 200
+        near = answer.extensions["network_stream"].get_extra_info("client_addr")
+    assert asked == [near]
 
 
 def test_its_own_page_may_ask(http: httpx2.Client, proxy: Served) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from cloister.proxy.guard import Guard, peer_uid
+from cloister.proxy.guard import Guard, Refusal, peer_uid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 
@@ -43,3 +43,38 @@ def test_asks_once_for_each_connection_and_again_for_the_next_on_its_port(monkey
 
 def test_a_connection_without_addresses_is_nobody_s() -> None:
     assert peer_uid(None, ("127.0.0.1", 1)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"host", b"evil.example"),
+        (b"origin", b"http://evil.example"),
+        (b"sec-fetch-site", b"cross-site"),
+        (b"sec-fetch-mode", b"no-cors"),
+        (b"content-type", b"text/plain"),
+        (b"content-length", b"0"),
+    ],
+)
+def test_a_header_that_stands_twice_is_refused_whichever_would_count(
+    name: bytes, value: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid())
+    good = [
+        (b"host", b"127.0.0.1:1234"),
+        (b"origin", b"http://127.0.0.1:1234"),
+        (b"sec-fetch-site", b"same-origin"),
+        (b"sec-fetch-mode", b"cors"),
+        (b"content-type", b"application/json"),
+        (b"content-length", b"2"),
+    ]
+
+    def refusal(headers: list[tuple[bytes, bytes]]) -> Refusal | None:
+        scope = {"method": "POST", "headers": headers, "client": ("127.0.0.1", 40000), "server": ("127.0.0.1", 1)}
+        return Guard(1234).refusal(scope)
+
+    assert refusal(good) is None
+    for headers in ([(name, value), *good], [*good, (name, value)]):
+        refused = refusal(headers)
+        assert refused is not None
+        assert (refused.status, refused.code) == (400, "header_twice")

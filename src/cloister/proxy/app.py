@@ -49,10 +49,12 @@ _CODES: tuple[tuple[type[CloisterError], int, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
-    """`port`: the loopback port listened on, as clients name it. `request_bytes`: the largest body forwarded."""
+    """`port`: the loopback port listened on, as clients name it. `request_bytes`: the largest body forwarded.
+    `request_seconds`: how long a body may take to come."""
 
     port: int
     request_bytes: int = 32 << 20
+    request_seconds: float = 30.0
 
 
 def create_proxy(session: AsyncSession, config: ProxyConfig) -> "Proxy":
@@ -67,7 +69,7 @@ def create_proxy(session: AsyncSession, config: ProxyConfig) -> "Proxy":
 class Proxy:
     def __init__(self, session: AsyncSession, config: ProxyConfig) -> None:
         self._session = session
-        self._limit = config.request_bytes
+        self._config = config
         self._guard = Guard(config.port)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,9 +91,12 @@ class Proxy:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         content = await self._content(receive)
-        if content is None:
-            await _refuse(send, _TOO_LARGE)
-            return
+        if isinstance(content, Refusal):
+            await _refuse(send, content)
+        elif content is not None:
+            await self._answer(scope, content, receive, send)
+
+    async def _answer(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
         serving = asyncio.create_task(self._route(scope, content, send))
         watching = asyncio.create_task(_gone(receive))
         try:
@@ -104,15 +109,22 @@ class Proxy:
         if not serving.cancelled():
             serving.result()
 
-    async def _content(self, receive: Receive) -> bytes | None:
+    async def _content(self, receive: Receive) -> bytes | Refusal | None:
+        """The whole body; None when the client went away before its end: half a body is nobody's question."""
         content = bytearray()
         more = True
-        while more:
-            message = await receive()
-            content += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(content) > self._limit:
-                return None
+        try:
+            async with asyncio.timeout(self._config.request_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    content += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(content) > self._config.request_bytes:
+                        return _TOO_LARGE
+        except TimeoutError:
+            return _TOO_SLOW
         return bytes(content)
 
     async def _route(self, scope: Scope, content: bytes, send: Send) -> None:
@@ -149,6 +161,7 @@ class Proxy:
 
 _OURS = ("/", "/verification")
 _TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 MiB.")
+_TOO_SLOW = Refusal(408, "too_slow", "The request's body did not come in time.", "Send it at once.")
 _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")
 _METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
 

@@ -15,6 +15,8 @@ __all__ = ["Guard", "Refusal", "peer_uid"]
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = b"01"
 _REMEMBERED = 256  # connections
+# Of two, we might judge one and somebody else heed the other.
+_SINGLE = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"content-type", b"content-length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,21 @@ class Guard:
     (DNS rebinding). On Linux it asks the kernel who owns the other end of a connection."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
+        self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")
+        self._origins = frozenset(f"http://{host}" for host in self._hosts)
         self._own_user_only = sys.platform == "linux"
         self._own: dict[tuple[str, int], tuple[str, int]] = {}
 
     def refusal(self, scope: dict[str, Any]) -> Refusal | None:
+        names = [name for name, _ in scope["headers"]]
+        if any(names.count(name) > 1 for name in _SINGLE):
+            return _TWICE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        hosts = self._hosts()
-        if headers.get(b"host", "").lower() not in hosts:
+        if headers.get(b"host", "").lower() not in self._hosts:
             return _HOST
         if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
             return _FOREIGN
-        if b"origin" in headers and headers[b"origin"].lower() not in {f"http://{host}" for host in hosts}:
+        if b"origin" in headers and headers[b"origin"].lower() not in self._origins:
             return _FOREIGN
         if scope["method"] == "POST" and _media_type(headers.get(b"content-type", "")) != "application/json":
             return _MEDIA_TYPE
@@ -62,10 +67,8 @@ class Guard:
         self._own[client] = client
         return True
 
-    def _hosts(self) -> tuple[str, ...]:
-        return f"127.0.0.1:{self._port}", f"localhost:{self._port}", f"[::1]:{self._port}"
 
-
+_TWICE = Refusal(400, "header_twice", "A header that may stand once stands twice.", "Send it once.")
 _HOST = Refusal(421, "wrong_host", "This is not a name of this proxy.", "Use http://127.0.0.1:PORT as it was printed.")
 _FOREIGN = Refusal(403, "foreign_page", "Web pages of other origins may not ask here.", "Ask from a program instead.")
 _MEDIA_TYPE = Refusal(415, "media_type", "POST bodies are application/json.", "Send Content-Type: application/json.")
