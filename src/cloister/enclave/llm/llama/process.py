@@ -97,9 +97,13 @@ def _in_child(
 
 
 def _search_path() -> list[str]:
-    """Where this interpreter looks for packages: the child looks there and nowhere else."""
+    """Where this interpreter looks for packages, in its order: the child looks there and nowhere else.
+
+    Were our own folder always the first, what lies beside us could stand in for the standard library in the child.
+    """
     own = str(Path(cloister.__file__).parents[1])
-    return [own, *(folder for folder in sys.path if folder != own and Path(folder).is_absolute())]
+    folders = [folder for folder in sys.path if Path(folder).is_absolute()]
+    return folders if own in folders else [*folders, own]
 
 
 def _bytecode_flag() -> list[str]:

@@ -1,35 +1,32 @@
 """The model's own chat template: untrusted code out of the model file, run in jinja2's sandbox under a deadline.
 
-What a user writes never becomes a control token: see `Rendered`.
+What a user writes never becomes a control token: see `placeholders`.
 """
 
 import ctypes
 import datetime
 import json
-import os
-import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.compiler
 import jinja2.exceptions
 import jinja2.ext
+import jinja2.filters
 import jinja2.nodes
 import jinja2.sandbox
 
+from cloister.enclave.llm.llama.placeholders import ControlTexts, Placeholders, Segment
 from cloister.errors import MalformedModel, WrongUse
 
-__all__ = ["ChatTemplate", "Segment"]
+__all__ = ["ChatTemplate"]
 
 DEADLINE = 1.0
 """Seconds that one prompt's rendering may take."""
 _MOST = 16 << 20
 """Characters that one value inside a template may grow to."""
-
-Segment = tuple[str, bool]
-"""Text, and whether control tokens in it are the template's own, and so meant."""
 
 
 class _RefusedError(Exception):
@@ -43,19 +40,18 @@ class _Deadline(BaseException):
 class ChatTemplate:
     """`render` turns messages into segments to tokenize. One at a time; any thread.
 
-    `control`: the texts of the model's control tokens. Where one of them stands inside a message, a placeholder
-    that cannot be guessed goes through the template in its place, and comes out as a segment of plain text. The
-    rest of a message goes through as it is, so that templates which look at it (trim, split, `in`) see it.
+    `control`: the texts of the model's control tokens.
     """
 
     def __init__(self, source: str, *, control: Sequence[str], bos: str, eos: str) -> None:
         self._environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         self._environment.globals |= {"raise_exception": self._refuse, "strftime_now": _strftime_now}
-        self._environment.filters["tojson"] = _tojson
-        for name in ("center", "format"):  # these make large texts out of a small number in one step
+        self._environment.filters |= {"tojson": _tojson, "indent": _indent}
+        for name in _GROWING_FILTERS:
             del self._environment.filters[name]
+        del self._environment.globals["lipsum"]
         self._source = source
-        self._control = _pattern(control)
+        self._control = ControlTexts(control)
         self._words = {"bos_token": bos, "eos_token": eos}
         self._compiled: jinja2.Template | None = None
 
@@ -88,57 +84,6 @@ class ChatTemplate:
         raise _RefusedError(f" It says: {reason}" if known else "")
 
 
-def _pattern(control: Sequence[str]) -> re.Pattern[str] | None:
-    """Matches a control token's text; at a message's ends also part of one, which its neighbour might complete."""
-    if not control:
-        return None
-    ordered = sorted(control, key=len, reverse=True)
-    whole = [re.escape(text) for text in ordered]
-    heads = sorted({re.escape(text[:n]) for text in ordered for n in range(2, len(text))}, key=len, reverse=True)
-    tails = sorted({re.escape(text[-n:]) for text in ordered for n in range(2, len(text))}, key=len, reverse=True)
-    parts = ["|".join(whole)]
-    if heads:
-        parts += [rf"(?:{'|'.join(heads)})(?=\s*\Z)", rf"\A(?:{'|'.join(tails)})"]
-    return re.compile("|".join(parts))
-
-
-class Placeholders:
-    """Stand-ins for control-token texts in one conversation."""
-
-    def __init__(self, control: re.Pattern[str] | None) -> None:
-        self._control = control
-        self._nonce = str(int.from_bytes(os.urandom(12), "big"))
-        self._hidden: list[str] = []
-
-    def hide(self, value: Any) -> Any:
-        """A copy of `value` (what JSON can hold) with stand-ins in all its strings."""
-        if isinstance(value, str):
-            return self._control.sub(self._stand_in, value) if self._control else value
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.hide(inner) for inner in value]
-        return value
-
-    def _stand_in(self, match: re.Match[str]) -> str:
-        self._hidden.append(match[0])
-        return f"\ufdd0{self._nonce}:{len(self._hidden) - 1}\ufdd1"  # noncharacters, with a number nobody knows
-
-    def reveal(self, text: str) -> list[Segment]:
-        """The rendered text in order: the template's, with True, and the hidden pieces as plain text, with False."""
-        if not self._hidden:
-            return [(text, True)]
-        segments: list[Segment] = []
-        pieces = re.split(f"\ufdd0{self._nonce}:([0-9]{{1,9}})\ufdd1", text)
-        for at, piece in enumerate(pieces):
-            if at % 2:
-                index = int(piece)
-                segments.append((self._hidden[index] if index < len(self._hidden) else "", False))
-            elif piece:
-                segments.append((piece, True))
-        return segments
-
-
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
     """`~` goes through the environment, as the other operators do in a sandbox."""
 
@@ -150,10 +95,22 @@ class _CodeGenerator(jinja2.compiler.CodeGenerator):
         self.write("))")
 
 
+def _bounded_join(parts: Iterable[str]) -> str:
+    texts = list(parts)
+    if sum(map(len, texts)) > _MOST:
+        raise OverflowError
+    return "".join(texts)
+
+
 class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """jinja2's sandbox, and no single operation whose result is out of all proportion to what it was given."""
+    """jinja2's sandbox, and no operator or filter that makes a large value of a small number.
+
+    Does not bound what `replace` and `join` make of texts that are large already: a hostile model file can so exhaust
+    the memory of its own engine.
+    """
 
     code_generator_class = _CodeGenerator
+    concat = staticmethod(_bounded_join)
     intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
@@ -168,10 +125,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def concat_bounded(self, parts: tuple[Any, ...]) -> str:
-        texts = [str(part) for part in parts]
-        if sum(map(len, texts)) > _MOST:
-            raise OverflowError
-        return "".join(texts)
+        return _bounded_join(str(part) for part in parts)
 
     def wrap_str_format(self, value: Any) -> None:
         """No allowance for str.format: a width in it makes a text of any length."""
@@ -182,6 +136,8 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
 
+_GROWING_FILTERS = ("batch", "center", "format", "round", "slice", "wordwrap")
+"""These make a large value out of a small number in one step. `indent` and `tojson` do too, and are bounded below."""
 _GROWING = frozenset({"ljust", "rjust", "center", "zfill", "expandtabs", "format", "format_map", "translate"})
 
 
@@ -205,7 +161,19 @@ def _magnitude(value: Any) -> float:
     return float(value.bit_length()) if isinstance(value, int) else 1.0 if isinstance(value, float) else 0.0
 
 
+def _indent(text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
+    """jinja2's own, for a width in proportion. It takes a text for a width too, which is not needed."""
+    _refuse_wide(width)
+    return jinja2.filters.do_indent(text, width, first, blank)
+
+
+def _refuse_wide(width: int | None) -> None:
+    if width is not None and (not isinstance(width, int) or width > 32):
+        raise OverflowError
+
+
 def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+    _refuse_wide(indent)
     allowed = {key: options[key] for key in ("ensure_ascii", "separators", "sort_keys") if key in options}
     return json.dumps(value, indent=indent, **{"ensure_ascii": False, **allowed})
 
