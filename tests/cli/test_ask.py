@@ -117,7 +117,16 @@ def test_a_flag_goes_before_the_environment_the_project_and_the_user(
 
 
 @pytest.mark.parametrize(
-    "text", ["[client]\ndangerously_trust_simulator = 'x'\n", "client = 1\n", "[client]\napi_key = 'x'\n", "nonsense"]
+    "text",
+    [
+        "[client]\ndangerously_trust_simulator = 'x'\n",
+        "client = 1\n",
+        "[client]\napi_key = 'x'\n",
+        "[client]\nrequire_pq = 1\n",
+        "[client]\nrequire_pq = 'true'\n",
+        "[client]\npolicy = 1\n",
+        "nonsense",
+    ],
 )
 def test_a_project_file_cannot_set_anything_else(run: Run, enclave: Enclave, tmp_path: Path, text: str) -> None:
     _settings(tmp_path / "work" / "cloister.toml", text)

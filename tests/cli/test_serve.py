@@ -1,4 +1,5 @@
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from tests.cli.running import run
 from cloister.cli.local import Plan, owner_key, owner_name, policy_for
 from cloister.cli.main import app
 from cloister.enclave.boot import KeyHash
+from cloister.errors import WrongUse
 from cloister.models.download import resolve
 
 
@@ -26,10 +28,37 @@ def test_refuses_a_platform_without_a_driver() -> None:
     assert run(app, "serve", "tiny", "--platform", "tdx").exit_code == 2
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
+def test_simulates_on_loopback_only(host: str) -> None:
+    refused = run(app, "serve", "tiny", "--platform", "sim", "--host", host)
+    assert refused.exit_code == 2
+    assert "loopback" in refused.stderr
+
+
 def test_refuses_a_model_that_is_not_there() -> None:
     refused = run(app, "serve", "nowhere.gguf", "--platform", "sim")
     assert refused.exit_code == 2
     assert "nowhere.gguf" in refused.stderr
+
+
+def test_two_starts_at_once_have_one_owner() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len({owner_name(key) for key in pool.map(lambda _: owner_key(), range(8))}) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_a_damaged_owner_key_is_not_replaced_silently(state: Path, damage: str) -> None:
+    owner_key()
+    (state / "cloister" / "owner.pem").write_text(damage)
+    with pytest.raises(WrongUse):
+        owner_key()
+
+
+def test_refuses_an_owner_key_that_others_can_read(state: Path) -> None:
+    owner_key()
+    (state / "cloister" / "owner.pem").chmod(0o644)
+    with pytest.raises(WrongUse, match="Others"):
+        owner_key()
 
 
 def test_the_owner_key_is_made_once_and_private(state: Path) -> None:

@@ -35,6 +35,8 @@ def test_a_local_file_is_found(tmp_path: Path) -> None:
         "hf.co/../repo",
         "hf.co/org/repo:a b",
         "hf.co/org/..",
+        "hf.co/a--b/c",
+        "hf.co/a/b--c",
         "hf.co//repo",
     ],
 )

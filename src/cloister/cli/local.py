@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
@@ -22,6 +23,7 @@ from cloister.evidence.launch import App, LaunchConfig, launch_digest
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.store import LocalModel
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
+from cloister.sim.keys import refuse_shared, write_once
 from cloister.verify import Policy
 
 __all__ = [
@@ -38,8 +40,8 @@ __all__ = [
 
 def state_directory() -> Path:
     """`$XDG_STATE_HOME/cloister`, or `~/.local/state/cloister`: the owner's key and the simulator's keys."""
-    named = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(named) if named else Path.home() / ".local" / "state") / "cloister"
+    named = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".local" / "state") / "cloister"
 
 
 def root_path() -> Path:
@@ -53,16 +55,20 @@ def file_digest(path: Path) -> str:
 
 
 def owner_key() -> Ed25519PrivateKey:
-    """This machine's owner key, made on the first use, readable by its user alone."""
+    """This machine's owner key, made on the first use, readable by its user alone.
+
+    Two processes that start at once end with the same key. Raises: WrongUse.
+    """
     path = state_directory() / "owner.pem"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        draft = path.with_suffix(f".{os.getpid()}")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-        draft.replace(path)
-    key = load_pem_private_key(path.read_bytes(), None)
+        write_once(path, pem)
+    refuse_shared(path)
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise WrongUse(f"{path} does not hold an Ed25519 key.", hint="Move it away; a new one is made.")
     return key

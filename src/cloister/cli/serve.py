@@ -1,5 +1,6 @@
 """`cloister serve MODEL`: an enclave on this machine."""
 
+import ipaddress
 import signal
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     model: Model = "default",
     platform: Annotated[str, typer.Option(help="`sim` simulates a TEE; absent: the one that this machine has.")] = "",
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="The loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8484,
     context: Context = None,
     slots: Slots = 16,
@@ -36,6 +37,7 @@ def serve(
 ) -> None:
     """Run a model in an enclave until interrupted."""
     _check_platform(platform)
+    _check_host(host)
     keys = read_keys(api_keys) if api_keys else ()
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
@@ -59,6 +61,17 @@ def _check_platform(platform: str) -> None:
         "No TEE that cloister knows was found on this machine, and it does not simulate one unasked.",
         hint="To try it out without protection: cloister serve --platform sim",
     )
+
+
+def _check_host(host: str) -> None:
+    """A simulated enclave is for this machine's own user: its root and its API stay on loopback."""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local:
+        hint = "Leave --host away. Others would take for an enclave what its operator can read."
+        raise WrongUse("A simulated enclave listens on loopback only.", hint=hint, got=host)
 
 
 def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:

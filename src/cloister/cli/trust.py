@@ -65,7 +65,7 @@ class Trust:
         Raises: MalformedPolicy; WrongUse for a file that cannot be read, or a fragment that contradicts the policy.
         """
         policy = _load_policy(self.policy_file) if self.policy_file else _configured_policy()
-        if self.require_pq or any(table.get("require_pq") is True for _, table in _configured()):
+        if self.require_pq or any(table.get("require_pq") for _, table in _configured()):
             policy = replace(policy, require_pq=True)
         if self.simulator_root is not None:
             policy = replace(
@@ -100,6 +100,8 @@ def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
         wrong = set(table) - {"policy", "require_pq"} if isinstance(table, dict) else {"client"}
         if wrong:
             raise MalformedPolicy(f"{path} has an unknown setting: {min(wrong)}.", hint="[client]: policy, require_pq")
+        if type(table.get("require_pq", False)) is not bool or not isinstance(table.get("policy", ""), str):
+            raise MalformedPolicy(f"{path} has a setting of the wrong type.", hint='require_pq = true; policy = "…"')
         yield path.parent, table
 
 

@@ -10,7 +10,8 @@ from cloister.errors import WrongUse
 __all__ = ["EmbeddedModel", "HubModel", "ModelFile", "Reference", "parse_reference"]
 
 _HUB = re.compile(r"(?:https?://)?(?:hf\.co|huggingface\.co)/(.*)", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_NAME = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+"""As the hub has them: `--` stands between organization and repository in the names of folders here."""
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _EMBEDDED = {"default": "demo", "demo": "demo", "tiny": "tiny"}
 _HINT = "Name a .gguf file, hf.co/org/repo, hf.co/org/repo:Q4_K_M, or one of the embedded models: default, tiny."

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from cloister.errors import WrongUse
 
-__all__ = ["ChipKeys", "load_or_make"]
+__all__ = ["ChipKeys", "load_or_make", "refuse_shared", "write_once"]
 
 _STATE = "device.pem"
 _ROOT = "root.pem"
@@ -49,25 +49,27 @@ def load_or_make(state_dir: Path, now: float) -> ChipKeys:
     Raises: WrongUse when others may read or change the directory or the key, or the file is not what was written.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _refuse_shared(state_dir)
+    refuse_shared(state_dir)
     path = state_dir / _STATE
     if not path.exists():
-        _write_once(path, _make(now).encode())
-    _refuse_shared(path)
+        write_once(path, _make(now).encode())
+    refuse_shared(path)
     keys = _load(path)
     if not (state_dir / _ROOT).exists():
-        _write_once(state_dir / _ROOT, keys.root.public_bytes(Encoding.PEM))
+        write_once(state_dir / _ROOT, keys.root.public_bytes(Encoding.PEM))
     return keys
 
 
-def _refuse_shared(path: Path) -> None:
+def refuse_shared(path: Path) -> None:
+    """Raises: WrongUse when somebody else owns it, or may read or change it, or it is a link."""
     status = path.lstat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or stat.S_ISLNK(status.st_mode):
         raise WrongUse(f"Others can reach {path}.", step="sim", hint=f"Delete it, or: chmod go-rwx {path}")
 
 
-def _write_once(path: Path, content: bytes) -> None:
-    """Written beside its place, then linked there, which fails when another process was first: its keys stand."""
+def write_once(path: Path, content: bytes) -> None:
+    """With mode 0600, beside its place and then linked there, which fails when another process was first: its keys
+    stand. The caller reads `path` to know which."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 from base64 import b64encode, urlsafe_b64encode
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -47,6 +48,13 @@ async def test_generate_leaves_the_template_off_when_asked_or_absent(
     await http.post("/generate", json={"query": "Hi"})
     assert [request.prompt for request in engine.requests] == [Prompt(text="Hi")] * 2
     assert engine.requests[0].sampling.max_tokens == 256
+
+
+async def test_a_small_context_keeps_room_for_the_question(http: httpx2.AsyncClient, engine: ScriptedEngine) -> None:
+    engine.model = replace(engine.model, model=replace(engine.model.model, context_length=128))
+    await http.post("/generate", json={"query": "Hi"})
+    await http.get("/generate", params={"prompt": "SGk="})
+    assert [request.sampling.max_tokens for request in engine.requests] == [32, 32]
 
 
 @pytest.mark.parametrize("body", [{}, {"query": ""}, {"query": None}, {"query": 5}, {"prompt": "x"}])

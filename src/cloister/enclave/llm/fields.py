@@ -24,7 +24,7 @@ def parse_object(body: bytes) -> "Fields":
         Refused: 400 `invalid_json`.
     """
     try:
-        value = json.loads(body.decode(), parse_constant=_not_json)
+        value = json.loads(body.decode(), parse_constant=_not_json, parse_float=_finite)
         if b"\\u" in body:
             json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8 form
     except (ValueError, RecursionError):  # covers UnicodeError, JSONDecodeError and overlong integers
@@ -47,6 +47,12 @@ def _limit_depth(value: Any) -> None:
         ]
     if level:
         raise Refused(400, "invalid_json", f"The body is nested deeper than {MAX_DEPTH} levels.")
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError
+    return value
 
 
 def _not_json(_constant: str) -> NoReturn:

@@ -26,7 +26,7 @@ async def health(call: Call) -> None:
 
 async def generate(call: Call) -> None:
     """`{"query": …}` -> `{"response": …}`, or the frames of the stream with `Accept: text/event-stream`."""
-    ask = parse_generate(await call.fields(), call.service.config.generate_tokens)
+    ask = parse_generate(await call.fields(), _default_tokens(call))
     if "text/event-stream" in call.headers.get("accept", ""):
         await _stream(call, ask)
     else:
@@ -35,8 +35,13 @@ async def generate(call: Call) -> None:
 
 async def generate_from_query(call: Call) -> None:
     """`?prompt=<base64 of UTF-8>`: kept for old clients, and only inside the sealed channel, where no log sees it."""
-    sampling = Sampling(max_tokens=call.service.config.generate_tokens)
+    sampling = Sampling(max_tokens=_default_tokens(call))
     await _stream(call, GenerateAsk(_decode_prompt(call.query), sampling))
+
+
+def _default_tokens(call: Call) -> int:
+    """Where the context is small, a quarter of it: these routes leave out of a prompt what does not fit beside them."""
+    return min(call.service.config.generate_tokens, call.service.serving().model.context_length // 4)
 
 
 def _decode_prompt(query: bytes) -> str:
