@@ -24,7 +24,9 @@ def name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
-def builder(subject: str, key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey) -> x509.CertificateBuilder:
+def builder(
+    subject: str, key: ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey, until: datetime.datetime = START + DAY
+) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(name(subject))
@@ -32,7 +34,7 @@ def builder(subject: str, key: ec.EllipticCurvePublicKey | ed25519.Ed25519Public
         .public_key(key)
         .serial_number(7)
         .not_valid_before(START - DAY)
-        .not_valid_after(START + DAY)
+        .not_valid_after(until)
     )
 
 
@@ -74,6 +76,12 @@ def test_refuses_a_leaf_of_another_root_with_the_same_name() -> None:
 def test_refuses_an_issuer_of_another_name_with_the_same_key() -> None:
     other = builder("toor", ROOT_KEY.public_key()).sign(ROOT_KEY, hashes.SHA384())
     assert check_leaf("chip", LEAF, other, NOW).verdict == "fail"
+
+
+def test_refuses_a_valid_leaf_once_its_root_is_over() -> None:
+    root = builder("root", ROOT_KEY.public_key(), until=START - DAY / 2).sign(ROOT_KEY, hashes.SHA384())
+    assert check_leaf("chip", LEAF, root, NOW - 86_000).verdict == "pass"
+    assert check_leaf("chip", LEAF, root, NOW).verdict == "fail"
 
 
 @pytest.mark.parametrize("now", [NOW - 86_401, NOW + 86_401, float("nan")])

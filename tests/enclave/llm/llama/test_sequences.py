@@ -104,3 +104,13 @@ def test_common_prefix_respects_its_limit() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 3], 2) == 2
     assert common_prefix([1, 2], [1, 9], 5) == 1
     assert common_prefix([], [1], 0) == 0
+
+
+def test_the_last_sequence_left_is_not_dropped_and_shared_from_at_once() -> None:
+    """The only one free to be dropped is the very one whose beginning would be shared."""
+    sequences = make(count=2, slots=2)
+    assert sequences.place(BOB, [9], 10, {}) is not None
+    kept = keep(sequences, ALICE, [1, 2, 3, 4, 5, 6])
+    place = sequences.place(ALICE, [1, 2, 7], 10, {})
+    assert place is not None
+    assert (place.sequence, place.evict, place.source, place.reused) == (kept, (kept,), -1, 0)

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import Unreachable, WrongUse
+from cloister.host.process import EnclaveProcess
+
+
+@pytest.mark.parametrize("name", ["runpy", "cloister", "json", "httptools", "sitecustomize", "usercustomize"])
+def test_nothing_of_the_hosts_folder_or_environment_runs_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / f"{name}.py"))
+    enclave = EnclaveProcess(b"{}\n", ())
+    enclave.start()
+    with pytest.raises(WrongUse):
+        enclave.wait_ready()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_enclave_that_ends_without_a_word_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cloister.host.process._START", "raise SystemExit(3)")
+    enclave = EnclaveProcess(b"{}\n", ())
+    enclave.start()
+    with pytest.raises(Unreachable, match="status 3"):
+        enclave.wait_ready()
+    enclave.stop()
+    assert not enclave.alive
