@@ -134,7 +134,7 @@ def compare(
     """One comparison per number of streams; a warm-up of each first, not counted."""
 
     async def measure() -> list[Comparison]:
-        async with async_http_client(url, policy=policy) as client:
+        async with async_http_client(url, policy=policy, reuse_cache=False) as client:
             return [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams]
 
     def client() -> list[Comparison]:

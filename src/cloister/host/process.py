@@ -73,7 +73,9 @@ class EnclaveProcess:
             stdout=subprocess.PIPE,
             pass_fds=self.pass_fds,
             env=self._environment(),
-            start_new_session=True,  # Ctrl+C at a chat stops an answer, not the enclave
+            # Ctrl+C at a chat stops an answer, not the enclave. The session stays the same: Linux shares cores out by
+            # session first, and across sessions the engine's priority over proxy and clients would count for nothing.
+            process_group=0,
         )
         self.process = process
         if process.stdin is not None:

@@ -27,6 +27,7 @@ from cloister.enclave.llm.llama.library import load_library
 from cloister.enclave.llm.llama.loop import DecodeLoop
 from cloister.enclave.llm.llama.model import Model, SelfTestError
 from cloister.enclave.llm.llama.prepare import Preparer
+from cloister.enclave.llm.llama.threads import roaming
 from cloister.errors import CloisterError, MalformedMessage, MalformedModel, WrongUse
 
 __all__ = ["BEAT_SIZE", "Service", "main", "read_beat"]
@@ -91,8 +92,8 @@ class Service:
         inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()
         desk = _Desk(self, loop, Preparer(model), model, inbox)
         threads = [
-            threading.Thread(target=desk.read, name="engine-read", daemon=True),
-            threading.Thread(target=desk.prepare, name="engine-prepare", daemon=True),
+            threading.Thread(target=roaming(desk.read), name="engine-read", daemon=True),
+            threading.Thread(target=roaming(desk.prepare), name="engine-prepare", daemon=True),
         ]
         for thread in threads:
             thread.start()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from cloister.errors import WrongUse
 
-__all__ = ["VARIANTS", "LlamaConfig", "LoopSettings", "physical_cores"]
+__all__ = ["VARIANTS", "LlamaConfig", "LoopSettings", "cores", "physical_cores"]
 
 VARIANTS = ("native", "no-extra-buffers")
 """The ladder, best first: as built; then without llama.cpp's repacked weight layouts (AMX among them)."""
@@ -74,19 +74,24 @@ class LlamaConfig:
     load_timeout: float = 120.0
 
 
+def cores() -> tuple[int, ...]:
+    """One CPU number for every physical core that this process may use: the first of its hyper-threads."""
+    first: dict[str, int] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            first.setdefault(siblings.read_text(), cpu)
+        except OSError:
+            first.setdefault(str(cpu), cpu)
+    return tuple(first.values())
+
+
 def physical_cores() -> int:
-    """How many cores this process may use, hyper-threads counted once, a container's CPU quota respected; 64 at most.
+    """How many threads pay: hyper-threads counted once, a container's CPU quota respected; 64 at most.
 
     More threads than that make llama.cpp slower (measured: -40 % with 4 threads on 2 cores).
     """
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text())
-        except OSError:
-            cores.add(str(cpu))
-    count = len(cores)
+    count = len(cores())
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":

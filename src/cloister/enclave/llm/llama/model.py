@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings, physical_cores
+from cloister.enclave.llm.llama.threads import attach_threads
 from cloister.errors import MalformedModel, WrongUse
 
 __all__ = ["AbortedError", "Model", "SelfTestError"]
@@ -77,6 +78,7 @@ class Model:
         if self._context:
             self._lib.llama_free(self._context)
             self._context = None
+            self._end_threads()
         if self._model:
             self._lib.llama_model_free(self._model)
             self._model = None
@@ -178,6 +180,7 @@ class Model:
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             raise MalformedModel("The engine cannot open a context for this model.", hint="Is there memory enough?")
+        self._end_threads = attach_threads(self._context, params.n_threads)
         self._memory = lib.llama_get_memory(self._context)
 
     def _cell_bytes(self) -> int:
