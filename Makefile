@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: run test test-system check lint fix bench setup lock clean
 
 run: setup
-	@$(BIN)/cloister up --port $(PORT) "$(MODEL)"
+	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
 
 test: setup
 	$(BIN)/pytest -q -m "not system"
@@ -28,7 +28,7 @@ fix: setup
 	$(BIN)/ruff check --fix .
 
 bench: setup
-	$(BIN)/cloister bench overhead
+	exec $(BIN)/cloister bench overhead
 
 setup: .venv/.installed .venv/.engine
 

@@ -28,6 +28,28 @@ def free_port() -> int:
     return port
 
 
+def _group(leader: int) -> list[int]:
+    """The processes still alive that were started with, or by, `leader`, a little later."""
+    until = time.monotonic() + 10
+    while left := [pid for pid in _pids() if _session(pid) == leader]:
+        if time.monotonic() > until:
+            return left
+        time.sleep(0.1)
+    return []
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def _session(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[3])
+
+
 @dataclass(frozen=True, slots=True)
 class Shell:
     home: Path
@@ -56,7 +78,7 @@ class Shell:
     def background(self, command: str, *, cwd: Path | None = None, patience: float = 60) -> Iterator[list[str]]:
         """Runs until it has printed its `ready` line, yields its lines so far, and ends it with SIGTERM."""
         process = subprocess.Popen(
-            command,
+            f"exec {command}",
             shell=True,
             cwd=cwd or self.home,
             env=self.environment,
@@ -76,6 +98,7 @@ class Shell:
                 lines.append(line.rstrip("\n"))
             yield lines
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)  # to that one process, as a supervisor would
             process.wait(20)
+            assert not _group(process.pid), f"{command} left processes behind"
             process.stdout.close()

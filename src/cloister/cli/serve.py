@@ -87,11 +87,11 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
     output.note(f"owner   {enclave.plan.owner}")
     output.note("")
     output.note(f"cloister chat {enclave.url} --dangerously-trust-simulator {root}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {enclave.url}")
 
 
 def _wait(enclave: LocalEnclave) -> None:
     """Until interrupted, terminated, or the enclave ends by itself."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = enclave.process.wait()
     raise EngineDied(f"The enclave ended by itself (status {code}).", hint="Start it again.")

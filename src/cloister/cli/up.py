@@ -92,8 +92,8 @@ def _serve(session: Session, enclave: LocalEnclave, at: int) -> None:
     body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0.3}'
     url = f"http://127.0.0.1:{at}/v1"
     output.line(f"curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
-    output.line(f"ready {url}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    output.line(f"ready {url}")
     enclave.process.wait()
 
 
