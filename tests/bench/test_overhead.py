@@ -5,7 +5,7 @@ import pytest
 from tests.cli.running import run
 
 from cloister.bench.load import Run
-from cloister.bench.overhead import Comparison
+from cloister.bench.overhead import Comparison, FirstToken
 from cloister.bench.shapes import SHAPES, write_random
 from cloister.cli.main import app
 
@@ -13,9 +13,8 @@ from cloister.cli.main import app
 def test_ratios_are_taken_pair_by_pair() -> None:
     raw = (Run(1, 100, 1.0, (0.1,)), Run(1, 100, 2.0, (0.2,)))  # the machine slowed down by half in between
     sealed = (Run(1, 100, 1.25, (0.11,)), Run(1, 100, 2.5, (0.21,)))
-    found = Comparison(1, raw, sealed)
-    assert found.ratios == [0.8, 0.8]
-    assert found.added_first_token == pytest.approx(0.01)
+    assert Comparison(1, raw, sealed).ratios == [0.8, 0.8]
+    assert FirstToken((0.1, 0.2, 0.3), (0.11, 0.22, 0.31)).added == pytest.approx(0.01)
 
 
 def test_measures_the_sealed_path_against_the_bare_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,7 +35,9 @@ def test_measures_the_sealed_path_against_the_bare_loop(monkeypatch: pytest.Monk
         "--json",
     )
     assert ran.exit_code == 0, ran.output
-    runs = json.loads(ran.stdout)["runs"]
+    told = json.loads(ran.stdout)
+    runs = told["runs"]
+    assert told["first_token"]["pairs"] == 21
     assert [one["streams"] for one in runs] == [1, 2]
     assert all(one["raw_tokens_per_second"] > 0 and one["sealed_tokens_per_second"] > 0 for one in runs)
 

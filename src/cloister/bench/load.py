@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["BIAS", "PROMPT_TOKENS", "Run"]
+__all__ = ["BIAS", "PROMPT_TOKENS", "SHORT_PROMPT_TOKENS", "Run"]
 
 PROMPT_TOKENS = 32
+SHORT_PROMPT_TOKENS = 4
+"""For first tokens: reading a prompt takes long, and longer or shorter by more than what is looked for."""
 
 BIAS: Mapping[int, float] = MappingProxyType({0: -100.0, 1: -100.0, 2: -100.0})
 """No stream may end early: the vocabulary's first three tokens are its controls (`bench.shapes`)."""

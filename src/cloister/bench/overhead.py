@@ -20,14 +20,17 @@ from typing import Any
 
 import httpx2
 
-from cloister.bench.load import BIAS, PROMPT_TOKENS, Run
+from cloister.bench.load import BIAS, PROMPT_TOKENS, SHORT_PROMPT_TOKENS, Run
 from cloister.client import async_http_client
 from cloister.errors import ConnectionFailed
 from cloister.verify import Policy
 
-__all__ = ["Comparison", "compare", "raw_loop", "sealed_run"]
+__all__ = ["Comparison", "FirstToken", "compare", "raw_loop", "sealed_run"]
 
-RawLoop = Callable[[int, int], Run]
+RawLoop = Callable[[int, int, int], Run]
+"""Of streams, tokens for each, tokens of each prompt."""
+
+FIRST_TOKEN_PAIRS = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +50,34 @@ class Comparison:
     def ratio(self) -> float:
         return statistics.median(self.ratios)
 
-    @property
-    def added_first_token(self) -> float:
-        """Seconds, the median over pairs of the difference of the medians."""
-        pairs = zip(self.sealed, self.raw, strict=True)
-        return statistics.median(sealed.median_first_token - raw.median_first_token for sealed, raw in pairs)
-
     def to_json(self) -> dict[str, Any]:
         return {
             "streams": self.streams,
             "ratio": self.ratio,
             "ratios": self.ratios,
-            "added_first_token_ms": self.added_first_token * 1000,
             "raw_tokens_per_second": statistics.median(run.tokens_per_second for run in self.raw),
             "sealed_tokens_per_second": statistics.median(run.tokens_per_second for run in self.sealed),
-            "raw_first_token_ms": statistics.median(run.median_first_token for run in self.raw) * 1000,
-            "sealed_first_token_ms": statistics.median(run.median_first_token for run in self.sealed) * 1000,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FirstToken:
+    """Seconds until the first token of a short prompt, in pairs, one stream at a time."""
+
+    raw: tuple[float, ...]
+    sealed: tuple[float, ...]
+
+    @property
+    def added(self) -> float:
+        """The median over pairs of the difference."""
+        return statistics.median(sealed - raw for sealed, raw in zip(self.sealed, self.raw, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "added_ms": self.added * 1000,
+            "raw_ms": statistics.median(self.raw) * 1000,
+            "sealed_ms": statistics.median(self.sealed) * 1000,
+            "pairs": len(self.raw),
         }
 
 
@@ -75,24 +90,27 @@ def raw_loop(model: Path, slots: int) -> Iterator[RawLoop]:
             raise ConnectionFailed("The bare decode loop did not start.", hint="Is the engine built? Run `make setup`.")
         ask, answers = child.stdin, child.stdout
 
-        def run(streams: int, tokens: int) -> Run:
-            ask.write(f"{streams} {tokens}\n")
+        def run(streams: int, tokens: int, prompt_tokens: int) -> Run:
+            ask.write(f"{streams} {tokens} {prompt_tokens}\n")
             ask.flush()
             return Run.decode(json.loads(answers.readline()))
 
         yield run
 
 
-async def sealed_run(client: httpx2.AsyncClient, streams: int, tokens: int) -> Run:
+async def sealed_run(client: httpx2.AsyncClient, streams: int, tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> Run:
     """The same load over `/v1/completions`, streamed and sealed."""
     began = time.perf_counter()
-    ended = await asyncio.gather(*(_stream(client, number, tokens, began) for number in range(1, streams + 1)))
+    numbers = range(1, streams + 1)
+    ended = await asyncio.gather(*(_stream(client, number, tokens, prompt_tokens, began) for number in numbers))
     seconds = time.perf_counter() - began
     return Run(streams, sum(count for count, _ in ended), seconds, tuple(first for _, first in ended))
 
 
-async def _stream(client: httpx2.AsyncClient, number: int, tokens: int, began: float) -> tuple[int, float]:
-    prompt = [300 + (number * 131 + at * 17) % 5000 for at in range(PROMPT_TOKENS)]
+async def _stream(
+    client: httpx2.AsyncClient, number: int, tokens: int, prompt_tokens: int, began: float
+) -> tuple[int, float]:
+    prompt = [300 + (number * 131 + at * 17) % 5000 for at in range(prompt_tokens)]
     body = {
         "model": "default",
         "prompt": prompt,
@@ -130,14 +148,15 @@ def compare(
     tokens: int,
     repeats: int,
     on_run: Callable[[], None] = lambda: None,
-) -> list[Comparison]:
-    """One comparison per number of streams; a warm-up of each first, not counted."""
+) -> tuple[list[Comparison], FirstToken]:
+    """One comparison per number of streams, a warm-up of each first, not counted; and what the first token waits."""
 
-    async def measure() -> list[Comparison]:
+    async def measure() -> tuple[list[Comparison], FirstToken]:
         async with async_http_client(url, policy=policy, reuse_cache=False) as client:
-            return [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams]
+            first = await _first_tokens(raw, client)
+            return [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams], first
 
-    def client() -> list[Comparison]:
+    def client() -> tuple[list[Comparison], FirstToken]:
         """At lower priority, in a thread of its own: a real client's cores are not the engine's."""
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, 0, 10)
@@ -153,10 +172,21 @@ async def _pairs(
     bare, sealed = [], []
     for repeat in range(repeats + 1):
         count = tokens if repeat else 8
-        one = await asyncio.to_thread(raw, streams, count)
+        one = await asyncio.to_thread(raw, streams, count, PROMPT_TOKENS)
         other = await sealed_run(client, streams, count)
         if repeat:
             bare.append(one)
             sealed.append(other)
         on_run()
     return Comparison(streams, tuple(bare), tuple(sealed))
+
+
+async def _first_tokens(raw: RawLoop, client: httpx2.AsyncClient) -> FirstToken:
+    bare, sealed = [], []
+    for pair in range(FIRST_TOKEN_PAIRS + 1):
+        one = await asyncio.to_thread(raw, 1, 2, SHORT_PROMPT_TOKENS)
+        other = await sealed_run(client, 1, 2, SHORT_PROMPT_TOKENS)
+        if pair:  # the first warms up
+            bare.append(one.first_token[0])
+            sealed.append(other.first_token[0])
+    return FirstToken(tuple(bare), tuple(sealed))

@@ -1,7 +1,7 @@
 """The decode loop bare, in a process of its own: no socket, no HTTP, no seal. The yardstick for everything around it.
 
-Run as `python -m cloister.bench.raw MODEL SLOTS`; each line of standard input, `STREAMS TOKENS`, is one run, answered
-by one line of JSON.
+Run as `python -m cloister.bench.raw MODEL SLOTS`; each line of standard input, `STREAMS TOKENS PROMPT`, is one run,
+answered by one line of JSON.
 """
 
 import json
@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from cloister.bench.load import BIAS, PROMPT_TOKENS, Run
+from cloister.bench.load import BIAS, Run
 from cloister.enclave.llm.engine import Delta, Done, Sampling, Started
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
@@ -21,14 +21,14 @@ from cloister.errors import CloisterError
 __all__ = ["main", "run"]
 
 
-def run(loop: DecodeLoop, streams: int, tokens: int) -> Run:
-    """`streams` prompts at once, `tokens` generated for each."""
+def run(loop: DecodeLoop, streams: int, tokens: int, prompt_tokens: int) -> Run:
+    """`streams` prompts of `prompt_tokens` at once, `tokens` generated for each."""
     sampling = Sampling(max_tokens=tokens, temperature=0.0, logit_bias=BIAS)
     began = time.perf_counter()
     first: dict[int, float] = {}
     generated = 0
     for number in range(1, streams + 1):
-        prompt = tuple(300 + (number * 131 + at * 17) % 5000 for at in range(PROMPT_TOKENS))
+        prompt = tuple(300 + (number * 131 + at * 17) % 5000 for at in range(prompt_tokens))
         loop.submit(Job(number, prompt, sampling, scope=None, truncated=0))
     while loop.busy:
         for number, event in loop.step():
@@ -54,8 +54,8 @@ def main() -> None:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
-        streams, tokens = map(int, line.split())
-        sys.stdout.write(json.dumps(run(loop, streams, tokens).encode()) + "\n")
+        streams, tokens, prompt_tokens = map(int, line.split())
+        sys.stdout.write(json.dumps(run(loop, streams, tokens, prompt_tokens).encode()) + "\n")
         sys.stdout.flush()
 
 
