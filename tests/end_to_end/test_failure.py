@@ -12,10 +12,10 @@ import pytest
 from cloister.cli.dialogue import Asking, Reply
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.client import SealedTransport, Session
-from cloister.errors import CloisterError, EngineDied, TruncatedResponse
+from cloister.errors import CloisterError, EngineDied
 
 
-@pytest.fixture(params=["process"])
+@pytest.fixture
 def lonely(plan: Plan) -> LocalEnclave:
     return LocalEnclave(plan)
 
@@ -65,10 +65,7 @@ def test_kill_9_of_the_engine_during_eight_streams(lonely: LocalEnclave) -> None
         os.kill(_engine_pid(enclave), signal.SIGKILL)
         for thread in threads:
             thread.join(30)
-        assert [type(outcome) for outcome in outcomes] == [EngineDied] * 8 or all(
-            isinstance(outcome, EngineDied | TruncatedResponse) for outcome in outcomes
-        ), outcomes
-        assert len(outcomes) == 8
+        assert [type(outcome) for outcome in outcomes] == [EngineDied] * 8, outcomes
         killed = time.monotonic()
         while True:
             answer = client.post("/v1/completions", json={"model": "default", "prompt": "Hello", "max_tokens": 4})

@@ -5,6 +5,7 @@ indeterminate-length in pieces. Field names and values are held to HTTP/2's rule
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
@@ -233,7 +234,7 @@ class _Budget:
             raise MalformedMessage(f"A sealed message's {self.what} is over its limit.", step="size")
 
 
-class _Decoder:
+class _Decoder(ABC):
     """Drives one generator over the bytes as they arrive; after an error nothing more is taken."""
 
     def __init__(self, limits: Limits) -> None:
@@ -243,11 +244,11 @@ class _Decoder:
         self._known = False
         self._open = True
 
-    def _message(self) -> Steps:
-        raise NotImplementedError
+    @abstractmethod
+    def _message(self) -> Steps: ...
 
-    def _content(self, piece: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _content(self, piece: bytes) -> None: ...
 
     def _feed(self, data: bytes) -> None:
         self._run(data)

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
@@ -20,7 +21,7 @@ _CONNECT_TIMEOUT = 30.0  # seconds; also for writing
 _READ_TIMEOUT = 300.0  # seconds of silence: a model may think long before its first token
 
 
-class _Core:
+class _Core(ABC):
     """What both kinds of session share: who is trusted, and how requests are sealed."""
 
     def __init__(
@@ -45,8 +46,8 @@ class _Core:
             trust_env=not self._attestor.loopback,
         )
 
-    def _connect(self, **http: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _connect(self, **http: Any) -> None: ...
 
     @property
     def url(self) -> str:
