@@ -110,9 +110,9 @@ class _Front:
             if left is not None and message["type"] == "http.response.body":
                 body = message.get("body", b"")
                 assert isinstance(body, bytes)
-                if len(body) >= left:
-                    await send({**message, "body": body[:left], "more_body": False})  # type: ignore[misc]
-                    raise ConnectionResetError("cut")
+                if left <= 0:
+                    return  # it has ended already
+                message = {**message, "body": body[:left], "more_body": message["more_body"] and len(body) < left}
                 left -= len(body)
             await send(message)  # type: ignore[misc]
 
@@ -160,7 +160,8 @@ def start_enclave(tmp_path: Path) -> Iterator[Callable[..., Enclave]]:
             launched.close()
 
         stops.append(stop)
-        root = tmp_path / "device" / "root.pem"
+        root = tmp_path / "root.pem"
+        root.write_bytes(device.root_pem)
         return Enclave(f"http://127.0.0.1:{sock.getsockname()[1]}", root, model, front)
 
     yield start

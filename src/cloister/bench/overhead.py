@@ -11,9 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from cloister.client import async_http_client
 from cloister.errors import ConnectionFailed
 from cloister.verify import Policy
 
-__all__ = ["Comparison", "FirstToken", "compare", "raw_loop", "sealed_run"]
+__all__ = ["Comparison", "FirstToken", "FreedSlot", "compare", "raw_loop", "sealed_run"]
 
 RawLoop = Callable[[int, int, int], Run]
 """Of streams, tokens for each, tokens of each prompt."""
 
 FIRST_TOKEN_PAIRS = 21
+FREED_SLOT_PAIRS = 7
+_QUEUED = 0.2  # seconds in which a request has surely reached the queue
+_ENDLESS = 1000  # tokens: longer than a trial lasts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,31 @@ class FirstToken:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class FreedSlot:
+    """How long a cancelled stream still holds its slot.
+
+    Pairs of seconds until a short prompt's first token, beside as many other streams: `at_once` into a free slot,
+    `after_cancel` into the one that another stream is made to give up, counted from the cancel.
+    """
+
+    at_once: tuple[float, ...]
+    after_cancel: tuple[float, ...]
+
+    @property
+    def held(self) -> float:
+        """The median over pairs of the difference."""
+        return statistics.median(after - free for after, free in zip(self.after_cancel, self.at_once, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "held_ms": self.held * 1000,
+            "at_once_ms": statistics.median(self.at_once) * 1000,
+            "after_cancel_ms": statistics.median(self.after_cancel) * 1000,
+            "pairs": len(self.at_once),
+        }
+
+
 @contextmanager
 def raw_loop(model: Path, slots: int) -> Iterator[RawLoop]:
     """The bare loop in a child process, loaded once."""
@@ -110,24 +138,30 @@ async def sealed_run(client: httpx2.AsyncClient, streams: int, tokens: int, prom
 async def _stream(
     client: httpx2.AsyncClient, number: int, tokens: int, prompt_tokens: int, began: float
 ) -> tuple[int, float]:
-    prompt = [300 + (number * 131 + at * 17) % 5000 for at in range(prompt_tokens)]
-    body = {
+    first, tail = 0.0, b""
+    async with client.stream("POST", "/v1/completions", json=_body(number, tokens, prompt_tokens)) as answer:
+        async for piece in _pieces(answer):
+            first = first or time.perf_counter() - began
+            tail = (tail + piece)[-8192:]
+    return _completion_tokens(tail), first
+
+
+def _body(number: int, tokens: int, prompt_tokens: int) -> dict[str, Any]:
+    return {
         "model": "default",
-        "prompt": prompt,
+        "prompt": [300 + (number * 131 + at * 17) % 5000 for at in range(prompt_tokens)],
         "max_tokens": tokens,
         "temperature": 0,
         "logit_bias": {str(token): bias for token, bias in BIAS.items()},
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    first, tail = 0.0, b""
-    async with client.stream("POST", "/v1/completions", json=body) as answer:
-        if answer.status_code != 200:
-            raise ConnectionFailed(f"The enclave answered {answer.status_code} to the benchmark's load.")
-        async for piece in answer.aiter_raw():
-            first = first or time.perf_counter() - began
-            tail = (tail + piece)[-8192:]
-    return _completion_tokens(tail), first
+
+
+def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:
+    if answer.status_code != 200:
+        raise ConnectionFailed(f"The enclave answered {answer.status_code} to the benchmark's load.")
+    return answer.aiter_raw()
 
 
 def _completion_tokens(tail: bytes) -> int:
@@ -148,15 +182,17 @@ def compare(
     tokens: int,
     repeats: int,
     on_run: Callable[[], None] = lambda: None,
-) -> tuple[list[Comparison], FirstToken]:
-    """One comparison per number of streams, a warm-up of each first, not counted; and what the first token waits."""
+) -> tuple[list[Comparison], FirstToken, FreedSlot]:
+    """One comparison per number of streams, a warm-up of each first, not counted; what the first token waits; and how
+    soon a cancelled stream's slot is free, the most streams running that the enclave at `url` must have slots for."""
 
-    async def measure() -> tuple[list[Comparison], FirstToken]:
+    async def measure() -> tuple[list[Comparison], FirstToken, FreedSlot]:
         async with async_http_client(url, policy=policy, reuse_cache=False) as client:
             first = await _first_tokens(raw, client)
-            return [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams], first
+            pairs = [await _pairs(raw, client, count, tokens, repeats, on_run) for count in streams]
+            return pairs, first, await _freed_slots(client, max(streams))
 
-    def client() -> tuple[list[Comparison], FirstToken]:
+    def client() -> tuple[list[Comparison], FirstToken, FreedSlot]:
         """At lower priority, in a thread of its own: a real client's cores are not the engine's."""
         if sys.platform == "linux":
             os.setpriority(os.PRIO_PROCESS, 0, 10)
@@ -190,3 +226,32 @@ async def _first_tokens(raw: RawLoop, client: httpx2.AsyncClient) -> FirstToken:
             bare.append(one.first_token[0])
             sealed.append(other.first_token[0])
     return FirstToken(tuple(bare), tuple(sealed))
+
+
+async def _freed_slots(client: httpx2.AsyncClient, slots: int) -> FreedSlot:
+    at_once, after_cancel = [], []
+    for _ in range(FREED_SLOT_PAIRS):
+        async with AsyncExitStack() as others, AsyncExitStack() as last:
+            for number in range(1, slots):
+                await _open(client, number, others)
+            began = time.perf_counter()
+            await _open(client, slots, last)
+            at_once.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            waiting = asyncio.create_task(_stream(client, slots + 1, 1, SHORT_PROMPT_TOKENS, began))
+            await asyncio.sleep(_QUEUED)
+            cancelled = time.perf_counter()
+            await last.aclose()
+            _, first = await waiting
+            after_cancel.append(began + first - cancelled)
+    if min(after_cancel) < 0:
+        raise ConnectionFailed("A slot was free before any stream was cancelled.")
+    return FreedSlot(tuple(at_once), tuple(after_cancel))
+
+
+async def _open(client: httpx2.AsyncClient, number: int, stack: AsyncExitStack) -> None:
+    """A stream that has begun and goes on until `stack` is closed."""
+    body = _body(number, _ENDLESS, SHORT_PROMPT_TOKENS)
+    pieces = _pieces(await stack.enter_async_context(client.stream("POST", "/v1/completions", json=body)))
+    await anext(pieces)
+    stack.push_async_callback(pieces.aclose)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cloister.bench.overhead import Comparison, FirstToken, compare, raw_loop
+from cloister.bench.overhead import Comparison, FirstToken, FreedSlot, compare, raw_loop
 from cloister.cli import output
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.errors import WrongUse
@@ -47,7 +47,7 @@ def overhead(
     with LocalEnclave(plan) as enclave, raw_loop(model.path, max(counts)) as raw:
         enclave.start()
         with _bar(len(counts) * (repeats + 1)) as step:
-            found, first = compare(
+            found, first, freed = compare(
                 raw, enclave.url, enclave.policy, streams=counts, tokens=tokens, repeats=repeats, on_run=step
             )
     if as_json:
@@ -57,10 +57,11 @@ def overhead(
                 "machine": _machine(),
                 "runs": [one.to_json() for one in found],
                 "first_token": first.to_json(),
+                "freed_slot": freed.to_json(),
             }
         )
     else:
-        _show(shape, found, first)
+        _show(shape, found, first, freed)
 
 
 def _random_model(shape: str) -> Path:
@@ -100,7 +101,7 @@ def _machine() -> dict[str, str | int]:
     return {"cpu": model or platform.machine(), "cores": os.cpu_count() or 1, "python": platform.python_version()}
 
 
-def _show(shape: str, found: list[Comparison], first: FirstToken) -> None:
+def _show(shape: str, found: list[Comparison], first: FirstToken, freed: FreedSlot) -> None:
     machine = _machine()
     output.line(f"{shape} shape, random weights, q8_0; {machine['cpu']}, {machine['cores']} cores")
     table = Table("streams", "sealed / raw", "(min - max)", "raw tok/s", "sealed tok/s")
@@ -118,4 +119,9 @@ def _show(shape: str, found: list[Comparison], first: FirstToken) -> None:
     output.line(
         f"first token of one stream: {waits['raw_ms']:.1f} ms raw, {waits['added_ms']:+.1f} ms when sealed "
         f"(medians of {waits['pairs']} pairs)"
+    )
+    slot = freed.to_json()
+    output.line(
+        f"a cancelled stream holds its slot for {slot['held_ms']:.1f} ms: the next one's first token {slot['after_cancel_ms']:.1f} ms "
+        f"after the cancel, {slot['at_once_ms']:.1f} ms with a slot free already (medians of {slot['pairs']} pairs)"
     )
