@@ -30,6 +30,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+HANG = 60.0
+"""Seconds after which a test gives up on what must happen. However slow the machine, nothing takes that long."""
+
 LAUNCH = LaunchConfig(
     owner_key=OWNER, deployment="acme-chat", release=3, app=App("llm", "66" * 32), models=(MODEL,), config_sha256=CONFIG
 )
@@ -174,6 +177,7 @@ class Served:
             access_log=False,
             proxy_headers=False,
             interface="asgi3",
+            timeout_keep_alive=600,  # no client's idle connection is closed under its next request on a slow machine
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)

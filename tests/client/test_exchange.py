@@ -1,19 +1,23 @@
 """What the middle can do to sealed messages, and what becomes of each: a typed error, or the whole answer."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tests.client.deployment import Deployment, InnerApp, RecordingHop, Stage, Tampering, frames
+from tests.client.deployment import HANG, Deployment, InnerApp, RecordingHop, Stage, Tampering, frames
 
-from cloister.client import InnerRequest, Session
+from cloister.channel.keys import KeyRing, encode_configs, parse_configs
+from cloister.client import AsyncSession, InnerRequest, Session
 from cloister.errors import (
     ChannelBroken,
     CloisterError,
     ConnectionFailed,
     KeyUnknown,
     Malformed,
+    MalformedEvidence,
+    NotTrusted,
     PlaintextRefused,
     TruncatedResponse,
     WrongUse,
@@ -64,6 +68,16 @@ def test_carries_method_path_query_headers_and_body_and_nothing_of_the_way(
     assert seen["headers"].keys() == {"content-type", "content-length", "host", "date", "cloister-cache-secret"}
 
 
+def test_headers_of_the_hop_stay_with_the_hop(deployment: Deployment, session: Session) -> None:
+    names = (b"Accept-Encoding", b"Connection", b"Date", b"TE", b"Transfer-Encoding", b"Proxy-Authorization", b"Expect")
+    headers = (*((name, b"marked") for name in names), (b"Host", b"else.example"), (b"Content-Length", b"9"))
+    answer = session.send(InnerRequest("GET", "http://enclave.invalid/v1/echo", (*headers, (b"X-Kept", b"1")), b""))
+    answer.close()
+    seen = app_of(deployment).seen[0]["headers"]
+    assert seen.keys() == {"x-kept", "host", "date", "cloister-cache-secret"}
+    assert (seen["host"], seen["date"] != "marked") == ("enclave.invalid", True)
+
+
 def test_a_recording_hop_sees_no_word_of_request_or_answer(deployment: Deployment, stage: Stage) -> None:
     stage.show(deployment.gateway)
     with RecordingHop(stage.port) as hop:
@@ -82,7 +96,8 @@ def test_a_recording_hop_sees_no_word_of_request_or_answer(deployment: Deploymen
             answer.close()
         seen = bytes(hop.seen)
     assert len(seen) > 4096
-    for word in (b"marked", b"chat", b"completions", b"/v1", b"Bearer", b"authorization", b"cache-secret", b"delta"):
+    # None so short that it could be there by chance.
+    for word in (b"marked", b"/v1/chat", b"completions", b"Bearer", b"authorization", b"cache-secret", b'"delta"'):
         assert word not in seen
     assert b"cloister-replica" in seen  # the hop did record, headers too
 
@@ -152,6 +167,20 @@ def test_an_answer_cut_anywhere_never_ends_well(tampering: Tampering, session: S
                 assert isinstance(caught.value, TruncatedResponse)
     tampering.change_response = None
     assert _words(stream(session)) == _words(whole)
+
+
+@pytest.mark.anyio
+async def test_the_async_session_takes_no_cut_answer_for_a_whole_one(
+    deployment: Deployment, tampering: Tampering, stage: Stage
+) -> None:
+    tampering.change_response = lambda body: b"".join(frames(body, NONCE)[:-1])
+    async with AsyncSession(stage.show(tampering), policy=deployment.policy) as session:
+        asked = {"stream": True, "messages": [{"role": "user", "content": "some words"}]}
+        url = "http://enclave.invalid/v1/chat/completions"
+        answer = await session.send(InnerRequest("POST", url, JSON, json.dumps(asked).encode()))
+        with pytest.raises(TruncatedResponse):
+            _ = [part async for part in answer]
+        await answer.aclose()
 
 
 def _words(body: bytes) -> list[bytes]:
@@ -262,6 +291,20 @@ def test_a_wrong_clock_costs_one_more_try_and_is_then_remembered(
     assert len(app_of(deployment).seen) == 2
 
 
+def test_a_clock_that_stays_wrong_costs_one_more_try_and_no_third(
+    deployment: Deployment, tampering: Tampering, session: Session
+) -> None:
+    def later(body: bytes) -> bytes:
+        deployment.offset += 300.0
+        return body
+
+    session.verify()
+    tampering.change_request = later
+    assert ask(session)[0] == 400
+    assert len(tampering.requests) == 2
+    assert app_of(deployment).seen == []
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -270,6 +313,7 @@ def test_a_wrong_clock_costs_one_more_try_and_is_then_remembered(
         "https://enclave.invalid:8443/v1",
         "http://user@enclave.invalid/v1",
         "ftp://enclave.invalid/v1",
+        "http://enclave.invalid[/v1",
     ],
 )
 def test_another_authority_is_wrong_use_before_anything_is_sent(
@@ -323,19 +367,108 @@ async def _hide(_: object) -> None:
     pass
 
 
+@pytest.mark.parametrize("status", [200, 307, 400, 403, 413, 429, 500, 503])
+def test_another_refusal_is_not_tried_again_even_on_other_keys(
+    deployment: Deployment, stage: Stage, status: int
+) -> None:
+    refusal = Impostor(deployment, status, b"", b"text/plain", location=b"/.well-known/ohttp-gateway")
+    asked = []
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] == "POST":
+            asked.append(scope["path"])
+            deployment.renew_keys()
+        await refusal(scope, receive, send)
+
+    with (
+        Session(stage.show(refuse), policy=deployment.policy) as session,
+        pytest.raises((PlaintextRefused, ConnectionFailed)) as caught,
+    ):
+        ask(session)
+    assert str(status) in str(caught.value)
+    assert (len(asked), deployment.attested) == (1, 1)
+
+
+@pytest.mark.parametrize(("method", "error"), [("POST", PlaintextRefused), ("GET", MalformedEvidence)])
+def test_what_never_ends_is_read_no_further_than_it_is_of_use_and_let_go(
+    deployment: Deployment, stage: Stage, method: str, error: type[CloisterError]
+) -> None:
+    gone = threading.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        if scope["method"] != method:
+            await deployment.gateway(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/cmw+json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": bytes(5 << 20), "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    with Session(stage.show(endless), policy=deployment.policy) as session:
+        with pytest.raises(error) as caught:
+            ask(session)
+        assert gone.wait(HANG)  # while the error, and all that it refers to, is still held
+        assert caught.value.__traceback__ is not None
+
+
+def test_the_way_there_is_no_other_s_and_leaves_no_mark(
+    deployment: Deployment, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No proxy of the environment stands before this machine's own ports; no cookie comes back to whoever set it."""
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    seen: set[bytes] = set()
+
+    async def marking(scope: Any, receive: Any, send: Any) -> None:
+        seen.update(name for name, _ in scope["headers"])
+
+        async def mark(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"set-cookie", b"you=marked; Path=/")]
+            await send(message)
+
+        await deployment.gateway(scope, receive, mark)
+
+    with Session(stage.show(marking), policy=deployment.policy) as session:
+        for _ in range(2):
+            assert ask(session)[0] == 200
+    ours = {b"content-type", b"content-length", b"incremental", b"cloister-replica"}
+    assert seen == ours | {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent"}
+
+
+def test_a_session_that_requires_post_quantum_keys_seals_to_no_others(
+    deployment: Deployment, tampering: Tampering, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classical = encode_configs(parse_configs(deployment.ring.ohttp_keys)[1:])
+    monkeypatch.setattr(KeyRing, "ohttp_keys", classical)
+    url = stage.show(tampering)
+    with Session(url, policy=deployment.policy, require_pq=True) as strict, pytest.raises(NotTrusted):
+        ask(strict)
+    assert tampering.requests == []
+    with Session(url, policy=deployment.policy) as session:
+        assert ask(session)[0] == 200
+
+
 class Impostor:
     """Serves genuine evidence, and answers sealed requests in plaintext."""
 
-    def __init__(self, deployment: Deployment, status: int, body: bytes, media_type: bytes) -> None:
+    def __init__(
+        self, deployment: Deployment, status: int, body: bytes, media_type: bytes, *, location: bytes = b""
+    ) -> None:
         self._gateway = deployment.gateway
         self._answer = status, body, media_type
+        self._location = [(b"location", location)] if location else []
 
     async def __call__(self, scope: dict[str, object], receive: object, send: Callable[..., object]) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._gateway(scope, receive, send)  # type: ignore[arg-type]
             return
         status, body, media_type = self._answer
-        headers = [(b"content-type", media_type)]
+        headers = [(b"content-type", media_type), *self._location]
         await send({"type": "http.response.start", "status": status, "headers": headers})  # type: ignore[misc]
         await send({"type": "http.response.body", "body": body})  # type: ignore[misc]
 

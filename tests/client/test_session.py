@@ -1,10 +1,11 @@
 """Who is trusted, for how long, and what makes a session change its mind."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from tests.client.deployment import Deployment, Served, Stage
+from tests.client.deployment import Deployment, Stage
 from tests.verify.world import failures
 
 from cloister.client import AsyncSession, Clock, InnerRequest, Session
@@ -126,6 +127,18 @@ def test_a_lower_release_than_seen_before_is_refused(deployment: Deployment, ses
     assert session.verify(force=True).launch.release == 4
 
 
+def test_what_was_believed_does_not_outlive_a_refusal(deployment: Deployment, session: Session) -> None:
+    session.verify()
+    deployment.launch = replace(deployment.launch, deployment="another")
+    for _ in range(2):
+        with pytest.raises(VerificationFailed):
+            session.verify(force=True)
+        assert session.verified is None
+    with pytest.raises(VerificationFailed):
+        session.send(InnerRequest("GET", "http://enclave.invalid/v1/echo", (), b""))
+    assert deployment.app.seen == []  # type: ignore[attr-defined]
+
+
 def test_a_pinned_session_refuses_another_measurement_and_shows_both(deployment: Deployment, stage: Stage) -> None:
     url = stage.show(deployment.gateway)
     with (
@@ -144,10 +157,11 @@ def test_a_pinned_session_refuses_another_measurement_and_shows_both(deployment:
 
 
 def test_nobody_there_is_connection_failed(deployment: Deployment) -> None:
-    with Served(deployment.gateway) as served:
-        url = served.url
-    with Session(url, policy=deployment.policy) as session, pytest.raises(ConnectionFailed):
-        session.verify()
+    with socket.socket() as taken:  # a port that nobody listens on, and that nobody else can have
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with Session(url, policy=deployment.policy) as session, pytest.raises(ConnectionFailed):
+            session.verify()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +179,26 @@ def test_no_document_is_a_typed_error(
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host:8484", "ftp://host", "http://", "http://user:pass@127.0.0.1", "http://a?b=c"]
+    "url",
+    [
+        "",
+        "host:8484",
+        "ftp://host",
+        "http://",
+        "http://user:pass@127.0.0.1",
+        "http://@127.0.0.1",
+        "http://a?b=c",
+        "http://[::1",
+        "http://[::1]x",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "http://127.0.0.1\\.example",
+        "http://127.0.0.1 .example",
+        "http://127.0.0.1/\n",
+        "http://a..b",
+        "http://" + "a" * 64,
+        "http://ex\u2100mple",
+    ],
 )
 def test_an_address_that_is_none_is_wrong_use(deployment: Deployment, url: str) -> None:
     with pytest.raises(WrongUse):

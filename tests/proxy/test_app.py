@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from tests.client.deployment import Deployment, InnerApp, Served, Stage
+from tests.client.deployment import HANG, Deployment, InnerApp, Served, Stage, Tampering, frames
 
-from cloister.client import AsyncSession
+from cloister.client import AsyncAnswer, AsyncSession
 from cloister.proxy import ProxyConfig, create_proxy
 
 JSON = {"content-type": "application/json"}
@@ -20,7 +21,8 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def client(proxy: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="marked") as client:
+    near = httpx2.Client(trust_env=False)
+    with openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="marked", http_client=near, max_retries=0) as client:
         yield client
 
 
@@ -50,7 +52,7 @@ def test_chat_stream_error_and_cancel_with_the_plain_sdk(client: openai.OpenAI, 
     endless = client.post("/endless", body={}, cast_to=object, stream=True, stream_cls=openai.Stream[Any])
     next(iter(endless))
     endless.close()
-    assert app_of(deployment).ended.wait(2)
+    assert app_of(deployment).ended.wait(HANG)
     assert app_of(deployment).seen[0]["headers"]["authorization"] == "Bearer marked"
 
 
@@ -59,6 +61,37 @@ def test_a_failure_amid_a_stream_is_an_incomplete_read(http: httpx2.Client) -> N
         assert answer.status_code == 200
         with pytest.raises(httpx2.RemoteProtocolError):
             answer.read()
+
+
+def test_an_answer_whose_authenticated_end_is_cut_off_is_an_incomplete_read(
+    deployment: Deployment, stage: Stage, proxy: Served
+) -> None:
+    """All of its content came, as long as its head said, and nobody vouches for its end."""
+    text = b"x" * 33_000  # with its padding 64 KiB: the last of four chunks holds nothing of it
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(text))]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": text})
+
+    tampering = Tampering(Deployment(deployment.device, app).gateway)
+    stage.show(tampering)
+    with httpx2.Client(base_url=proxy.url, trust_env=False) as http:
+        assert http.get("/v1/long").content == text
+        tampering.change_response = lambda body: b"".join(frames(body, 32)[:-1])
+        with http.stream("GET", "/v1/long") as answer, pytest.raises(httpx2.RemoteProtocolError):
+            answer.read()
+
+
+def test_http_1_0_is_refused(proxy: Served, deployment: Deployment) -> None:
+    """Its answers end when the connection does, cut or not."""
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=HANG) as client:
+        client.sendall(b"GET /v1/models HTTP/1.0\r\nHost: 127.0.0.1:%d\r\n\r\n" % proxy.port)
+        answer = b""
+        while data := client.recv(65536):
+            answer += data
+    assert b" 505 " in answer.splitlines()[0]
+    assert deployment.attested == 0
 
 
 def test_forwards_the_original_routes_and_query(http: httpx2.Client, deployment: Deployment) -> None:
@@ -106,8 +139,9 @@ def test_refuses_foreign_pages_and_names(
 class Upload:
     """A request whose body comes as these messages, and then no more."""
 
-    def __init__(self, *messages: dict[str, Any]) -> None:
+    def __init__(self, *messages: dict[str, Any], path: str = "/v1/echo") -> None:
         self._messages = list(messages)
+        self._path = path
         self.sent: list[Any] = []
 
     async def receive(self) -> Any:
@@ -120,11 +154,63 @@ class Upload:
 
     async def run(self, proxy: Any) -> None:
         headers = [(b"host", b"127.0.0.1:1234"), (b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/echo", "raw_path": b"/v1/echo", "query_string": b""}
-        await proxy({**scope, "headers": headers, "client": ("127.0.0.1", 1), "server": None}, self.receive, self.send)
+        path = {"path": self._path, "raw_path": self._path.encode(), "query_string": b""}
+        scope = {"type": "http", "method": "POST", **path}
+        peers = {"http_version": "1.1", "client": ("127.0.0.1", 1), "server": None}
+        await proxy({**scope, **peers, "headers": headers}, self.receive, self.send)
 
 
 HALF = {"type": "http.request", "body": b'{"half":', "more_body": True}
+
+
+class Stalled(Upload):
+    """Reads nothing of the answer's body, and goes away while it should."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__({"type": "http.request", "body": b"{}", "more_body": False}, path=path)
+        self._stalled = asyncio.Event()
+
+    async def receive(self) -> Any:
+        if not self._messages:
+            await self._stalled.wait()
+            return {"type": "http.disconnect"}
+        return await super().receive()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body":
+            self._stalled.set()
+            await asyncio.Event().wait()
+
+
+@pytest.mark.anyio
+async def test_an_answer_that_nobody_reads_any_more_is_let_go(
+    deployment: Deployment, stage: Stage, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid())
+    kept: list[AsyncAnswer] = []  # or the collector would do it
+    send = AsyncSession.send
+
+    async def keep(session: AsyncSession, request: Any) -> AsyncAnswer:
+        kept.append(await send(session, request))
+        return kept[-1]
+
+    monkeypatch.setattr(AsyncSession, "send", keep)
+    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy) as session:
+        await Stalled("/v1/endless").run(create_proxy(session, ProxyConfig(1234)))
+        assert app_of(deployment).ended.wait(HANG)
+    assert len(kept) == 1
+
+
+@pytest.mark.anyio
+async def test_a_body_over_the_limit_is_refused_while_it_comes(
+    deployment: Deployment, stage: Stage, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid())
+    upload = Upload(HALF, HALF)
+    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy) as session:
+        await upload.run(create_proxy(session, ProxyConfig(1234, request_bytes=15)))
+    assert upload.sent[0]["status"] == 413
+    assert deployment.attested == 0
 
 
 @pytest.mark.anyio
@@ -134,7 +220,7 @@ async def test_half_a_body_is_never_forwarded(deployment: Deployment, stage: Sta
         gone = Upload(HALF, {"type": "http.disconnect"})
         await gone.run(create_proxy(session, ProxyConfig(1234)))
         slow = Upload(HALF)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG):
             await slow.run(create_proxy(session, ProxyConfig(1234, request_seconds=0.02)))
     assert gone.sent == []
     assert slow.sent[0]["status"] == 408

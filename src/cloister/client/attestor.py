@@ -7,6 +7,7 @@ freshness, release numbers that never fall, a simulator that may only be as far 
 import base64
 import ipaddress
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ __all__ = ["Attestor", "Challenge", "Clock"]
 
 LONGEST_TRUST = 3600.0  # seconds for which one verification may be used
 _NONCE_BYTES = 32
+# Stricter than `urlsplit`: what is judged here to be this machine must not be another one for whoever connects.
+_NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\\@\[\]:]+)(:[0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,9 @@ class Attestor:
                 expected=MEDIA_TYPE,
                 got=printable(media_type),
             )
-        # Kept whatever becomes of it: a refused document is the one that somebody wants to look at.
-        self.document, self.nonce = body, challenge.nonce
+        # Kept whatever becomes of it: a refused document is the one that somebody wants to look at. What was believed
+        # before does not outlive a refusal: nothing is sealed, or shown as verified, until a document is accepted again.
+        self.document, self.nonce, self._verified = body, challenge.nonce, None
         now = self._clock.wall()
         verified = verify(parse_document(body), policy=self._policy, nonce=challenge.nonce, now=now)
         self._check_simulator(verified)
@@ -147,18 +151,26 @@ def _refused(verified: Verified, *factors: Factor, message: str) -> Verification
     )
 
 
+def _no_address() -> WrongUse:
+    return WrongUse("The enclave's address must look like https://host or http://127.0.0.1:8484.", step="url")
+
+
 def _origin(url: str) -> tuple[str, bool]:
     """The address as requests are built on it, and whether it is this machine."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        fit = url.isprintable() and _NETLOC.fullmatch(parts.netloc) and parts.port != 0 and host.encode("idna")
+    except ValueError:
+        raise _no_address() from None
     if parts.fragment:
         raise WrongUse(
             "The enclave's address has a fragment, of which a session takes no notice.",
             hint="owner and deployment belong in the policy: Policy(owner_key=…, deployment=…).",
             step="url",
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username is not None:
-        raise WrongUse("The enclave's address must look like https://host or http://127.0.0.1:8484.")
-    host = parts.hostname
+    if not fit or parts.scheme not in ("http", "https") or parts.query:
+        raise _no_address()
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

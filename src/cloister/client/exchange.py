@@ -200,7 +200,10 @@ class Sealer:
 
 
 def _path(request: InnerRequest) -> str:
-    parts = urlsplit(request.url)
+    try:
+        parts = urlsplit(request.url)
+    except ValueError:  # an authority that is none
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or parts.netloc.lower() != AUTHORITY:
         raise WrongUse(
             "A sealed request goes to enclave.invalid and nowhere else.",

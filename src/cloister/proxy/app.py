@@ -33,7 +33,16 @@ _FORWARDED = ("/tokenize", "/detokenize", "/health", "/generate")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 # Cookies of every service on this machine reach all of its ports; where a page stands is nobody's business.
 _KEPT_HERE = (b"cookie", b"origin", b"referer", b"sec-", b"x-forwarded-", b"forwarded", b"via")
-_NOT_RETURNED = (b"access-control-", b"set-cookie", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade")
+# Without its length, an answer ends for the local client when its authenticated end has come, and not before.
+_NOT_RETURNED = (
+    b"access-control-",
+    b"set-cookie",
+    b"connection",
+    b"keep-alive",
+    b"transfer-encoding",
+    b"upgrade",
+    b"content-length",
+)
 # The most special first. None is retried by an SDK: the enclave may have run the request.
 _CODES: tuple[tuple[type[CloisterError], int, str], ...] = (
     (VerificationFailed, 502, "enclave_not_trusted"),
@@ -77,7 +86,7 @@ class Proxy:
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif refusal := self._guard.refusal(scope) or _no_such_route(scope):
+        elif refusal := self._guard.refusal(scope) or _not_served(scope):
             await _refuse(send, refusal)
         else:
             await self._serve(scope, receive, send)
@@ -164,9 +173,12 @@ _TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 
 _TOO_SLOW = Refusal(408, "too_slow", "The request's body did not come in time.", "Send it at once.")
 _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")
 _METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
+_OLD_HTTP = Refusal(505, "http_version", "HTTP/1.0 cannot tell a cut answer from a whole one.", "Use HTTP/1.1.")
 
 
-def _no_such_route(scope: Scope) -> Refusal | None:
+def _not_served(scope: Scope) -> Refusal | None:
+    if scope["http_version"] == "1.0":
+        return _OLD_HTTP
     path = scope["path"]
     if path in _OURS:
         return None if scope["method"] in ("GET", "HEAD") else _METHOD
