@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -191,15 +192,15 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result
 
 @pytest.fixture
 def nowhere() -> Iterator[str]:
-    """An address at which nobody listens."""
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    """An address at which nobody listens, nor can while the test runs."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Up to five seconds."""
-    for _ in range(500):
+    """Up to a minute: how fast is no business of these tests."""
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.01)

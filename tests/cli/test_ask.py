@@ -92,6 +92,23 @@ def test_an_api_key_may_come_from_the_environment(
     assert run("ask", enclave.url, "hello", "--api-key", "ck-wrong", *enclave.trusted).exit_code == 2
 
 
+@pytest.mark.parametrize("key", ["ck-geheim\n", "ck geheim", "ck-geheïm", "\x1bck-geheim"])
+def test_an_api_key_that_cannot_travel_is_wrong_use_and_not_shown(run: Run, enclave: Enclave, key: str) -> None:
+    ran = run("ask", enclave.url, "hello", "--api-key", key, *enclave.trusted)
+    assert ran.exit_code == 2
+    assert "geh" not in ran.output
+    assert enclave.gateway.paths == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a\udcffb"], ["hello", "--system", "\udcff"], ["hello", "--temperature", "nan"]]
+)
+def test_what_is_no_text_or_number_is_wrong_use(run: Run, enclave: Enclave, arguments: list[str]) -> None:
+    ran = run("ask", enclave.url, *arguments, *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert enclave.model.requests == []
+
+
 def _settings(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -116,6 +133,27 @@ def test_a_flag_goes_before_the_environment_the_project_and_the_user(
     assert seen == names
 
 
+def test_a_policy_of_first_use_is_said_on_every_screen(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    _settings(tmp_path / "policy.toml", 'version = 1\ntrust = "first-use"\n')
+    policy = ["--policy", tmp_path / "policy.toml", *enclave.trusted]
+    assert "FIRST USE" in run("ask", enclave.url, "hello", *policy).stderr
+    assert "FIRST USE" in run("chat", enclave.url, *policy).stderr
+    assert "  trust: First use" in run("verify", enclave.url, *policy).stdout
+    assert "FIRST USE" not in run("ask", enclave.url, "hello", *enclave.trusted).stderr
+
+
+@pytest.mark.parametrize(
+    "danger", ['dangerously_trust_simulator = "root.pem"', 'dangerously_tolerate_insecure = ["api-keys-off"]']
+)
+def test_a_policy_that_loosens_something_takes_a_flag(run: Run, enclave: Enclave, tmp_path: Path, danger: str) -> None:
+    _settings(tmp_path / "policy.toml", f"version = 1\n{danger}\n")
+    _settings(tmp_path / "work" / "cloister.toml", '[client]\npolicy = "../policy.toml"\n')
+    ran = run("ask", enclave.url, "hello", *enclave.trusted)
+    assert (ran.exit_code, enclave.gateway.paths) == (2, [])
+    assert "dangerously_" in ran.stderr
+    assert run("ask", enclave.url, "hello", "--policy", tmp_path / "policy.toml", *enclave.trusted).exit_code == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -126,6 +164,7 @@ def test_a_flag_goes_before_the_environment_the_project_and_the_user(
         "[client]\nrequire_pq = 'true'\n",
         "[client]\npolicy = 1\n",
         "nonsense",
+        "x = " + "[" * 50_000,
     ],
 )
 def test_a_project_file_cannot_set_anything_else(run: Run, enclave: Enclave, tmp_path: Path, text: str) -> None:

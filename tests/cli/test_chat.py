@@ -209,7 +209,7 @@ class _Screen:
         return shown
 
 
-@pytest.mark.timeout(15)
+@pytest.mark.timeout(120)
 def test_a_real_terminal(enclave: Enclave, terminal: tuple[int, subprocess.Popen[bytes]]) -> None:
     enclave.model.answer = lambda asked: ["It begins", None] if asked == "one" else ["Yes."]
     descriptor, process = terminal

@@ -49,7 +49,7 @@ def connect(tmp_path: Path) -> Iterator[Start]:
 QUESTION = {"model": "default", "messages": [{"role": "user", "content": "hello"}]}
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_verifies_then_serves_until_ctrl_c(enclave: Enclave, connect: Start) -> None:
     process, base, curl = connect(enclave.url, *enclave.trusted)
     answer = httpx2.post(f"{base}/chat/completions", json=QUESTION).json()
@@ -63,7 +63,7 @@ def test_verifies_then_serves_until_ctrl_c(enclave: Enclave, connect: Start) -> 
     assert "Traceback" not in error
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_its_own_key_goes_in_place_of_the_tools(start_enclave: Callable[..., Enclave], connect: Start) -> None:
     enclave = start_enclave(api_key="ck-right")
     _, base, _ = connect(enclave.url, *enclave.trusted, "--api-key", "ck-right")

@@ -43,3 +43,8 @@ def test_a_file_that_is_no_list_of_hashes_is_refused(tmp_path: Path, content: st
     file.write_text(content)
     with pytest.raises(WrongUse):
         read_keys(file)
+
+
+def test_a_file_that_cannot_be_written_is_wrong_use(tmp_path: Path) -> None:
+    refused = run(app, "keys", "new", str(tmp_path / "missing" / "keys"), "alice")
+    assert (refused.exit_code, refused.stdout) == (2, "")

@@ -91,15 +91,23 @@ def test_help_loads_no_command(tmp_path: object) -> None:
     assert ran.stdout == "[]\n"
 
 
-def test_an_unforeseen_error_shows_no_values(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("{}[prompt]", "error: cloister did not foresee this: KeyError at "),
+        ("raise PermissionError(13, 'Permission denied', '/x\\x1b[2J')", "error: /x[2J: Permission denied.\n"),
+    ],
+)
+def test_an_unforeseen_error_is_a_line_without_values(raised: str, told: str) -> None:
     probe = (
         "import sys, types, cloister.cli.main as m\n"
-        "def fail():\n    prompt = 'my ' + 'secret'\n    return {}[1]\n"
+        f"def fail():\n    prompt = 'my ' + 'secret'\n    {raised}\n"
         "p = types.ModuleType('p'); p.register = lambda app: app.command()(fail); sys.modules['p'] = p\n"
         "m.COMMANDS = {'ask': ('p', 'x')}\n"
         "m.main(['ask'])"
     )
     ran = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
-    assert ran.returncode == 1
-    assert "KeyError" in ran.stderr
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(told)
     assert "my secret" not in ran.stderr
+    assert "Traceback" not in ran.stderr

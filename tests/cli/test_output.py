@@ -112,6 +112,19 @@ def test_colour_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("\x1b[" in stream.getvalue()) is coloured
 
 
+def test_prose_breaks_between_words_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "hint: " + "many words " * 5
+    for stream in (_Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        output.line(text, hang=6)
+        lines = [one.rstrip() for one in stream.getvalue().splitlines()]
+        folded = ["hint: many words many words many", "      words many words many words"]
+        assert lines == (folded if stream.isatty() else [text.rstrip()])
+
+
 def test_a_progress_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     for stream, drawn in ((_Terminal(), True), (io.StringIO(), False)):

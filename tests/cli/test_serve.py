@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from tests.cli.running import run
 
-from cloister.cli.local import Plan, owner_key, owner_name, policy_for
+from cloister.cli.local import Plan, owner_key, owner_name, policy_for, write_root
 from cloister.cli.main import app
 from cloister.enclave.boot import KeyHash
 from cloister.errors import WrongUse
 from cloister.models.download import resolve
+from cloister.sim import Device
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,16 @@ def test_refuses_an_owner_key_that_others_can_read(state: Path) -> None:
     (state / "cloister" / "owner.pem").chmod(0o644)
     with pytest.raises(WrongUse, match="Others"):
         owner_key()
+
+
+def test_refuses_a_state_directory_that_others_can_reach(state: Path) -> None:
+    """They could put another simulator's root in the place of this one's."""
+    owner_key()
+    (state / "cloister").chmod(0o770)
+    with pytest.raises(WrongUse, match="Others"):
+        owner_key()
+    with pytest.raises(WrongUse, match="Others"):
+        write_root(Device.open(state / "sim"))
 
 
 def test_the_owner_key_is_made_once_and_private(state: Path) -> None:

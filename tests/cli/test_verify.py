@@ -43,9 +43,7 @@ def test_without_a_policy_a_simulator_is_refused_and_the_factor_named(run: Run, 
 
 def test_a_policy_file_pins_the_model(run: Run, enclave: Enclave, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
-    lines = (
-        f'version = 1\ndangerously_trust_simulator = "device/root.pem"\ndeployment = "laptop"\nowner_key = "{OWNER}"\n'
-    )
+    lines = f'version = 1\ndangerously_trust_simulator = "root.pem"\ndeployment = "laptop"\nowner_key = "{OWNER}"\n'
     lines += 'dangerously_tolerate_insecure = ["api-keys-off"]\n'
     policy.write_text(lines + f'models = ["sha256:{MODEL.sha256}"]\n')
     assert run("verify", enclave.url, "--policy", policy).exit_code == 0
@@ -80,7 +78,7 @@ def test_nobody_there_is_unreachable_and_no_verdict(run: Run, nowhere: str) -> N
     assert (told.exit_code, json.loads(told.stdout)["verdict"]) == (5, "not-verified")
 
 
-@pytest.mark.parametrize("url", ["http://", "http://user@host", "https://host?x=1"])
+@pytest.mark.parametrize("url", ["http://", "http://[", "http://[#x", "http://user@host", "https://host?x=1"])
 def test_an_address_that_is_none_is_wrong_use(run: Run, url: str) -> None:
     assert run("verify", url).exit_code == 2
 
@@ -133,7 +131,10 @@ def test_a_bare_document_needs_its_nonce(run: Run, enclave: Enclave, saved: Path
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"cloister":1}', b'{"cloister":2,"at":0,"nonce":"","document":""}']
-    + [b'{"cloister":1,"at":%s,"nonce":"","document":""}' % at for at in (b"1e999", b"NaN", b"null", b'"x"', b"9e99")],
+    + [
+        b'{"cloister":1,"at":%s,"nonce":"","document":""}' % at
+        for at in (b"1e999", b"1e17", b"-1e17", b"NaN", b"null", b'"x"', b"9e99")
+    ],
 )
 def test_a_file_that_is_none_is_malformed(run: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -193,3 +194,24 @@ def test_hostile_fields_stay_on_their_line(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert not [char for char in shown if char != "\n" and not char.isprintable()]
     assert len([line for line in shown.splitlines() if line.startswith("VERIFIED")]) == 0
+
+
+def test_the_address_may_not_contradict_the_policy(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text('version = 1\ndeployment = "other"\n')
+    policy = ["--policy", tmp_path / "policy.toml"]
+    assert run("verify", f"{enclave.url}/#deployment=laptop", *policy, *enclave.trusted).exit_code == 2
+    assert enclave.gateway.paths == []
+
+
+def test_a_nonce_is_for_a_file_alone(run: Run, enclave: Enclave) -> None:
+    assert run("verify", enclave.url, "--nonce", "00" * 32, *enclave.trusted).exit_code == 2
+    assert enclave.gateway.paths == []
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    ["onwer=x", "owner", "owner=", "deployment=laptop&deployment=laptop", "deployment=laptop&x=1", "owner=x", OWNER],
+)
+def test_a_pin_in_the_address_that_is_misspelt_is_wrong_use(run: Run, enclave: Enclave, fragment: str) -> None:
+    assert run("verify", f"{enclave.url}/#{fragment}", *enclave.trusted).exit_code == 2
+    assert enclave.gateway.paths == []

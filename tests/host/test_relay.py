@@ -11,7 +11,7 @@ def _echo_once(server: socket.socket) -> None:
 
 
 def _ask(port: int, text: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(text)
         return client.recv(100)
 

@@ -13,9 +13,8 @@ from cloister.sim.measure import ROOMS, code_files, code_manifest
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small enclave that imports one small distribution, and nothing by name."""
-    monkeypatch.setattr(sys.modules["cloister.sim.measure"], "_LOADED_BY_NAME", ())
+def package(tmp_path: Path) -> Path:
+    """A small enclave that imports one small distribution."""
     package = tmp_path / "cloister"
     for room in ROOMS:
         if not room.endswith(".py"):
@@ -62,15 +61,20 @@ def test_every_byte_of_a_dependency_counts(package: Path, monkeypatch: pytest.Mo
     site = tmp_path / "site"
     info = site / "tinylib-1.0.dist-info"
     info.mkdir(parents=True)
-    (site / "tinylib.py").write_text("VALUE = 1\n")
+    (site / "tinylib").mkdir()
+    (site / "tinylib" / "__init__.py").write_text("VALUE = 1\n")
+    (site / "smalllib.py").write_text("VALUE = 1\n")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tinylib\nVersion: 1.0\n")
-    (info / "RECORD").write_text("tinylib.py,,\ntinylib-1.0.dist-info/METADATA,,\n../../bin/tinylib,,\n")
+    listed = ["tinylib/__init__.py", "smalllib.py", "tinylib-1.0.dist-info/METADATA", "../../bin/tinylib"]
+    (info / "RECORD").write_text("".join(f"{name},,\n" for name in listed))
     monkeypatch.syspath_prepend(str(site))
     (package / "enclave" / "more.py").write_text("import tinylib\n")
-    before = code_manifest(package)
-    assert b"  tinylib.py\n" in before
-    (site / "tinylib.py").write_text("VALUE = 2\n")
-    assert code_manifest(package) != before
+    seen = [code_manifest(package)]
+    assert b"  smalllib.py\n" in seen[0]
+    for name in ("tinylib/__init__.py", "smalllib.py", "tinylib/unlisted.py"):
+        (site / name).write_text("VALUE = 2\n")
+        seen.append(code_manifest(package))
+    assert len(set(seen)) == 4
 
 
 def test_files_outside_do_not_count(package: Path) -> None:
@@ -88,6 +92,30 @@ def test_a_new_file_counts(package: Path) -> None:
     before = code_manifest(package)
     (package / "enclave" / "extra.py").write_text("")
     assert code_manifest(package) != before
+
+
+@pytest.mark.parametrize("name", ["main/__init__.pyc", "main/__init__.so", "extra.pyc"])
+def test_what_would_run_in_place_of_a_source_counts(package: Path, name: str) -> None:
+    """A folder goes before a module of the same name, and bytecode needs no source."""
+    before = code_manifest(package)
+    (package / "enclave" / name).parent.mkdir(exist_ok=True)
+    (package / "enclave" / name).write_bytes(b"x")
+    assert code_manifest(package) != before
+
+
+def test_a_linked_folder_is_refused(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (package / "enclave" / "main").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(WrongUse, match="link"):
+        code_files(package)
+
+
+def test_a_package_that_stands_before_a_measured_one_is_refused(package: Path) -> None:
+    code_files(package)
+    (package.parent / "idna").mkdir()
+    (package.parent / "idna" / "__init__.py").write_text("")
+    with pytest.raises(WrongUse, match="in the place of idna"):
+        code_files(package)
 
 
 def test_requirements_of_requirements_are_measured_and_extras_are_not(package: Path) -> None:
@@ -170,6 +198,16 @@ def test_the_engine_is_its_libraries(tmp_path: Path) -> None:
     assert engine_digest(tmp_path) == expected
     (tmp_path / "libggml.so").write_bytes(b"ggmm")
     assert engine_digest(tmp_path) != expected
+
+
+def test_two_libraries_of_one_name_are_refused(tmp_path: Path) -> None:
+    """One of them would hide behind the other's digest."""
+    (tmp_path / "lib").mkdir()
+    for folder in (tmp_path, tmp_path / "lib"):
+        (folder / "libllama.so.1").write_bytes(folder.name.encode())
+    (tmp_path / "lib" / "libllama.so").symlink_to(tmp_path / "libllama.so.1")
+    with pytest.raises(WrongUse, match="one name"):
+        engine_digest(tmp_path / "lib")
 
 
 def test_without_an_engine_the_digest_is_of_nothing() -> None:

@@ -92,7 +92,8 @@ def test_refuses_outside_the_validity(now: float) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        leaf(ca=True, certificates=True),
+        leaf(ca=True),
+        leaf(certificates=True),
         leaf(data=False),
         builder("l", LEAF_KEY.public_key()).sign(ROOT_KEY, hashes.SHA384()),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.verify.world import (
     ENGINE,
@@ -29,8 +29,10 @@ from tests.verify.world import (
 from cloister.errors import CloisterError, MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.document import Document, Item
 from cloister.evidence.launch import launch_digest
+from cloister.evidence.simulated import REPORT_MEDIA_TYPE
 from cloister.evidence.statement import EngineStatement, ModelStatement
-from cloister.verify import Limits, Tcb, Verified, verify
+from cloister.verify import Limits, Tcb, Verified, simulated, verify
+from cloister.verify.platform import Appraisal
 
 OTHER = "ff" * 32
 
@@ -66,6 +68,21 @@ def test_says_which_pins_are_missing(world: World) -> None:
     verified = replace(world, pins=absent).verify()
     unproved = {factor.step for factor in verified.factors if factor.verdict == "not-checked"}
     assert {"deployment", "owner", "models", "config", "measurement"} <= unproved
+
+
+@pytest.mark.parametrize("pin", ["deployment", "owner_key"])
+def test_on_hardware_who_started_it_must_be_named(world: World, monkeypatch: pytest.MonkeyPatch, pin: str) -> None:
+    def as_hardware(*evidence: Any) -> Appraisal:
+        return replace(simulated.appraise(*evidence), platform="tdx", simulated=False)
+
+    monkeypatch.setattr("cloister.verify.document._APPRAISERS", {REPORT_MEDIA_TYPE: as_hardware})
+    pins = {"platforms": ("tdx",), "measurements": {"tdx": (dict(MEASUREMENT.components()),)}}
+    assert not replace(world, pins=pins).verify().simulated
+    assert set(refused(replace(world, pins={**pins, pin: None}))) == {pin.removesuffix("_key")}
+
+
+def test_an_empty_pin_is_a_pin(world: World) -> None:
+    assert set(refused(replace(world, pins={"deployment": ""}))) == {"deployment"}
 
 
 def test_the_outcome_is_one_serializable_document(world: World) -> None:
@@ -341,7 +358,7 @@ LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.te
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(name=st.sampled_from(sorted(json.loads(STATEMENT.encode()))), value=VALUES)
 def test_only_typed_errors_escape_a_strange_statement(world: World, name: str, value: object) -> None:
     statement = json.dumps({**json.loads(STATEMENT.encode()), name: value}).encode()
@@ -351,7 +368,7 @@ def test_only_typed_errors_escape_a_strange_statement(world: World, name: str, v
         return
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_only_typed_errors_escape_mangled_bytes(world: World, data: st.DataObject) -> None:
     document = world.document()

@@ -25,7 +25,8 @@ def check(allowed: Measurements, *, simulated: bool = True) -> dict[str, Factor]
 
 
 def verdicts(*entries: Mapping[str, str | int]) -> dict[str, str]:
-    return {step: factor.verdict for step, factor in check({"sim": entries}).items()}
+    """Of the components that an entry names."""
+    return {step: factor.verdict for step, factor in check({"sim": entries}).items() if step != "measurement"}
 
 
 def test_any_one_entry_is_enough() -> None:
@@ -49,6 +50,12 @@ def test_the_nearest_entry_is_shown() -> None:
 def test_a_component_that_the_platform_does_not_measure_never_matches() -> None:
     assert verdicts({"mr_td": "x"}) == {"measurement.mr_td": "fail"}
     assert check({"sim": ({"mr_td": "nothing"},)})["measurement.mr_td"].verdict == "fail"
+
+
+def test_what_the_entry_leaves_open_is_said() -> None:
+    assert "code, interpreter" in check({"sim": ({"engine": "e"},)})["measurement"].hint
+    assert "measurement" not in check({"sim": ({"code": "c", "interpreter": "i", "engine": "e"},)})
+    assert check({"sim": ({"measurement": "m"},)}).keys() == {"measurement.measurement"}
 
 
 @pytest.mark.parametrize("allowed", [{"tdx": ({"mr_td": "x"},)}, {"sim": ()}])

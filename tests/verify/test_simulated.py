@@ -1,3 +1,4 @@
+import base64
 from dataclasses import replace
 
 import pytest
@@ -68,6 +69,14 @@ def test_endorsements_of_another_media_type_are_refused(world: World) -> None:
 
 @pytest.mark.parametrize("pem", [b"", b"not PEM", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
 def test_a_root_that_is_no_certificate_is_a_malformed_policy(world: World, pem: bytes) -> None:
+    with pytest.raises(MalformedPolicy):
+        replace(world, pins={"simulator_root": pem}).verify()
+
+
+def test_a_root_of_another_version_is_a_malformed_policy(world: World) -> None:
+    der = world.device._keys.root.public_bytes(Encoding.DER)
+    other = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(other) + b"-----END CERTIFICATE-----\n"
     with pytest.raises(MalformedPolicy):
         replace(world, pins={"simulator_root": pem}).verify()
 

@@ -195,7 +195,7 @@ def compare(
     def client() -> tuple[list[Comparison], FirstToken, FreedSlot]:
         """At lower priority, in a thread of its own: a real client's cores are not the engine's."""
         if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, 0, 10)
+            os.nice(10)
         return asyncio.run(measure())
 
     with ThreadPoolExecutor(1) as pool:

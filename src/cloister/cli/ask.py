@@ -52,7 +52,7 @@ def ask(
     with Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
         verified = session.verify()
         for part in summary(verified):
-            output.note(part)
+            output.note(part, hang=2)
         reply = Conversation(open_client(session, api_key), asking, system).ask(question)
         if as_json:
             _finish_json(reply, verified)

@@ -112,7 +112,7 @@ def run_chat(
 
 def _attest(session: Session, *, force: bool) -> None:
     for part in summary(session.verify(force=force)):
-        output.note(part)
+        output.note(part, hang=2)
 
 
 class _Loop:

@@ -46,7 +46,7 @@ def _connect(
 async def _serve(session: AsyncSession, sock: socket.socket, api_key: str) -> None:
     async with session:
         for part in summary(await session.verify()):
-            output.note(part)
+            output.note(part, hang=2)
         port = sock.getsockname()[1]
         proxy = create_proxy(session, ProxyConfig(port=port))
         app = _with_key(proxy, api_key) if api_key else proxy

@@ -6,7 +6,6 @@ Every attack really happens: the bytes are really changed, the other model is re
 import base64
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +16,6 @@ from typing import Annotated, Any
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from rich.console import Console
-from rich.table import Table
 
 import cloister
 from cloister.channel.keys import KeyRing
@@ -28,7 +25,7 @@ from cloister.cli.local import LocalEnclave, Plan, file_digest, owner_name
 from cloister.cli.trust import open_client
 from cloister.client import Session
 from cloister.enclave.llm.llama.library import library_dir
-from cloister.errors import CloisterError, VerificationFailed
+from cloister.errors import CloisterError, NotTrusted, VerificationFailed
 from cloister.evidence.binding import report_data
 from cloister.evidence.document import Document, Item, parse_document
 from cloister.evidence.launch import launch_digest
@@ -81,26 +78,25 @@ def _family() -> None:
 def attack(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Play the hostile host. Exit code 0 when every attack was blocked, 1 when one went through."""
     outcomes = []
+    output.note("a real enclave (simulated hardware) behind a hostile host, which now:", "dim")
     for outcome in _play():
         outcomes.append(outcome)
         if not as_json:
-            output.note(f"{'blocked' if outcome.blocked_by else 'WENT THROUGH'}: {outcome.attack}", "dim")
+            _show(outcome)
+    through = sum(not outcome.blocked_by for outcome in outcomes)
     if as_json:
         output.json_value([{"attack": o.attack, "blocked_by": o.blocked_by, "said": o.said} for o in outcomes])
     else:
-        _show(outcomes)
-    if not all(outcome.blocked_by for outcome in outcomes):
+        output.line(f"{len(outcomes)} attacks, {through or 'none'} went through.")
+    if through:
         raise typer.Exit(1)
 
 
-def _show(outcomes: list[Outcome]) -> None:
-    table = Table("the host", "stopped by", "what the client, or the enclave, said", highlight=False)
-    for outcome in outcomes:
-        style = "green" if outcome.blocked_by else "bold red"
-        blocked = output.styled((outcome.blocked_by or "NOTHING", style))
-        table.add_row(outcome.attack, blocked, output.printable(outcome.said))
-    width = None if output.is_terminal(sys.stdout) else 140
-    Console(file=sys.stdout, width=width, emoji=False, markup=False).print(table)
+def _show(outcome: Outcome) -> None:
+    output.line(outcome.attack)
+    word = ("blocked", "green") if outcome.blocked_by else ("NOT BLOCKED", "bold red")
+    by = f" by {outcome.blocked_by}: " if outcome.blocked_by else ": "
+    output.line(output.styled(("  ", ""), word, (by + output.one_line(outcome.said), "")), hang=4)
 
 
 def _play() -> Iterator[Outcome]:
@@ -115,14 +111,17 @@ def _play() -> Iterator[Outcome]:
 
 
 def _judge(name: str, run: Callable[[], str]) -> Outcome:
-    """An attack returns words when it went through, and raises what stopped it."""
+    """An attack returns words when it went through, and raises what stopped it. Only a refusal stops one: an error of
+    another kind says that the attack did not take place."""
     try:
         return Outcome(name, "", run())
     except VerificationFailed as error:
         steps = [factor.step for factor in error.factors if isinstance(factor, Factor) and factor.verdict == "fail"]
         return Outcome(name, ", ".join(steps), error.hint or error.message)
-    except CloisterError as error:
+    except NotTrusted as error:
         return Outcome(name, error.step or type(error).__name__, error.message)
+    except CloisterError as error:
+        return Outcome(name, "", f"Not tried: {error.message}")
 
 
 def _listen(stage: Stage) -> str:
@@ -131,7 +130,7 @@ def _listen(stage: Stage) -> str:
     words = (_QUESTION.encode(), b"marigold", answer.encode(), b"/v1/chat")
     if any(word and word in seen for word in words):
         return "The host read the conversation."
-    raise CloisterError(f"{len(seen):,} bytes seen, no word of the conversation in them.", step="the seal")
+    raise NotTrusted(f"{len(seen):,} bytes seen, no word of the conversation in them.", step="the seal")
 
 
 def _answer_plainly(stage: Stage) -> str:
@@ -183,7 +182,7 @@ def _replay_request(stage: Stage) -> str:
     stage.host.forward(again, {"content-type": "message/ohttp-chunked-req"})
     if again.status == 200:
         return "The enclave ran the same request twice."
-    raise CloisterError(f"The enclave refused it, with status {again.status}.", step="replay")
+    raise NotTrusted(f"The enclave refused it, with status {again.status}.", step="replay")
 
 
 def _replay_evidence(stage: Stage) -> str:

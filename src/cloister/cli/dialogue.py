@@ -3,6 +3,7 @@
 An answer counts as whole only when the API said why it ended and closed the stream: what breaks off raises.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -69,9 +70,14 @@ class Reply:
         return "".join(self._pieces)
 
     def __iter__(self) -> Iterator[str]:
-        """Raises: NotTrusted when the seal broke or the end is missing; Unreachable, WrongUse as the API says."""
+        """Raises: NotTrusted when the seal broke or the end is missing; Unreachable, WrongUse as the API says, and for
+        a question that is no text."""
         try:
-            with self._client.stream("POST", self._path, json=self._body) as response:
+            request = self._client.build_request("POST", self._path, json=self._body)
+        except ValueError as error:
+            raise WrongUse("The question is not UTF-8 text, or a setting is no number.", step="question") from error
+        try:
+            with contextlib.closing(self._client.send(request, stream=True)) as response:
                 if response.status_code != 200:
                     raise _refusal(response.status_code, _error_body(response))
                 yield from self._read(response)

@@ -1,5 +1,6 @@
 """`cloister keys`: API keys for `cloister serve --api-keys FILE`. The file holds hashes only."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -53,9 +54,12 @@ def new(file: KeyFile, name: Annotated[str, typer.Argument(help="Whose key it is
         raise WrongUse("A key's name has letters, digits, dots, dashes.", got=name)
     if file.exists() and any(key.name == name for key in read_keys(file)):
         raise WrongUse(f"There is a key named {name} already.", hint="Choose another name, or remove its line.")
-    with file.open("a") as lines:
-        lines.write(f"{name} {digest}\n")
-    file.chmod(0o600)
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as lines:
+            os.fchmod(lines.fileno(), 0o600)
+            lines.write(f"{name} {digest}\n")
+    except OSError as error:
+        raise WrongUse(f"{file} cannot be written: {error.strerror}.") from error
     output.line(plain)
     output.note(f"Shown once. {file} holds its hash: cloister serve --api-keys {file}", "dim")
 

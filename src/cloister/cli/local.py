@@ -32,21 +32,21 @@ __all__ = [
     "file_digest",
     "owner_name",
     "policy_for",
-    "root_path",
     "state_directory",
     "write_root",
 ]
 
 
 def state_directory() -> Path:
-    """`$XDG_STATE_HOME/cloister`, or `~/.local/state/cloister`: the owner's key and the simulator's keys."""
+    """`$XDG_STATE_HOME/cloister`, or `~/.local/state/cloister`: the owner's key and the simulator's keys and root.
+
+    Made where it is missing. Raises: WrongUse when others can reach it, who could put another root in the old one's place.
+    """
     named = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (named if named.is_absolute() else Path.home() / ".local" / "state") / "cloister"
-
-
-def root_path() -> Path:
-    """Where the root certificate of this machine's simulator is written, for `--dangerously-trust-simulator`."""
-    return state_directory() / "sim-root.pem"
+    path = (named if named.is_absolute() else Path.home() / ".local" / "state") / "cloister"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refuse_shared(path)
+    return path
 
 
 def file_digest(path: Path) -> str:
@@ -60,7 +60,6 @@ def owner_key() -> Ed25519PrivateKey:
     Two processes that start at once end with the same key. Raises: WrongUse.
     """
     path = state_directory() / "owner.pem"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.exists():
         pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write_once(path, pem)
@@ -187,9 +186,8 @@ class LocalEnclave:
 
 
 def write_root(device: Device) -> Path:
-    """The simulator's root certificate, where commands on this machine find it."""
-    path = root_path()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The simulator's root certificate in a file, for `--dangerously-trust-simulator`."""
+    path = state_directory() / "sim-root.pem"
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_bytes(device.root_pem)
     draft.replace(path)

@@ -10,13 +10,16 @@ A module is imported only when its command runs, so `cloister ask` needs none of
 
 Commands raise `CloisterError`; nobody else catches them or calls `sys.exit`. Here they become one line and a hint on
 standard error, and the exit codes: 0, 1 other, 2 usage, 3 not trusted, 4 malformed, 5 unreachable, 130 on Ctrl+C. A
-command with another outcome raises `typer.Exit(code)`. What is printed goes through `cloister.cli.output`.
+command with another outcome raises `typer.Exit(code)`. Of any other exception a line tells the kind and the place. What is
+printed goes through `cloister.cli.output`.
 """
 
 import importlib
 import io
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -24,7 +27,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from cloister import __version__
+from cloister import __version__, cli
 from cloister.cli import output
 from cloister.errors import CloisterError, WrongUse
 
@@ -44,6 +47,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "demo": ("cloister.cli.demo", "Play the attacker, and see each attack blocked."),
     }
 )
+
+_PACKAGE = Path(cli.__file__).parents[1]
 
 # Names and locals never reach a traceback, and help stays plain text that a pipe can carry.
 _SETTINGS: Mapping[str, Any] = MappingProxyType(
@@ -118,5 +123,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
-    get_command(app).main(args=arguments, prog_name="cloister")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # as arguments are read: refused when it shall be sent
+    try:
+        get_command(app).main(args=arguments, prog_name="cloister")
+    except Exception as error:  # noqa: BLE001 (the process's edge)
+        output.show_error(_unforeseen(error))
+        raise SystemExit(1) from None
     raise SystemExit(0)
+
+
+def _unforeseen(error: Exception) -> CloisterError:
+    """The system's own words about a file; of anything else the kind and the place, as its words may hold a prompt."""
+    if isinstance(error, OSError) and error.strerror:
+        return CloisterError(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}.")
+    code = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    file, line = next((place for place in reversed(code) if Path(place[0]).is_relative_to(_PACKAGE)), code[-1])
+    return CloisterError(
+        f"cloister did not foresee this: {type(error).__name__} at {Path(file).name}, line {line}.",
+        hint="This is a fault of cloister. Please report that line.",
+    )

@@ -72,18 +72,23 @@ def styled(*parts: tuple[str, str]) -> Text:
     return Text.assemble(*((printable(text), style) for text, style in parts))
 
 
-def line(text: str | Text = "", style: str = "") -> None:
-    """One line of the command's result, to standard output."""
-    _print(sys.stdout, text, style)
+def line(text: str | Text = "", style: str = "", *, hang: int | None = None) -> None:
+    """One line of the command's result, to standard output. `hang`: on a terminal it breaks between words, and goes on
+    below that column; without it, it stays in one piece for who copies it."""
+    _print(sys.stdout, text, style, hang)
 
 
-def note(text: str | Text = "", style: str = "") -> None:
-    """One line about what is going on, to standard error."""
-    _print(sys.stderr, text, style)
+def note(text: str | Text = "", style: str = "", *, hang: int | None = None) -> None:
+    """One line about what is going on, to standard error. `hang` as in `line`."""
+    _print(sys.stderr, text, style, hang)
 
 
-def _print(stream: TextIO, text: str | Text, style: str) -> None:
-    _console(stream).print(Text(printable(text), style=style) if isinstance(text, str) else text)
+def _print(stream: TextIO, text: str | Text, style: str, hang: int | None) -> None:
+    console = _console(stream)
+    shown = Text(printable(text), style=style) if isinstance(text, str) else text
+    if hang is not None and is_terminal(stream):
+        shown = Text("\n" + " " * hang).join(shown.wrap(console, max(console.width - hang, 20)))
+    console.print(shown)
     stream.flush()
 
 
@@ -101,14 +106,14 @@ def json_value(value: Any) -> None:
 
 def show_error(error: CloisterError, *, factors: bool = True) -> None:
     """What went wrong, what was expected and found, and what to do next; to standard error."""
-    note(styled(("error: ", "bold red"), (one_line(error.message, 1000), "")))
+    note(styled(("error: ", "bold red"), (one_line(error.message, 1000), "")), hang=7)
     for name, value in (("expected:", error.expected), ("got:", error.got)):
         if value is not None:
             note(f"  {name:<9} {one_line(value) or 'nothing'}")
     if factors and isinstance(error, VerificationFailed):
         _show_failed(error.factors)
     if error.hint:
-        note(styled(("hint: ", "bold"), (one_line(error.hint, 1000), "")))
+        note(styled(("hint: ", "bold"), (one_line(error.hint, 1000), "")), hang=6)
 
 
 def _show_failed(factors: Sequence[Any]) -> None:

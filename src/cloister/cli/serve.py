@@ -3,7 +3,7 @@
 import ipaddress
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,7 +14,7 @@ from cloister.cli.progress import loading_bar
 from cloister.errors import EngineDied, WrongUse
 from cloister.models.download import resolve
 
-__all__ = ["register"]
+__all__ = ["register", "wait_for_end"]
 
 Model = Annotated[str, typer.Argument(help="default, tiny, a .gguf file, or hf.co/org/repo[:quant].")]
 Context = Annotated[int | None, typer.Option(min=64, help="Tokens per conversation; absent: the model's own.")]
@@ -49,7 +49,7 @@ def serve(
         with loading_bar() as progress:
             ready = enclave.start(progress)
         _announce(enclave, ready)
-        _wait(enclave)
+        wait_for_end(enclave)
 
 
 def _check_platform(platform: str) -> None:
@@ -80,9 +80,12 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
         output.styled(
             ("SIMULATED", "bold yellow"),
             ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
-        )
+        ),
+        hang=2,
     )
-    output.note(f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}")
+    output.note(
+        f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}", hang=8
+    )
     output.note(f"engine  {ready.get('variant')}, {ready.get('slots')} streams of {ready.get('context_length')} tokens")
     output.note(f"owner   {enclave.plan.owner}")
     output.note("")
@@ -91,7 +94,7 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
     output.line(f"ready {enclave.url}")
 
 
-def _wait(enclave: LocalEnclave) -> None:
-    """Until interrupted, terminated, or the enclave ends by itself."""
+def wait_for_end(enclave: LocalEnclave) -> NoReturn:
+    """Until interrupted or terminated. Raises: EngineDied when the enclave ends by itself."""
     code = enclave.process.wait()
     raise EngineDied(f"The enclave ended by itself (status {code}).", hint="Start it again.")

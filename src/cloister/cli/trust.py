@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import parse_qs, urldefrag, urlsplit
+from urllib.parse import parse_qsl, urldefrag
 
 import httpx2
 import typer
@@ -39,10 +39,23 @@ SimulatorRoot = Annotated[
         help="Believe the simulated hardware with this root. Whoever runs it can read everything.",
     ),
 ]
+
+
+def _one_word(key: str) -> str:
+    """Raises: WrongUse, without the key, for one that could not travel in a header."""
+    if key and not all("!" <= letter <= "~" for letter in key):
+        raise WrongUse("The API key has blanks, line breaks or letters beyond ASCII.", hint="Was it copied whole?")
+    return key
+
+
 ApiKey = Annotated[
     str,
     typer.Option(
-        "--api-key", envvar="CLOISTER_API_KEY", metavar="KEY", help="Travels sealed. Better in the environment."
+        "--api-key",
+        envvar="CLOISTER_API_KEY",
+        metavar="KEY",
+        callback=_one_word,
+        help="Travels sealed. Better in the environment.",
     ),
 ]
 RequirePq = Annotated[bool, typer.Option("--require-pq", help="Refuse an enclave that offers no post-quantum key.")]
@@ -64,6 +77,7 @@ class Trust:
 
         Raises: MalformedPolicy; WrongUse for a file that cannot be read, or a fragment that contradicts the policy.
         """
+        fragment = _split(url)[1]
         policy = _load_policy(self.policy_file) if self.policy_file else _configured_policy()
         if self.require_pq or any(table.get("require_pq") for _, table in _configured()):
             policy = replace(policy, require_pq=True)
@@ -73,13 +87,13 @@ class Trust:
                 simulator_root=_read(self.simulator_root),
                 tolerate_insecure=policy.tolerate_insecure | {"api-keys-off"},
             )
-        return _with_fragment(policy, urlsplit(url).fragment)
+        return _with_fragment(policy, fragment)
 
     def session(self, url: str, *, pin_measurement: bool = False) -> Session:
-        return Session(urldefrag(url).url, **self._options(url, pin_measurement))
+        return Session(_split(url)[0], **self._options(url, pin_measurement))
 
     def async_session(self, url: str, *, pin_measurement: bool = False) -> AsyncSession:
-        return AsyncSession(urldefrag(url).url, **self._options(url, pin_measurement))
+        return AsyncSession(_split(url)[0], **self._options(url, pin_measurement))
 
     def _options(self, url: str, pin_measurement: bool) -> dict[str, Any]:
         policy = self.policy(url)
@@ -95,7 +109,7 @@ def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
             continue
         try:
             table = tomllib.loads(_read(path).decode()).get("client", {})
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedPolicy(f"{path} is not TOML: {error}.") from error
         wrong = set(table) - {"policy", "require_pq"} if isinstance(table, dict) else {"client"}
         if wrong:
@@ -134,9 +148,27 @@ def _read(path: Path) -> bytes:
         raise WrongUse(f"{path} cannot be read: {error.strerror}.") from error
 
 
+def _split(url: str) -> tuple[str, str]:
+    """The address that is asked, and its fragment. Raises: WrongUse."""
+    try:
+        address, fragment = urldefrag(url)
+    except ValueError as error:
+        raise WrongUse(f"This is no address: {error}.", step="url", got=url) from error
+    return address, fragment
+
+
 def _with_fragment(policy: Policy, fragment: str) -> Policy:
-    fields = {name: values[0] for name, values in parse_qs(fragment).items()}
-    owner, deployment = fields.get("owner"), fields.get("deployment")
+    """Strictly: a pin that was misspelt must not be a pin less."""
+    try:
+        pairs = parse_qsl(fragment, keep_blank_values=True, strict_parsing=True, max_num_fields=2) if fragment else []
+        fields = dict(pairs)
+        if len(fields) != len(pairs) or not fields.keys() <= {"owner", "deployment"} or not all(fields.values()):
+            raise ValueError("other fields")
+        named = Policy(owner_key=fields.get("owner"), deployment=fields.get("deployment"))
+    except (ValueError, MalformedPolicy) as error:
+        hint = "It looks like https://host/#owner=ed25519:…&deployment=name."
+        raise WrongUse("What follows # in the address names no owner or deployment.", hint=hint, step="url") from error
+    owner, deployment = named.owner_key, named.deployment
     for ours, theirs in ((policy.owner_key, owner), (policy.deployment, deployment)):
         if ours and theirs and ours != theirs:
             raise WrongUse(
@@ -168,7 +200,7 @@ def verdict(simulated: bool | None) -> tuple[str, str]:
 
 
 def summary(verified: Verified) -> list[Text]:
-    """Two lines: what was verified, and what that is worth."""
+    """What was verified, what that is worth, and whether the policy itself waits to be compared."""
     word, style = verdict(verified.simulated)
     models = ", ".join(
         f"{output.one_line(model.name, 60)} ({output.one_line(model.quantization, 20)}, sha256 {model.sha256[:12]}…)"
@@ -176,12 +208,16 @@ def summary(verified: Verified) -> list[Text]:
     )
     until = datetime.fromtimestamp(verified.expires_at, UTC).strftime("%H:%M UTC")
     named = f"  {output.one_line(verified.platform, 30)}, deployment {output.one_line(verified.launch.deployment, 60)}, {models}, until {until}"
-    return [output.styled((word, style), (named, "")), output.styled((_worth(verified), "dim"))]
+    lines = [output.styled((word, style), (named, "")), output.styled((_worth(verified), "dim"))]
+    if any(factor.step == "trust" for factor in verified.factors):
+        words = "  the policy was written from a running server: compare it with the owner's, by another way."
+        lines.append(output.styled(("FIRST USE", "bold yellow"), (words, "")))
+    return lines
 
 
 def _worth(verified: Verified) -> str:
     if verified.simulated:
-        return "Simulated hardware: whoever runs it can read this conversation. For trying out, not for secrets."
+        return "Simulated hardware: whoever runs it can read all. For trying out, not for secrets."
     open_points = [factor.step for factor in verified.factors if factor.verdict == "not-checked"]
     passed = sum(factor.verdict == "pass" for factor in verified.factors)
     return f"{passed} checks passed; not proved: {', '.join(open_points) or 'nothing listed'}. See `cloister verify`."

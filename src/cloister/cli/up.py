@@ -18,7 +18,7 @@ from cloister.cli.chat import Turn, run_chat
 from cloister.cli.dialogue import Asking
 from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
-from cloister.cli.serve import Context, Model, Slots
+from cloister.cli.serve import Context, Model, Slots, wait_for_end
 from cloister.cli.trust import summary
 from cloister.client import AsyncSession, Session
 from cloister.host.process import listen
@@ -29,7 +29,7 @@ from cloister.proxy.app import ProxyConfig, create_proxy
 
 __all__ = ["register"]
 
-_SHOWN_BYTES = 48
+_SHOWN_BYTES = 24
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +49,9 @@ def up(
         output.note(f"1 measuring the code that will run, and {output.one_line(found.name, 60)}", "dim")
         plan = Plan.make(found, context_length=context, slots=slots)
         with LocalEnclave(plan) as enclave:
-            output.note("2 starting the enclave (simulated: it protects nothing from this machine's owner)", "dim")
+            output.note(
+                "2 starting the enclave (simulated: it protects nothing from this machine's owner)", "dim", hang=2
+            )
             with loading_bar() as progress:
                 enclave.start(progress)
             write_root(enclave.device)
@@ -87,19 +89,19 @@ def _chat(session: Session, relay: Relay, at: int, asking: Asking) -> None:
 def _serve(session: Session, enclave: LocalEnclave, at: int) -> None:
     """Prints what was verified, a line that works, then `ready`; ends on SIGTERM, Ctrl+C, or with the enclave."""
     for part in summary(session.verify()):
-        output.line(part)
+        output.line(part, hang=2)
     _suggest()
     body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0.3}'
     url = f"http://127.0.0.1:{at}/v1"
     output.line(f"curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {url}")
-    enclave.process.wait()
+    wait_for_end(enclave)
 
 
 def _suggest() -> None:
     fits = suggest()
-    output.note(f"a real model that fits this machine ({fits.why}): make run MODEL={fits.reference}", "dim")
+    output.note(f"a real model that fits this machine ({fits.why}): make run MODEL={fits.reference}", "dim", hang=2)
 
 
 @contextlib.contextmanager
@@ -117,7 +119,7 @@ def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket) -> Iterator[int
     server = uvicorn.Server(config)
 
     def run() -> None:
-        os.setpriority(os.PRIO_PROCESS, 0, 10)
+        os.nice(10)
         server.run(sockets=[sock])
 
     thread = threading.Thread(target=run, name="proxy", daemon=True)
@@ -139,9 +141,10 @@ def _show_host_view(turn: Turn, seen: Sequence[Record]) -> None:
     output.note(
         output.styled(
             (f"the host saw {len(sent):,} bytes going in, {len(got):,} coming out; ", "dim"), verdict, (":", "dim")
-        )
+        ),
+        hang=2,
     )
     for name, stream in (("in ", sent), ("out", got)):
         head, _, sealed = stream.partition(b"\r\n\r\n")
         first = head.split(b"\r\n")[0].decode("latin-1")
-        output.note(f"  {name} {output.one_line(first, 60)} … {sealed[:_SHOWN_BYTES].hex(' ', 2)} …", "dim")
+        output.note(f"  {name} {output.one_line(first, 60)} … {sealed[:_SHOWN_BYTES].hex(' ', 2)} …", "dim", hang=6)

@@ -58,6 +58,8 @@ def verify(
     trust = Trust(policy, dangerously_trust_simulator, require_pq)
     try:
         if target.startswith(("http://", "https://")):
+            if nonce:
+                raise WrongUse("An enclave is always asked with a fresh nonce.", hint="--nonce belongs to a FILE.")
             verified = _verify_enclave(target, trust, save)
         else:
             verified = _verify_file(Path(target), trust, nonce, save)
@@ -82,7 +84,7 @@ def _verify_file(path: Path, trust: Trust, nonce: str, save: Path | None) -> Ver
         raise WrongUse("--save keeps what an enclave says; this is a file already.")
     saved = _read(path, nonce)
     when = datetime.fromtimestamp(saved.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    output.note(f"judged as of {when}")
+    output.note(f"judged as of {when}, by the file's own word: it says nothing about now", "dim")
     return judge(parse_document(saved.document), policy=trust.policy(), nonce=saved.nonce, now=saved.at)
 
 
@@ -108,7 +110,7 @@ def _read(path: Path, nonce: str) -> _Saved:
         if nonce:
             return _Saved(data, bytes.fromhex(nonce), time.time())
         return _from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:  # OSError: no such time
         hint = "`cloister verify URL --save FILE` writes one. A bare attestation document needs --nonce HEX."
         raise MalformedEvidence(f"{path} is no saved document.", hint=hint) from error
 
@@ -166,21 +168,26 @@ def _show_refusal(error: CloisterError, *, as_json: bool) -> None:
 
 
 def _show_factors(factors: tuple[Factor, ...]) -> None:
-    judged = [factor for factor in factors if factor.verdict != "not-checked"]
-    if judged:
-        output.line("checked:")
-    for factor in judged:
-        _show_factor(factor)
-    if unproved := [factor for factor in factors if factor.verdict == "not-checked"]:
-        output.line("not proved:")
-        for factor in unproved:
-            output.line(f"  {output.one_line(factor.step)}: {output.one_line(factor.hint)}")
+    """What failed comes last: it is what a person looks for, and a terminal shows the end."""
+    for title, verdict_of in (("checked:", "pass"), ("not proved:", "not-checked"), ("failed:", "fail")):
+        chosen = [factor for factor in factors if factor.verdict == verdict_of]
+        if chosen:
+            output.line(title)
+        for factor in chosen:
+            _show_factor(factor)
 
 
 def _show_factor(factor: Factor) -> None:
-    found = factor.got if factor.verdict == "pass" else f"{factor.got or 'nothing'}, expected {factor.expected}"
-    name = f" {output.one_line(factor.step, 40):<28} "
-    word = "FAIL" if factor.verdict == "fail" else "pass"
-    output.line(output.styled((f"  {word}", _STYLES[factor.verdict]), (name + output.one_line(found), "")))
+    """A passed factor's value is for the eye (`--json` has it whole); a failed one's is there to be compared."""
+    name, style = output.one_line(factor.step, 40), _STYLES[factor.verdict]
+    if factor.verdict == "not-checked":
+        output.line(f"  {name}: {output.one_line(factor.hint)}", hang=4)
+        return
+    if factor.verdict == "pass":
+        output.line(output.styled(("  pass", style), (f" {name:<27} {output.one_line(factor.got, 44)}", "")))
+    else:
+        output.line(output.styled(("  FAIL", style), (f" {name}", "")))
+        output.line(f"       expected: {output.one_line(factor.expected) or 'nothing'}")
+        output.line(f"       got:      {output.one_line(factor.got) or 'nothing'}")
     if factor.hint:
-        output.line(output.styled((f"       {output.one_line(factor.hint)}", "yellow")))
+        output.line(output.styled((f"       {output.one_line(factor.hint)}", "yellow")), hang=7)

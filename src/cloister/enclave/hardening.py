@@ -20,23 +20,24 @@ def forbid_dumps() -> None:
 
 
 def lower_priority() -> None:
-    """The calling thread's only (Linux keeps niceness per thread): threads made before keep theirs, so that the
-    engine, started and restarted from a thread of its own, runs at normal priority without any privilege."""
-    os.setpriority(os.PRIO_PROCESS, 0, FRONT_NICENESS)
+    """By `FRONT_NICENESS`, the calling thread's only (Linux keeps niceness per thread): threads made before keep theirs,
+    so that the engine, started and restarted from a thread of its own, needs no privilege to go before it."""
+    os.nice(FRONT_NICENESS)
 
 
-class _ClassOnly(logging.Formatter):
-    """Level, logger and the exception's class. A message's arguments and an exception's text may hold content."""
+class _PlaceOnly(logging.Formatter):
+    """Level, logger, place in the code and the exception's class. The words may hold content, put in by whoever wrote
+    them: asyncio's hold a task's result."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{record.levelname.lower()} {record.name}"
+        text = f"{record.levelname.lower()} {record.name} {record.filename}:{record.lineno}"
         if record.exc_info and record.exc_info[0] is not None:
             return f"{text}: {record.exc_info[0].__name__}"
-        return f"{text}: {record.msg if not record.args else record.msg.split('%')[0]}"
+        return text
 
 
 def quiet_logs() -> None:
     """Warnings and worse to standard error, without content."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_ClassOnly())
+    handler.setFormatter(_PlaceOnly())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

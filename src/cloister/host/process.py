@@ -24,10 +24,10 @@ from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTruste
 __all__ = ["EnclaveProcess", "listen"]
 
 _MAX_LINE = 64 * 1024
-# Isolated, and without `site`: no user site, no .pth file, no sitecustomize, none of the host's PYTHON* variables. An
-# empty prefix for bytecode: what runs is compiled from the files that were measured, never from a cached .pyc.
+# Isolated, and without `site`: no user site, no .pth file, no sitecustomize, none of the host's PYTHON* variables. A
+# prefix for bytecode below which nothing can be: what runs is compiled from the files that were measured.
 _START = (
-    "import sys; sys.path += sys.argv[1:]; sys.pycache_prefix = '/nonexistent'; "
+    "import sys; sys.path += sys.argv[1:]; sys.pycache_prefix = '/dev/null'; "
     "import runpy; runpy.run_module('cloister.enclave', run_name='__main__')"
 )
 _FAILURES: dict[str, type[CloisterError]] = {

@@ -24,7 +24,6 @@ from cloister.errors import WrongUse
 __all__ = ["ChipKeys", "load_or_make", "refuse_shared", "write_once"]
 
 _STATE = "device.pem"
-_ROOT = "root.pem"
 _LIFETIME = datetime.timedelta(days=3650)
 
 
@@ -44,7 +43,7 @@ class ChipKeys:
 def load_or_make(state_dir: Path, now: float) -> ChipKeys:
     """Of `state_dir` (made with mode 0700), whose `device.pem` (0600) appears whole or not at all.
 
-    Also keeps `root.pem` beside it, for policies to name. Two processes that start at once end with the same keys.
+    Two processes that start at once end with the same keys.
 
     Raises: WrongUse when others may read or change the directory or the key, or the file is not what was written.
     """
@@ -54,17 +53,14 @@ def load_or_make(state_dir: Path, now: float) -> ChipKeys:
     if not path.exists():
         write_once(path, _make(now).encode())
     refuse_shared(path)
-    keys = _load(path)
-    if not (state_dir / _ROOT).exists():
-        write_once(state_dir / _ROOT, keys.root.public_bytes(Encoding.PEM))
-    return keys
+    return _load(path)
 
 
 def refuse_shared(path: Path) -> None:
     """Raises: WrongUse when somebody else owns it, or may read or change it, or it is a link."""
     status = path.lstat()
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or stat.S_ISLNK(status.st_mode):
-        raise WrongUse(f"Others can reach {path}.", step="sim", hint=f"Delete it, or: chmod go-rwx {path}")
+        raise WrongUse(f"Others can reach {path}.", step="sim", hint=f"If nobody has changed it: chmod go-rwx {path}")
 
 
 def write_once(path: Path, content: bytes) -> None:

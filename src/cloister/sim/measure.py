@@ -1,7 +1,7 @@
 """What "running code" means here: every file of the enclave's import closure, the interpreter and the engine.
 
-Not measured: the standard library, files that no installed distribution lists, cached bytecode (start the enclave with
-`-I`, and with nothing else in its site-packages). Hardware measures all of it, inside an image.
+Not measured: the standard library, modules outside the packages of installed distributions, and cached bytecode, which
+the enclave never reads (`host.process`). Hardware measures all of it, inside an image.
 """
 
 import ast
@@ -11,10 +11,12 @@ import importlib.util
 import platform
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import cloister
@@ -27,9 +29,6 @@ ROOMS = ("errors.py", "evidence", "verify", "channel", "enclave")
 """All that the enclave imports of cloister; a test holds it against what the process really loads."""
 
 PACKAGE = Path(cloister.__file__).parent
-
-_LOADED_BY_NAME = ("httptools", "uvloop")
-"""uvicorn picks these by name when they are there; no import statement tells."""
 
 _IMPORTERS = frozenset({"import_module", "find_spec", "__import__"})
 
@@ -58,7 +57,8 @@ class Measurement:
 def measure(engine_dir: Path | None, *, package: Path = PACKAGE) -> Measurement:
     """Measure what would run if the enclave were started now from `package`, with the engine in `engine_dir`.
 
-    Raises: WrongUse when the enclave imports something that belongs to no installed distribution, or does not parse.
+    Raises: WrongUse when the enclave imports something that belongs to no installed distribution, does not parse, or is
+    not where it was measured.
     """
     return Measurement(
         code=_text(hashlib.sha256(code_manifest(package)).digest()),
@@ -69,8 +69,10 @@ def measure(engine_dir: Path | None, *, package: Path = PACKAGE) -> Measurement:
 
 def engine_digest(engine_dir: Path | None) -> bytes:
     """SHA-256 (32 bytes) of the manifest of `lib*.so*` by resolved file name; of nothing without an engine."""
-    libraries = [] if engine_dir is None else sorted(engine_dir.glob("lib*.so*"))
-    files = {path.name: path for path in (library.resolve() for library in libraries) if path.is_file()}
+    libraries = set() if engine_dir is None else {path.resolve() for path in engine_dir.glob("lib*.so*")}
+    files = {path.name: path for path in libraries if path.is_file()}
+    if len(files) != sum(path.is_file() for path in libraries):
+        raise WrongUse("Two of the engine's libraries have one name: they cannot be measured.", step="measure")
     return manifest_digest(_hash(files))
 
 
@@ -81,11 +83,14 @@ def code_manifest(package: Path = PACKAGE) -> bytes:
 
 def code_files(package: Path = PACKAGE) -> Mapping[str, Path]:
     """Name in the manifest -> file: the rooms' own, and those of every distribution that they import, in turn."""
-    own = {f"cloister/{path.relative_to(package).as_posix()}": path for path in _own_files(package)}
-    wanted = {name for path in own.values() if path.suffix == ".py" for name in _imports(path)}
-    for distribution in sorted(_closure(_distributions({*wanted, *_LOADED_BY_NAME}, required=wanted))):
-        own.update(_files_of(distribution))
-    return own
+    files = {f"cloister/{path.relative_to(package).as_posix()}": path for path in _own_files(package)}
+    wanted = {name for path in files.values() if path.suffix == ".py" for name in _imports(path)}
+    owners = importlib.metadata.packages_distributions()
+    closure = _closure(_distributions(wanted, owners))
+    for distribution in sorted(closure):
+        files.update(_files_of(distribution))
+    _refuse_shadows((name for name in owners if closure & _normals(owners[name])), set(files.values()), package)
+    return files
 
 
 def _text(digest: bytes) -> str:
@@ -123,8 +128,13 @@ def _own_files(package: Path) -> Iterator[Path]:
         yield from [path] if path.is_file() else sorted(_files(path))
 
 
-def _files(room: Path) -> Iterator[Path]:
-    return (path for path in room.rglob("*") if path.is_file() and path.suffix != ".pyc")
+def _files(folder: Path) -> Iterator[Path]:
+    """All but cached bytecode. Bytecode elsewhere counts: without a source beside it, it is what runs."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and path.is_dir():  # the interpreter would follow it, and a folder goes before a module
+            raise WrongUse(f"{path.name} is a link to a folder: it cannot be measured.", step="measure")
+        if path.is_file() and "__pycache__" not in path.parts[len(folder.parts) :]:
+            yield path
 
 
 def _parse(path: Path) -> ast.Module:
@@ -156,17 +166,32 @@ def _named(call: ast.Call, path: Path) -> str:
     raise WrongUse(f"{path.name} imports what only running it would tell: it cannot be measured.", step="measure")
 
 
-def _distributions(names: Iterable[str], *, required: set[str]) -> set[str]:
+def _distributions(names: set[str], owners: Mapping[str, list[str]]) -> set[str]:
     """What is not installed cannot run and is left out; what is there but belongs to nobody is refused."""
-    owners = importlib.metadata.packages_distributions()
-    for name in required - owners.keys():
+    for name in names - owners.keys():
         if importlib.util.find_spec(name) is not None:
             raise WrongUse(
                 f"The enclave imports {name}, which belongs to no installed distribution: it cannot be measured.",
                 step="measure",
                 hint="Install it as a package, with its metadata.",
             )
-    return {_normal(owner) for name in names for owner in owners.get(name, [])}
+    return {owner for name in names for owner in _normals(owners.get(name, []))}
+
+
+def _refuse_shadows(names: Iterable[str], measured: set[Path], package: Path) -> None:
+    """Each name must be found where it was measured, on the path that `host.process` gives the enclave."""
+    importlib.invalidate_caches()
+    search = [str(package.parent), *dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))]
+    for name in sorted(names):
+        spec = PathFinder.find_spec(name, search)
+        if spec is not None and spec.has_location and Path(str(spec.origin)) not in measured:
+            raise WrongUse(
+                f"Something else stands in the place of {name}: it cannot be measured.", step="measure", got=spec.origin
+            )
+
+
+def _normals(names: Iterable[str]) -> set[str]:
+    return {_normal(name) for name in names}
 
 
 def _normal(name: str) -> str:
@@ -200,12 +225,13 @@ def _requirements(name: str) -> Iterator[str]:
 
 
 def _files_of(name: str) -> Iterator[tuple[str, Path]]:
-    """Inside site-packages only: console scripts and manual pages lie outside and are never imported."""
+    """Inside site-packages only: console scripts and manual pages lie outside and are never imported. Of a package
+    every file, listed or not: one that was added could stand in for a module."""
     distribution = importlib.metadata.distribution(name)
-    for entry in distribution.files or []:
-        name = entry.as_posix()
-        if ".." in entry.parts or entry.suffix == ".pyc" or entry.name in _NOT_CODE or name.startswith(_ENGINE):
-            continue
-        path = Path(str(distribution.locate_file(entry)))
-        if path.is_file():
-            yield name, path
+    site = Path(str(distribution.locate_file("")))
+    tops = {entry.parts[0] for entry in distribution.files or [] if ".." not in entry.parts} - {"__pycache__"}
+    for top in tops:
+        for path in [site / top] if (site / top).is_file() else _files(site / top):
+            entry = path.relative_to(site).as_posix()
+            if path.name not in _NOT_CODE and not entry.startswith(_ENGINE):
+                yield entry, path

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
@@ -211,15 +212,17 @@ def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
     hint = "This enclave is not ready for prompts: it waits for its owner, or for its peers."
     yield compare("purpose", expected="serve", got=statement.purpose, hint=hint)
     hint = "The enclave's clock or this one is wrong."
-    if statement.iat - CLOCK_TOLERANCE <= now < float("inf"):
-        yield passed("issued", str(statement.iat))
+    if statement.iat - CLOCK_TOLERANCE <= now:
+        yield passed("issued", _moment(statement.iat))
     else:
-        yield failed("issued", expected=f"at most {now:.0f} + 120", got=str(statement.iat), hint=hint)
+        expected = f"at most 120 s after {_moment(now)}"
+        yield failed("issued", expected=expected, got=_moment(statement.iat), hint=hint)
     if statement.iat < statement.exp and now <= statement.exp + CLOCK_TOLERANCE:
-        yield passed("expires", str(statement.exp))
+        yield passed("expires", _moment(statement.exp))
     else:
         hint = "Its time is over: ask the enclave for new evidence."
-        yield failed("expires", expected=f"at least {now:.0f} - 120", got=str(statement.exp), hint=hint)
+        expected = f"at most 120 s before {_moment(now)}"
+        yield failed("expires", expected=expected, got=_moment(statement.exp), hint=hint)
     # The host owns the enclave's clock: set forward once, it would keep one set of keys alive for years.
     life = statement.exp - statement.iat
     if life <= MAX_LIFE:
@@ -227,6 +230,13 @@ def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
     else:
         hint = "Keys that live long protect nothing once they leak. The enclave's clock was tampered with, or is wrong."
         yield failed("lifetime", expected=f"at most {MAX_LIFE} s", got=f"{life} s", hint=hint)
+
+
+def _moment(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (ValueError, OverflowError, OSError):  # beyond the calendar, or no number
+        return str(seconds)
 
 
 def _check_insecure(case: _Case) -> Iterator[Factor]:
@@ -237,7 +247,7 @@ def _check_insecure(case: _Case) -> Iterator[Factor]:
                 step, expected="known names", got=name, hint="A weakened setting that this version does not know."
             )
         elif name not in case.policy.tolerate_insecure:
-            hint = f'To accept it: dangerously_tolerate_insecure = ["{name}"]'
+            hint = f'A protection is switched off. To accept that: dangerously_tolerate_insecure = ["{name}"]'
             yield failed(step, expected="off", got="weakened", hint=hint)
         else:
             yield passed(step, "weakened", "Weakened, and your policy tolerates it.")
@@ -259,16 +269,24 @@ def _check_policy(case: _Case) -> Iterator[Factor]:
     )
     yield _check_machine(case)
     yield from check_measurement(policy.measurements, appraisal)
-    yield _check_pin(case, "owner", policy.owner_key, launch.owner_key, "Somebody else started this enclave.")
-    yield _check_pin(case, "deployment", policy.deployment, launch.deployment, "This is another deployment.")
+    yield _check_identity(case, "owner", policy.owner_key, launch.owner_key, "Somebody else started this enclave.")
+    yield _check_identity(case, "deployment", policy.deployment, launch.deployment, "This is another deployment.")
     config = f"sha256:{launch.config_sha256}"
     pinned = None if policy.config is None else f"sha256:{policy.config}"
-    yield _check_pin(case, "config", pinned, config, "It runs with another configuration.")
+    yield _check_pin("config", pinned, config, "It runs with another configuration.")
     yield from _check_models(case)
     yield from _check_hardware_rules(case)
 
 
-def _check_pin(case: _Case, step: str, pinned: str | None, got: str, hint: str) -> Factor:
+def _check_identity(case: _Case, step: str, pinned: str | None, got: str, hint: str) -> Factor:
+    """Anybody can start the genuine image on genuine hardware: what is left to tell them apart must be named."""
+    if pinned is None and not case.appraisal.simulated:
+        hint = f"Name the {step}, in the policy or in the address (#owner=…&deployment=…)."
+        return failed(step, expected=f"the {step} that the policy names", got=got, hint=hint)
+    return _check_pin(step, pinned, got, hint)
+
+
+def _check_pin(step: str, pinned: str | None, got: str, hint: str) -> Factor:
     if pinned is not None:
         return compare(step, expected=pinned, got=got, hint=hint)
     return not_checked(step, f"The policy does not say which {step} it expects.", got)

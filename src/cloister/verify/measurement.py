@@ -12,7 +12,8 @@ _Entry = Mapping[str, str | int]
 
 
 def check_measurement(allowed: Measurements, appraisal: Appraisal) -> Iterator[Factor]:
-    """When no entry matches, the components in which the nearest one differs each become a factor.
+    """When no entry matches, the components in which the nearest one differs each become a factor. What it does not name
+    is said not to be checked.
 
     A policy without any measurement accepts a simulator (said as "not-checked") and no hardware.
     """
@@ -30,6 +31,9 @@ def check_measurement(allowed: Measurements, appraisal: Appraisal) -> Iterator[F
     nearest = min(entries, key=lambda entry: len(_differing(entry, got)))
     for component in sorted(nearest):
         yield _component(component, nearest, got)
+    unpinned = sorted(got.keys() - nearest.keys() - {"measurement"})
+    if unpinned and "measurement" not in nearest:  # which is over all of them
+        yield not_checked("measurement", f"The policy does not pin {', '.join(unpinned)}: any could be running.")
 
 
 def _differing(entry: _Entry, got: Mapping[str, str]) -> list[str]:

@@ -82,7 +82,7 @@ def _platform_id(chip: x509.Certificate) -> str:
 def _root(pem: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         where = "policy.dangerously_trust_simulator"
         raise MalformedPolicy("The simulator's root is not a PEM certificate.", step=where) from error
 

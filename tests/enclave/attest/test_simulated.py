@@ -44,7 +44,7 @@ def framed(answer: bytes) -> bytes:
 def answering(answer: bytes) -> Iterator[SimulatedTee]:
     """A driver in front of hardware that says `answer` to anything, and hangs up."""
     here, there = socket.socketpair()
-    source = SimulatedTee(there.detach(), timeout=5.0)
+    source = SimulatedTee(there.detach(), timeout=60.0)
     with here, contextlib.closing(source):
         here.sendall(answer)
         here.shutdown(socket.SHUT_WR)
