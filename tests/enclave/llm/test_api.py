@@ -7,12 +7,12 @@ import httpx2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.enclave.llm.conftest import ScriptedEngine, client_of
+from tests.enclave.llm.conftest import INFO, ScriptedEngine, client_of, eventually
 
 from cloister.enclave.llm.api import ROUTES, Api, ApiConfig, Route, create_api
 from cloister.enclave.llm.engine import Delta, Started
 from cloister.enclave.llm.tenants import ApiKey, new_key
-from cloister.errors import WrongUse
+from cloister.errors import ContextLengthExceeded, EngineDied, WrongUse
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +140,40 @@ async def test_a_request_waits_for_an_engine_that_comes_back(engine: ScriptedEng
     asyncio.get_running_loop().call_later(0.1, setattr, engine, "ready", True)  # noqa: FBT003
     http = client_of(create_api(engine, ApiConfig(require_keys=False)))
     assert (await http.get("/v1/models")).status_code == 200
+
+
+async def test_those_in_line_wait_for_it_too(engine: ScriptedEngine) -> None:
+    gate = asyncio.Event()
+    engine.scripts = [[Started(1, 0), gate, EngineDied("killed")] for _ in range(INFO.slots)]
+    api = create_api(engine, ApiConfig(require_keys=False, restart_wait=60))
+    http = client_of(api)
+    running = [asyncio.create_task(http.post("/generate", json={"query": "Hi"})) for _ in range(INFO.slots)]
+    await eventually(lambda: engine.running == INFO.slots)
+    in_line = asyncio.create_task(http.post("/generate", json={"query": "Hi"}))
+    await eventually(lambda: api.queue.waiting == 1)
+    engine.ready = False
+    gate.set()
+    assert [answer.status_code for answer in await asyncio.gather(*running)] == [503] * INFO.slots
+    engine.ready = True
+    assert (await in_line).status_code == 200
+
+
+PROMPTS = [
+    ("POST", "/v1/chat/completions", CHAT, "messages"),
+    ("POST", "/v1/completions", {"prompt": "Hi"}, "prompt"),
+    ("POST", "/generate", {"query": "Hi"}, "query"),
+    ("GET", "/generate?prompt=SGk=", None, "prompt"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "param"), PROMPTS)
+async def test_a_prompt_too_long_is_named_as_the_route_calls_it(
+    http: httpx2.AsyncClient, engine: ScriptedEngine, method: str, path: str, body: Any, param: str
+) -> None:
+    engine.script = [ContextLengthExceeded(limit=4096, prompt=5000, requested=5100)]
+    response = await http.request(method, path, json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
 
 
 async def test_unexpected_errors_are_a_bare_500_and_leave_no_content_in_the_log(

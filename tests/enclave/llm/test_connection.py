@@ -38,7 +38,7 @@ async def test_a_body_in_parts_is_joined() -> None:
 
 async def test_a_body_is_refused_as_soon_as_it_is_too_long() -> None:
     with pytest.raises(Refused) as caught:
-        await read_json_body(JSON, incoming(part(b"xxx", more=True)), 2)
+        await read_json_body(JSON, incoming(part(b"xxx", more=True), GONE), 2)
     assert caught.value.status == 413
 
 

@@ -44,6 +44,11 @@ def test_each_error_has_its_status_type_and_code(error: Exception, status: int, 
     assert {"message", "type", "param", "code"} <= set(body)
 
 
+@pytest.mark.parametrize("error", [ContextLengthExceeded(limit=1, prompt=2, requested=3), MalformedModel("m")])
+def test_what_is_wrong_with_a_prompt_names_the_routes_own_field(error: Exception) -> None:
+    assert (problem(error).param, problem(error, "query").param) == ("messages", "query")
+
+
 @pytest.mark.parametrize("error", [QueueFull("m", retry_after=3), EngineLoading("m"), EngineDied("m")])
 def test_what_may_pass_says_when_to_come_back(error: Exception) -> None:
     assert int(dict(problem(error).headers)[b"retry-after"]) > 0

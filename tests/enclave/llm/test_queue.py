@@ -20,7 +20,7 @@ async def order(line: Queue, tickets: list[Ticket]) -> list[str]:
     ran: list[str] = []
 
     async def run(ticket: Ticket) -> None:
-        await ticket.wait(1)
+        await ticket.wait(None)
         ran.append(ticket.principal)
         await asyncio.sleep(0)
         ticket.release()
@@ -87,7 +87,7 @@ async def test_a_ticket_abandoned_in_the_line_gets_no_slot() -> None:
     leaver.cancel()
     await asyncio.gather(leaver, return_exceptions=True)
     running.release()
-    await patient.wait(0.1)
+    await patient.wait(None)
     assert line.running == 1
     abandoned.release()
     patient.release()

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from cloister.enclave.llm import openai, original, tokens
 from cloister.enclave.llm.connection import ClientGone, Reply
 from cloister.enclave.llm.engine import Engine
-from cloister.enclave.llm.envelope import Refused, problem
+from cloister.enclave.llm.envelope import Problem, Refused, problem
 from cloister.enclave.llm.metrics import Metrics
 from cloister.enclave.llm.queue import Queue
 from cloister.enclave.llm.service import ApiConfig, Call, Service
@@ -73,9 +73,10 @@ class Api:
         reply = Reply(send)
         self.metrics.requests += 1
         try:
-            failure = await self._failure(Call(self._service, scope, receive, reply))
+            call = Call(self._service, scope, receive, reply)
+            failure = await self._failure(call)
             if failure is not None and not reply.finished:
-                await self._tell(reply, failure)
+                await self._tell(reply, problem(failure, call.prompt_field))
         except ClientGone:
             self.metrics.cancelled += 1
         except asyncio.CancelledError:
@@ -112,9 +113,9 @@ class Api:
         else:
             raise Refused(404, "unknown_url", "There is no such route.")
 
-    async def _tell(self, reply: Reply, failure: Exception) -> None:
+    async def _tell(self, reply: Reply, failure: Problem) -> None:
         streaming = reply.status is not None
-        await reply.problem(problem(failure))
+        await reply.problem(failure)
         if streaming:
             self.metrics.broken += 1
             raise EngineDied("the answer broke off")

@@ -63,25 +63,28 @@ def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"retry-after", str(seconds).encode()),)
 
 
-def problem(error: Exception) -> Problem:
-    """What the client is told. Anything that is not cloister's own error becomes a bare 500."""
+def problem(error: Exception, prompt_field: str = "messages") -> Problem:
+    """What the client is told. Anything that is not cloister's own error becomes a bare 500.
+
+    `prompt_field`: where the route's requests hold the prompt.
+    """
     match error:
         case Refused():
             kind = INVALID_REQUEST if error.status < 500 else SERVER_ERROR
             return Problem(error.status, error.code, error.message, kind, error.param, error.headers)
         case ContextLengthExceeded():
             counts = (("limit", error.limit), ("prompt_tokens", error.prompt), ("requested_tokens", error.requested))
-            return Problem(400, "context_length_exceeded", error.message, param="messages", extra=counts)
+            return Problem(400, "context_length_exceeded", error.message, param=prompt_field, extra=counts)
         case Unauthorized():
             return Problem(401, "invalid_api_key", error.message, headers=((b"www-authenticate", b"Bearer"),))
         case QueueFull():
             return Problem(429, "queue_full", error.message, "rate_limit_error", headers=retry_after(error.retry_after))
         case CloisterError():
-            return _engine_problem(error)
+            return _engine_problem(error, prompt_field)
     return Problem(500, "internal_error", "Something failed inside the enclave.", SERVER_ERROR)
 
 
-def _engine_problem(error: CloisterError) -> Problem:
+def _engine_problem(error: CloisterError, prompt_field: str) -> Problem:
     match error:
         case EngineLoading():
             progress = round(error.progress, 3)
@@ -100,7 +103,7 @@ def _engine_problem(error: CloisterError) -> Problem:
         case MalformedModel():
             # The template's own words may quote the messages it was given, so they stay inside.
             message = "The model's chat template refused these messages, or took too long over them."
-            return Problem(400, "chat_template_failed", message, param="messages")
+            return Problem(400, "chat_template_failed", message, param=prompt_field)
         case WrongUse():
             return Problem(400, "invalid_request", error.message)
     return Problem(500, "internal_error", "Something failed inside the enclave.", SERVER_ERROR)

@@ -31,6 +31,7 @@ async def chat_completions(call: Call) -> None:
 
 
 async def completions(call: Call) -> None:
+    call.prompt_field = "prompt"
     ask = parse_completion(await call.fields())
     header = _header("cmpl-", call.service.serving(ask.model))
     form = TextForm(header, include_usage=ask.include_usage, logprobs=ask.sampling.logprobs is not None)

@@ -26,6 +26,7 @@ async def health(call: Call) -> None:
 
 async def generate(call: Call) -> None:
     """`{"query": …}` -> `{"response": …}`, or the frames of the stream with `Accept: text/event-stream`."""
+    call.prompt_field = "query"
     ask = parse_generate(await call.fields(), _default_tokens(call))
     if "text/event-stream" in call.headers.get("accept", ""):
         await _stream(call, ask)
@@ -35,6 +36,7 @@ async def generate(call: Call) -> None:
 
 async def generate_from_query(call: Call) -> None:
     """`?prompt=<base64 of UTF-8>`: kept for old clients, and only inside the sealed channel, where no log sees it."""
+    call.prompt_field = "prompt"
     sampling = Sampling(max_tokens=_default_tokens(call))
     await _stream(call, GenerateAsk(_decode_prompt(call.query), sampling))
 

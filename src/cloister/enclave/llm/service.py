@@ -99,6 +99,7 @@ class Service:
     async def _answer(self, index: int, request: GenerateRequest, ticket: Ticket) -> Answers:
         # Only the first answer of a request can time out: once one runs, the others are on their way.
         await ticket.wait(None if index else self.config.wait_limit)
+        await self.recovered()  # it may have died meanwhile
         started, done = False, None
         events = cast("AsyncGenerator[Event, None]", self.engine.generate(request))  # the seam promises `aclose`
         try:
@@ -163,6 +164,8 @@ class Call:
         self.receive = receive
         self.reply = reply
         self.principal = Principal()
+        self.prompt_field = "messages"
+        """What this route calls the prompt, for errors that name it."""
 
     async def fields(self) -> Fields:
         """The body's JSON object. Raises `Refused` (400, 413, 415) and `ClientGone`."""

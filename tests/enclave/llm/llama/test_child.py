@@ -1,10 +1,16 @@
 import mmap
+import queue
 import socket
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from cloister.enclave.llm.llama import LoopSettings, wire
-from cloister.enclave.llm.llama.child import BEAT_SIZE, Service
+from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, read_beat
 
 
 def test_messages_of_two_threads_never_mix() -> None:
@@ -29,3 +35,51 @@ def test_messages_of_two_threads_never_mix() -> None:
             thread.join()
     assert sorted(message["value"][0] for message in heard) == ["a"] * 20 + ["b"] * 20
     assert all(message in said for message in heard)
+
+
+class Words:
+    """In place of the model: `find` is its tokenizer."""
+
+    def __init__(self, find: Callable[[], list[int]]) -> None:
+        self._find = find
+
+    def tokenize(self, _text: str, **_how: bool) -> list[int]:
+        return self._find()
+
+
+def prepared(orders: int, find: Callable[[], list[int]]) -> tuple[int, "queue.SimpleQueue[Any]"]:
+    """The preparing thread's work, done here: how many signs of life it gave, and what it left for the decoding one."""
+    ours, theirs = socket.socketpair()
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    nothing: Any = None
+    words: Any = Words(find)
+    with ours, theirs:
+        service = Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())
+        desk = _Desk(service, nothing, nothing, words, inbox)
+        for number in range(orders):
+            desk._receive({"t": "tokenize", "id": number, "text": "x", "add_special": False, "parse_special": False})
+        desk._orders.put(None)
+        desk.prepare()
+    return read_beat(service.beat), inbox
+
+
+def test_each_prompt_in_a_long_line_is_a_sign_of_life() -> None:
+    assert prepared(12, lambda: [1])[0] == 12
+
+
+def test_an_order_that_fails_as_none_should_ends_the_engine_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    def find() -> list[int]:
+        raise RuntimeError("secret words")
+
+    lived, inbox = prepared(2, find)
+    assert lived == 0
+    assert inbox.get_nowait() is None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nobody_may_look_into_a_child_that_is_locked_down() -> None:
+    code = (
+        "import ctypes, os; from cloister.enclave.llm.llama.child import _lock_down; "
+        "_lock_down(os.getppid()); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"0\n"

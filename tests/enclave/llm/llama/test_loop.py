@@ -1,5 +1,4 @@
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
 from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings
 from cloister.enclave.llm.llama.loop import DecodeLoop, Job
-from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.model import Model, SelfTestError, _abort_callback
 from cloister.errors import CloisterError, WrongUse
 
 ALICE, BOB = b"a" * 32, b"b" * 32
@@ -48,6 +47,14 @@ def test_says_what_each_stream_alone_would_say(loop: DecodeLoop, model: Model) -
     together = drain(loop)
     assert [text_of(together[100 + number]) for number in range(8)] == alone
     assert len(set(alone)) == 8
+
+
+def test_streams_share_their_steps(loop: DecodeLoop, model: Model) -> None:
+    for number in range(8):
+        loop.submit(job(number, f"p{number}", model))
+    drain(loop)
+    assert (loop.stats.prefill_chunks, loop.stats.decode_steps) == (1, 23)
+    assert loop.stats.tokens_generated == 8 * 24
 
 
 def test_finishes_more_streams_than_it_has_slots_in_order(loop: DecodeLoop, model: Model) -> None:
@@ -130,25 +137,38 @@ def test_forgets_a_job_that_is_cancelled_before_it_runs_or_after_it_ended(loop: 
     assert not loop.busy
 
 
-def test_aborts_a_prompt_midway_and_stays_of_use(library: Any, slow_path: Path) -> None:
+def test_aborts_a_prompt_midway_and_stays_of_use(
+    library: Any, slow_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How soon is counted in what llama.cpp still computes: it asks after each node of its graph, hundreds a chunk."""
+    asked: list[bool] = []
+    before_asking: list[Callable[[], None]] = []
+
+    def watched(found: Any) -> Any:
+        question = _abort_callback(found)
+
+        def ask(data: Any) -> bool:
+            for act in before_asking:
+                act()
+            asked.append(bool(question(data)))
+            return asked[-1]
+
+        kept.append(found.ggml_abort_callback(ask))
+        return kept[-1]
+
+    kept: list[Any] = []
+    monkeypatch.setattr("cloister.enclave.llm.llama.model._abort_callback", watched)
     slow = Model(library, slow_path, LoopSettings(slots=2, chunk=512, threads=1))
     loop = DecodeLoop(library, slow, slots=2)
     loop.submit(job(1, "a quick one", slow))
     expected = text_of(drain(loop)[1])
-    loop.submit(job(2, "y" * 12000, slow))
-    cancelled = 0.0
-
-    def cancel() -> None:
-        nonlocal cancelled
-        cancelled = time.monotonic()
-        loop.cancel(2)
-
-    timer = threading.Timer(0.15, cancel)
-    timer.start()
+    loop.submit(job(2, "y" * 2000, slow))
+    loop.step()
+    asked.clear()
+    before_asking.append(lambda: loop.cancel(2) if len(asked) == 20 else None)
     drain(loop)
-    timer.join()
+    assert asked == [False] * 20 + [True]
     assert loop.stats.aborts == 1
-    assert time.monotonic() - cancelled < 1.0  # on a machine this busy; alone it takes a few milliseconds
     loop.submit(job(3, "a quick one", slow))
     assert text_of(drain(loop)[3]) == expected
     slow.close()
@@ -185,6 +205,52 @@ def test_a_draw_cut_down_to_the_best_is_greedy(loop: DecodeLoop, model: Model, f
     loop.submit(job(2, "once", model, Sampling(max_tokens=24, temperature=1.0, ignore_eos=True, **fields)))
     events = drain(loop)
     assert text_of(events[1]) == text_of(events[2])
+
+
+def test_hardly_any_temperature_is_greedy(loop: DecodeLoop, model: Model) -> None:
+    """And never so little that the numbers run over."""
+    loop.submit(job(1, "once", model))
+    for number, temperature in enumerate((1e-4, 1e-6, 1e-38, 1e-44, 1e-300), start=2):
+        fields = Sampling(max_tokens=24, temperature=temperature, seed=number, ignore_eos=True)
+        loop.submit(job(number, "once", model, fields))
+    assert len({text_of(events) for events in drain(loop).values()}) == 1
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}])
+def test_draws_from_what_the_cut_leaves_and_all_of_it(loop: DecodeLoop, model: Model, fields: dict[str, Any]) -> None:
+    loop.submit(job(0, "a", model, Sampling(max_tokens=1, temperature=0.0, logprobs=20, ignore_eos=True)))
+    (told,) = (entry for event in drain(loop)[0] if isinstance(event, Delta) for entry in event.logprobs)
+    likely = [(entry.token, float(np.exp(entry.logprob))) for entry in told.top]
+    before = [sum(share for _, share in likely[:at]) for at in range(len(likely))]
+    left = {
+        token
+        for at, (token, share) in enumerate(likely)
+        if at < fields.get("top_k", 99)
+        and before[at] < fields.get("top_p", 9)
+        and share >= fields.get("min_p", 0) * likely[0][1]
+    }
+    assert 1 < len(left) < 20
+    for seed in range(400):
+        draw = Sampling(max_tokens=1, temperature=2.0, seed=seed, logprobs=0, ignore_eos=True, **fields)
+        loop.submit(job(1 + seed, "a", model, draw))
+    drawn = {
+        entry.token
+        for events in drain(loop).values()
+        for event in events
+        if isinstance(event, Delta)
+        for entry in event.logprobs
+    }
+    assert drawn == left
+
+
+def test_the_repeat_penalty_sees_the_prompt_and_the_answer(loop: DecodeLoop, model: Model) -> None:
+    first, second = model.tokenize("q")[0], model.tokenize("r")[0]
+    bias = {first: 100.0, second: 80.0}
+    for number, (prompt, penalty) in enumerate([("z", 1.0), ("z", 10.0), ("q", 10.0)]):
+        fields = Sampling(max_tokens=2, temperature=0.0, logit_bias=bias, repeat_penalty=penalty)
+        loop.submit(job(number, prompt, model, fields))
+    events = drain(loop)
+    assert [text_of(events[0]), text_of(events[1]), text_of(events[2])[0]] == ["qq", "qr", "r"]
 
 
 def test_obeys_bias_and_penalties(loop: DecodeLoop, model: Model) -> None:
@@ -236,6 +302,14 @@ def test_every_rung_of_the_ladder_runs(library: Any, model_path: Path, variant: 
     loop.submit(job(1, "once", model))
     assert isinstance(drain(loop)[1][-1], Done)
     model.close()
+
+
+def test_a_model_that_computes_nonsense_fails_its_self_test(
+    library: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "logits", lambda *_: np.array([1.0, np.nan], dtype=np.float32))
+    with pytest.raises(SelfTestError):
+        Model(library, model_path, LoopSettings(slots=2))
 
 
 def test_no_chunk_is_long_enough_to_pass_for_a_hang(loop: DecodeLoop, model: Model) -> None:

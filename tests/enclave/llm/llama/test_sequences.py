@@ -26,6 +26,7 @@ def test_never_reuses_across_scopes_or_without_one() -> None:
     sequences = make()
     keep(sequences, ALICE, [1, 2, 3, 4])
     assert keep(sequences, None, [1, 2, 3, 4]) >= 0
+    assert sequences.kept == 1
     for scope in (BOB, None):
         place = sequences.place(scope, [1, 2, 3, 4, 5], 10, {})
         assert place is not None

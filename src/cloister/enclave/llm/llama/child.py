@@ -182,9 +182,15 @@ class _Desk:
             self._orders.put(lambda: self._answer(number, message))
 
     def prepare(self) -> None:
-        while (order := self._orders.get()) is not None:
-            order()
-            self._service.live()  # many prompts in line keep the decoding thread waiting, and are no hang
+        """Until the front hangs up, or an order fails as none should: then this engine ends, rather than go on deaf."""
+        try:
+            while (order := self._orders.get()) is not None:
+                order()
+                self._service.live()  # many prompts in line keep the decoding thread waiting, and are no hang
+        except Exception:  # noqa: BLE001, S110 - the edge of the thread; the traceback could quote a prompt
+            pass
+        finally:
+            self._inbox.put(None)
 
     def _prepare(self, number: int, request: GenerateRequest) -> None:
         if self._loop.forgotten(number):

@@ -15,6 +15,8 @@ __all__ = ["Sampler", "logprob_of"]
 
 _REPEAT_WINDOW = 64
 """Tokens that `repeat_penalty` looks back on, the prompt's end among them; the other penalties see the answer alone."""
+_COLDEST = 1e-5
+"""Below this temperature the best token is taken: logits divided by less run over in 32 bits, and any token could come."""
 _RANDOM_SEED = 0xFFFFFFFF  # llama.cpp takes this value for "draw one yourself"
 
 
@@ -64,7 +66,7 @@ def _links(library: Any, model: Model, sampling: Sampling, prompt: Sequence[int]
     if sampling.frequency_penalty or sampling.presence_penalty:
         frequency, presence = sampling.frequency_penalty, sampling.presence_penalty
         links.append(library.llama_sampler_init_penalties(size, max(length, 1), 1.0, frequency, presence))
-    if sampling.temperature <= 0:
+    if sampling.temperature < _COLDEST:
         return [*links, library.llama_sampler_init_greedy()]
     if sampling.top_k > 0:
         links.append(library.llama_sampler_init_top_k(min(sampling.top_k, size)))
