@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cloister.enclave.llm.engine import Delta, Done, Started
 from cloister.enclave.llm.llama import LoopSettings, wire
-from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, read_beat
+from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, _first_token, read_beat
 
 
 def test_messages_of_two_threads_never_mix() -> None:
@@ -83,3 +84,13 @@ def test_nobody_may_look_into_a_child_that_is_locked_down() -> None:
         "_lock_down(os.getppid()); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"  # PR_GET_DUMPABLE
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"0\n"
+
+
+def test_a_first_token_is_seen_once_for_each_stream() -> None:
+    waiting: set[int] = set()
+    token, done = Delta("a", 1), Done("stop", 3, 1, 0)
+    assert not _first_token([(1, Started(3, 0, 0)), (2, Started(3, 0, 0))], waiting)
+    assert _first_token([(1, token), (2, token)], waiting)
+    assert not _first_token([(1, token), (2, done)], waiting)
+    assert not _first_token([(3, Started(3, 0, 0)), (3, done)], waiting)  # ended without one
+    assert waiting == set()

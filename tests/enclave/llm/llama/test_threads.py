@@ -2,7 +2,7 @@ import os
 import threading
 
 from cloister.enclave.llm.llama.config import cores, physical_cores
-from cloister.enclave.llm.llama.threads import attach_threads, roaming
+from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core, roaming
 
 
 def test_counts_each_physical_core_once() -> None:
@@ -28,6 +28,12 @@ def test_a_thread_of_a_pinned_one_may_run_anywhere() -> None:
     thread.start()
     thread.join()
     assert seen == [{min(everywhere)}, everywhere]
+
+
+def test_says_when_nothing_is_left_for_others() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    assert fill_every_core(cpus)
+    assert not fill_every_core(cpus - 1)
 
 
 def test_one_thread_needs_no_pool() -> None:

@@ -15,12 +15,13 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cloister.enclave.llm.engine import GenerateRequest
+from cloister.enclave.llm.engine import Delta, Event, GenerateRequest, Started
 from cloister.enclave.llm.llama import wire
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
@@ -35,6 +36,9 @@ __all__ = ["BEAT_SIZE", "Service", "main", "read_beat"]
 BEAT_SIZE = mmap.PAGESIZE
 _BEAT = struct.Struct("<Q")
 _PROGRESS_STEP = 0.02
+_FIRST_TOKEN_PAUSE = 0.002
+"""Seconds in which the front can pass a first token on. Where our threads fill every core, it would get its turn only
+after several milliseconds: it runs at lower priority."""
 
 _Work: TypeAlias = Callable[[], None] | None
 
@@ -97,6 +101,7 @@ class Service:
         ]
         for thread in threads:
             thread.start()
+        crowded, waiting = model.fills_every_core, set[int]()
         try:
             while self._take(inbox, wait=not loop.busy):
                 if loop.busy:
@@ -104,6 +109,8 @@ class Service:
                     self.live()
                     if events:
                         self.send({"t": "events", "e": [wire.encode_event(n, event) for n, event in events]})
+                    if _first_token(events, waiting) and crowded:
+                        time.sleep(_FIRST_TOKEN_PAUSE)
         except OSError:
             pass  # the front is gone
         finally:
@@ -139,6 +146,18 @@ class Service:
             raise WrongUse("The answer would be too long.", expected=f"{wire.MAX_EVENT} bytes", got=str(len(data)))
         with self._sending:
             self.connection.sendall(data)
+
+
+def _first_token(events: Sequence[tuple[int, Event | CloisterError]], waiting: set[int]) -> bool:
+    """Whether some stream's first token is among these events. `waiting`: the streams that have none yet."""
+    found = False
+    for number, event in events:
+        if isinstance(event, Started):
+            waiting.add(number)
+        elif number in waiting:
+            waiting.remove(number)
+            found = found or isinstance(event, Delta)
+    return found
 
 
 class _Desk:

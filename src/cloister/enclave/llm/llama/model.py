@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings, physical_cores
-from cloister.enclave.llm.llama.threads import attach_threads
+from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core
 from cloister.errors import MalformedModel, WrongUse
 
 __all__ = ["AbortedError", "Model", "SelfTestError"]
@@ -180,6 +180,7 @@ class Model:
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             raise MalformedModel("The engine cannot open a context for this model.", hint="Is there memory enough?")
+        self.fills_every_core = fill_every_core(params.n_threads)
         self._end_threads = attach_threads(self._context, params.n_threads)
         self._memory = lib.llama_get_memory(self._context)
 

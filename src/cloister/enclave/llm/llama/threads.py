@@ -13,11 +13,11 @@ from typing import Any
 from cloister.enclave.llm.llama.config import cores
 from cloister.enclave.llm.llama.library import library_dir
 
-__all__ = ["attach_threads", "roaming"]
+__all__ = ["attach_threads", "fill_every_core", "roaming"]
 
 _MOST_CPUS = 512  # GGML_MAX_N_THREADS
 _EVERYWHERE = frozenset(os.sched_getaffinity(0))  # as this process was given it
-_POLL = 50  # llama.cpp's own default: spin for a while, then sleep
+_POLL = 1  # of 100: spin for some milliseconds after each decode, then sleep. By default it would be some hundred
 
 
 class _Parameters(ctypes.Structure):
@@ -31,6 +31,11 @@ class _Parameters(ctypes.Structure):
         ("strict_cpu", ctypes.c_bool),
         ("paused", ctypes.c_bool),
     )
+
+
+def fill_every_core(count: int) -> bool:
+    """Whether so many threads leave no CPU of this process to anything else."""
+    return count >= len(_EVERYWHERE)
 
 
 def roaming(work: Callable[[], None]) -> Callable[[], None]:
