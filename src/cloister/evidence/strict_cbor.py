@@ -29,8 +29,11 @@ class _NoTags(Mapping[int, Any]):
         return 0
 
 
-def load_map(data: bytes, *, keys: frozenset[str], max_bytes: int, what: str) -> dict[str, Any]:
-    """One map with exactly `keys`, that fills `data`; its values are of any plain type, for the caller to check.
+def load_map(
+    data: bytes, *, keys: frozenset[str], optional: frozenset[str] = frozenset(), max_bytes: int, what: str
+) -> dict[str, Any]:
+    """One map with exactly `keys`, and perhaps some of `optional`, that fills `data`; its values are of any plain type,
+    for the caller to check.
 
     Raises: MalformedEvidence.
     """
@@ -50,6 +53,6 @@ def load_map(data: bytes, *, keys: frozenset[str], max_bytes: int, what: str) ->
         raise MalformedEvidence(f"{what} is not strict CBOR.", step=what) from error
     if canonical != data:
         raise MalformedEvidence(f"{what} is not strict CBOR: another encoding of the same value.", step=what)
-    if not isinstance(value, dict) or value.keys() != keys:
-        raise MalformedEvidence(f"{what} is not a map of exactly {', '.join(sorted(keys))}.", step=what)
+    if not isinstance(value, dict) or not keys <= value.keys() <= keys | optional:
+        raise MalformedEvidence(f"{what} is not a map of exactly {', '.join(sorted(keys | optional))}.", step=what)
     return value

@@ -1,0 +1,68 @@
+"""Collateral that travels with the evidence, so that it can be verified without a network.
+
+```
+endorsements = CBOR map of any of
+    "intel"    JSON text: the vendor's answers for this platform (TCB info, QE identity, CRLs, issuer chains), by field
+    "amd"      [DER certificate of the chip or its cloud (VCEK, VLEK), of its CA (ASK, ASVK), of the root (ARK)]
+    "amd_crl"  DER: the root's revocation list
+    "tpm_crls" [DER]: those that the certificates above a TPM's attestation key name
+```
+"""
+
+from dataclasses import dataclass
+
+import cbor2
+
+from cloister.errors import MalformedEvidence
+from cloister.evidence.document import MAX_LOG, Item
+from cloister.evidence.strict_cbor import load_map
+
+__all__ = ["MEDIA_TYPE", "Endorsements", "parse_endorsements"]
+
+MEDIA_TYPE = "application/vnd.cloister.endorsements+cbor"
+
+_NAMES = frozenset({"intel", "amd", "amd_crl", "tpm_crls"})
+_MAX_LIST = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Endorsements:
+    """As transported: nothing of it is believed before a verifier has judged it."""
+
+    intel: bytes | None = None
+    amd: tuple[bytes, ...] = ()
+    amd_crl: bytes | None = None
+    tpm_crls: tuple[bytes, ...] = ()
+
+    def item(self) -> Item:
+        """The item of the attestation document. Raises: MalformedEvidence when it is over 1 MiB."""
+        present = {
+            "intel": self.intel,
+            "amd": list(self.amd) or None,
+            "amd_crl": self.amd_crl,
+            "tpm_crls": list(self.tpm_crls) or None,
+        }
+        return Item(MEDIA_TYPE, cbor2.dumps({name: value for name, value in present.items() if value is not None}))
+
+
+def parse_endorsements(content: bytes) -> Endorsements:
+    """Raises: MalformedEvidence."""
+    fields = load_map(content, keys=frozenset(), optional=_NAMES, max_bytes=MAX_LOG, what="endorsements")
+    return Endorsements(
+        intel=_bytes(fields["intel"], "intel") if "intel" in fields else None,
+        amd=_list(fields.get("amd", []), "amd"),
+        amd_crl=_bytes(fields["amd_crl"], "amd_crl") if "amd_crl" in fields else None,
+        tpm_crls=_list(fields.get("tpm_crls", []), "tpm_crls"),
+    )
+
+
+def _bytes(value: object, name: str) -> bytes:
+    if not isinstance(value, bytes) or not value:
+        raise MalformedEvidence(f"endorsements.{name} is not bytes.", step=f"endorsements.{name}")
+    return value
+
+
+def _list(value: object, name: str) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > _MAX_LIST:
+        raise MalformedEvidence(f"endorsements.{name} is not a short list.", step=f"endorsements.{name}")
+    return tuple(_bytes(item, name) for item in value)
