@@ -29,12 +29,13 @@ from tests.verify.world import (
 from cloister.errors import CloisterError, MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.document import Document, Item
 from cloister.evidence.launch import launch_digest
-from cloister.evidence.simulated import REPORT_MEDIA_TYPE
 from cloister.evidence.statement import EngineStatement, ModelStatement
 from cloister.verify import Limits, Tcb, Verified, simulated, verify
+from cloister.verify.appraisers import Subject
 from cloister.verify.platform import Appraisal
 
 OTHER = "ff" * 32
+MEASURED = {"mr_td": "aa", "rtmr1": "bb", "rtmr2": "cc"}
 
 
 def refused(world: World, document: Document | None = None, **how: Any) -> dict[str, Any]:
@@ -72,11 +73,12 @@ def test_says_which_pins_are_missing(world: World) -> None:
 
 @pytest.mark.parametrize("pin", ["deployment", "owner_key"])
 def test_on_hardware_who_started_it_must_be_named(world: World, monkeypatch: pytest.MonkeyPatch, pin: str) -> None:
-    def as_hardware(*evidence: Any) -> Appraisal:
-        return replace(simulated.appraise(*evidence), platform="tdx", simulated=False)
+    def as_hardware(subject: Subject) -> Appraisal:
+        appraisal = simulated.appraise(subject.document, subject.policy, subject.now)
+        return replace(appraisal, platform="tdx", simulated=False, measurement=MEASURED)
 
-    monkeypatch.setattr("cloister.verify.document._APPRAISERS", {REPORT_MEDIA_TYPE: as_hardware})
-    pins = {"platforms": ("tdx",), "measurements": {"tdx": (dict(MEASUREMENT.components()),)}}
+    monkeypatch.setattr("cloister.verify.appraisers._APPRAISERS", {"sim": as_hardware})
+    pins = {"platforms": ("tdx",), "measurements": {"tdx": (MEASURED,)}}
     assert not replace(world, pins=pins).verify().simulated
     assert set(refused(replace(world, pins={**pins, pin: None}))) == {pin.removesuffix("_key")}
 
@@ -111,7 +113,7 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     "insecure.plaintext": lambda w: w.with_statement(insecure=("plaintext",)),
     "platform": lambda w: replace(w, pins={"platforms": ("tdx", "sev-snp")}),
     "custody": lambda w: replace(w, pins={"limits": Limits(platform_ids=frozenset({OTHER}))}),
-    "measurement": lambda w: replace(w, pins={"measurements": {"tdx": ({"mr_td": "00"},)}}),
+    "measurement": lambda w: replace(w, pins={"measurements": {"sev-snp": ({"measurement": "00"},)}}),
     "measurement.code": lambda w: replace(w, measurement=replace(MEASUREMENT, code=f"sha256:{OTHER}")),
     "measurement.interpreter": lambda w: replace(w, measurement=replace(MEASUREMENT, interpreter="cpython 3.11.8")),
     "measurement.engine": lambda w: replace(
@@ -171,13 +173,13 @@ def test_evidence_that_nobody_judges_is_refused(world: World) -> None:
     assert set(refused(world, document)) == {"document.gpu-0"}
 
 
-@pytest.mark.parametrize("media_type", ["application/octet-stream", "application/cose"])
+@pytest.mark.parametrize("media_type", ["application/cbor", "application/vnd.cloister.sim-report"])
 def test_a_platform_without_verifier_is_refused_whatever_the_policy(world: World, media_type: str) -> None:
     document = world.document()
     document = Document({**document.items, "cpu": replace(document.items["cpu"], media_type=media_type)})
     pins = {"platforms": None, "tcb": Tcb(tolerate=frozenset({"OutOfDate"}))}
     factors = refused(replace(world, pins=pins), document)
-    assert factors["document.cpu"].hint == "No verifier for this platform yet."
+    assert factors["document.cpu"].hint == "No verifier for this platform."
 
 
 @pytest.mark.parametrize("label", ["statement", "launch"])

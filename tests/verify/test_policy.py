@@ -19,7 +19,7 @@ require_pq = true
 dangerously_trust_simulator = "path/to/root.pem"
 dangerously_tolerate_insecure = ["ehbp"]
 [measurements]
-tdx = [{{ mr_td = "aa", rtmr1 = "bb" }}]
+tdx = [{{ mr_td = "aa", rtmr1 = "bb", rtmr2 = "dd" }}]
 sev-snp = [{{ measurement = "cc", vcpus = 8 }}]
 sim = [{{ code = "sha256:{SHA}" }}, {{ code = "sha256:00", engine = "sha256:11" }}]
 [tcb]
@@ -49,7 +49,7 @@ def test_reads_every_key_of_the_protocol() -> None:
         config=SHA,
         platforms=("tdx", "sev-snp", "sim"),
         measurements={
-            "tdx": ({"mr_td": "aa", "rtmr1": "bb"},),
+            "tdx": ({"mr_td": "aa", "rtmr1": "bb", "rtmr2": "dd"},),
             "sev-snp": ({"measurement": "cc", "vcpus": 8},),
             "sim": ({"code": f"sha256:{SHA}"}, {"code": "sha256:00", "engine": "sha256:11"}),
         },

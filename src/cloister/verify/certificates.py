@@ -13,6 +13,7 @@ __all__ = ["check_leaf", "load_certificate", "public_key_p384"]
 _MALFORMED = (
     ValueError,
     TypeError,
+    UserWarning,  # names against X.520's lengths, where warnings are errors
     UnsupportedAlgorithm,
     CryptographyDeprecationWarning,  # an exception where warnings are errors; what it warns of is refused below
     x509.DuplicateExtension,

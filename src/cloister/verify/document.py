@@ -2,23 +2,26 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
 
 from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
-from cloister.evidence import simulated as simulated_evidence
 from cloister.evidence.binding import NONCE_SIZES, report_data
 from cloister.evidence.document import Document, gpu_labels
 from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
+from cloister.evidence.provenance import MEDIA_TYPE as PROVENANCE_MEDIA_TYPE
+from cloister.evidence.provenance import parse_provenance
 from cloister.evidence.statement import INSECURE_NAMES, Statement, parse_statement
-from cloister.verify import simulated
+from cloister.verify.appraisers import TPM_BINDING, Subject, appraise, check_labels
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
 from cloister.verify.key_configs import X_WING, config_kems
 from cloister.verify.measurement import check_measurement
 from cloister.verify.platform import Appraisal
-from cloister.verify.policy import Policy
+from cloister.verify.policy import Measurements, Policy, Tcb
+from cloister.verify.provenance import joined, signed_measurements
+from cloister.verify.roots import PINNED, Roots
 from cloister.verify.verified import _ONLY_VERIFY, Verified
 
 __all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "MAX_LIFE", "verify"]
@@ -32,15 +35,9 @@ MAX_LIFE = 7200
 MAX_AGE = 3600.0
 """Seconds a client may rely on one verification (PROTOCOL, "Freshness")."""
 
-_STATEMENTS = "application/json"
-
-_APPRAISERS: Mapping[str, Callable[[Document, Policy, float], Appraisal]] = MappingProxyType(
-    {simulated_evidence.REPORT_MEDIA_TYPE: simulated.appraise}
+_MEDIA_TYPES = MappingProxyType(
+    {"statement": "application/json", "launch": "application/json", "provenance": PROVENANCE_MEDIA_TYPE}
 )
-"""Media type of the `cpu` item -> that platform's verifier."""
-
-_LABELS = frozenset({"statement", "launch", "cpu", "endorsements"})
-"""What the verifiers above read. Anything else in a document would be evidence that nobody judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +53,27 @@ class _Case:
     launch_bytes: bytes
     launch: LaunchConfig
     appraisal: Appraisal
+    allowed: Measurements
+    provenance: tuple[Factor, ...]
 
 
-def verify(document: Document, *, policy: Policy, nonce: bytes, now: float) -> Verified:
+def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, roots: Roots = PINNED) -> Verified:
     """Judge a whole attestation document (PROTOCOL, "Attestation document", "Launch config", "Client policy").
 
     (1) the document holds what is needed, all of it judged, statement and launch config well formed
-    (2) the platform's evidence is genuine
+    (2) the hardware's evidence is genuine: the CPU's, and that of a TPM and of GPUs beside it
     (3) it is fresh: report_data binds this nonce, the statement's exact bytes and all GPU evidence
     (4) the launch config's digest stands in the hardware's own field
     (5) the statement agrees with the launch config and with the measured engine
     (6) its purpose is to serve, it is meant to live two hours at most, and now lies between iat and exp
     (7) every weakened setting is known, and tolerated by the policy
-    (8) platform, machine, measurement, owner, deployment, models and configuration are those of the policy
+    (8) platform, machine, measurement (the policy's own, or signed by whom it names), owner, deployment, models and
+        configuration are those of the policy
     (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required
     (10) what nothing above proves is said
 
     `nonce` is the caller's own fresh 32 bytes; with an empty one everything is judged for display and then refused.
-    `now` in Unix seconds. All mismatches are reported together. Does not check physical custody, nor which source the
+    `now` in Unix seconds. `roots` are the vendors' pinned ones: only tests name others. All mismatches are reported together. Does not check physical custody, nor which source the
     measured code was built from, nor where weights come from.
 
     Raises: VerificationFailed with every factor; MalformedEvidence; MalformedPolicy; WrongUse for a nonce of another
@@ -81,9 +81,9 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float) -> V
     """
     if len(nonce) not in NONCE_SIZES:
         raise WrongUse("A nonce has 32 bytes.", step="nonce", expected="32", got=str(len(nonce)))
-    missing = tuple(_check_labels(document))
+    missing = (*_check_own_labels(document), *check_labels(document))
     _raise_if_failed(missing)
-    case = _parse(document, policy, nonce, now)
+    case = _parse(document, policy, nonce, now, roots)
     factors = (
         passed("document", f"{len(document.items)} items"),  # (1)
         *case.appraisal.factors,  # (2)
@@ -107,29 +107,24 @@ def _raise_if_failed(factors: tuple[Factor, ...]) -> None:
         raise VerificationFailed(f"Not trusted: {names}.", factors=factors, hint=wrong[0].hint, step=wrong[0].step)
 
 
-def _check_labels(document: Document) -> Iterator[Factor]:
-    for label in ("statement", "launch", "cpu"):
+def _check_own_labels(document: Document) -> Iterator[Factor]:
+    for label in ("statement", "launch"):
         if label not in document.items:
             yield failed(
                 f"document.{label}", expected="evidence", got="nothing", hint="Absent evidence is no evidence."
             )
-    for label in ("statement", "launch"):
-        if label in document.items:
-            media_type = document.items[label].media_type
-            if media_type != _STATEMENTS:
-                yield failed(f"document.{label}", expected=_STATEMENTS, got=media_type)
-    for label in document.items:
-        if label not in _LABELS:
-            yield failed(f"document.{label}", expected="nothing", got=label, hint="No verifier for this evidence yet.")
-    if "cpu" in document.items and (got := document.items["cpu"].media_type) not in _APPRAISERS:
-        hint = "No verifier for this platform yet."
-        yield failed("document.cpu", expected=" or ".join(sorted(_APPRAISERS)), got=got, hint=hint)
+    for label, expected in _MEDIA_TYPES.items():
+        if label in document.items and (got := document.items[label].media_type) != expected:
+            yield failed(f"document.{label}", expected=expected, got=got)
 
 
-def _parse(document: Document, policy: Policy, nonce: bytes, now: float) -> _Case:
+def _parse(document: Document, policy: Policy, nonce: bytes, now: float, roots: Roots) -> _Case:
     statement = document.items["statement"].content
     launch = document.items["launch"].content
-    appraise = _APPRAISERS[document.items["cpu"].media_type]
+    parsed = parse_launch(launch)
+    signed = document.items.get("provenance")
+    provenance = parse_provenance(signed.content) if signed is not None else None
+    measurements, factors = signed_measurements(provenance, policy=policy, release=parsed.release)
     return _Case(
         document=document,
         policy=policy,
@@ -138,8 +133,10 @@ def _parse(document: Document, policy: Policy, nonce: bytes, now: float) -> _Cas
         statement_bytes=statement,
         statement=parse_statement(statement),
         launch_bytes=launch,
-        launch=parse_launch(launch),
-        appraisal=appraise(document, policy, now),
+        launch=parsed,
+        appraisal=appraise(Subject(document=document, policy=policy, nonce=nonce, now=now, roots=roots)),
+        allowed=joined(policy.measurements, measurements),
+        provenance=factors,
     )
 
 
@@ -149,6 +146,8 @@ def _check_freshness(case: _Case) -> Iterator[Factor]:
         yield failed("nonce", expected="32 fresh bytes", got="none", hint=hint)
     gpus = [case.document.items[label].content for label in gpu_labels(case.document)]
     expected = report_data(case.nonce, case.statement_bytes, gpus)
+    if case.appraisal.platform == "vtpm":
+        expected = expected[:TPM_BINDING]
     if hmac.compare_digest(expected, case.appraisal.report_data):
         yield passed("binding", expected.hex()[:32])
         return
@@ -157,10 +156,14 @@ def _check_freshness(case: _Case) -> Iterator[Factor]:
 
 
 def _check_launch(case: _Case) -> Factor:
+    got = launch_digest(case.launch_bytes).hex()
+    if case.appraisal.launch_sha256 is None:
+        # Only the measurement covers it. Every entry of a policy names both together, and `check_measurement` compares.
+        return passed("launch", got, "Covered by the measurement; the policy pins both together.")
     return compare(
         "launch",
-        expected=case.appraisal.launch_sha256.hex(),
-        got=launch_digest(case.launch_bytes).hex(),
+        expected=case.appraisal.launch_sha256.hex() or "what the hardware was started with",
+        got=got,
         hint="The hardware was started with another launch config.",
     )
 
@@ -169,7 +172,7 @@ def _check_agreement(case: _Case) -> Iterator[Factor]:
     statement, launch = case.statement, case.launch
     yield compare(
         "statement.launch",
-        expected=case.appraisal.launch_sha256.hex(),
+        expected=(case.appraisal.launch_sha256 or launch_digest(case.launch_bytes)).hex(),
         got=statement.launch_sha256,
         hint="The enclave says it was started with another launch config than the hardware does.",
     )
@@ -268,7 +271,8 @@ def _check_policy(case: _Case) -> Iterator[Factor]:
         )
     )
     yield _check_machine(case)
-    yield from check_measurement(policy.measurements, appraisal)
+    yield from case.provenance
+    yield from check_measurement(case.allowed, appraisal)
     yield _check_identity(case, "owner", policy.owner_key, launch.owner_key, "Somebody else started this enclave.")
     yield _check_identity(case, "deployment", policy.deployment, launch.deployment, "This is another deployment.")
     config = f"sha256:{launch.config_sha256}"
@@ -311,12 +315,7 @@ def _check_models(case: _Case) -> Iterator[Factor]:
 
 
 def _check_hardware_rules(case: _Case) -> Iterator[Factor]:
-    tcb = case.policy.tcb
-    if (
-        tcb.tolerate
-        or tcb.min_tcb_evaluation_data_number is not None
-        or case.policy.limits.max_crl_age_days is not None
-    ):
+    if case.appraisal.simulated and (case.policy.tcb != Tcb() or case.policy.limits.max_crl_age_days is not None):
         yield not_checked("tcb", "A simulator has no TCB: [tcb] and max_crl_age_days say nothing here.")
     if case.policy.trust == "first-use":
         yield not_checked("trust", "First use: this policy was written from a running server. Compare it out of band.")
@@ -362,8 +361,12 @@ def _verified(case: _Case, factors: tuple[Factor, ...]) -> Verified:
         statement=case.statement,
         statement_sha256=hashlib.sha256(case.statement_bytes).hexdigest(),
         launch=case.launch,
-        launch_sha256=case.appraisal.launch_sha256.hex(),
+        launch_sha256=launch_digest(case.launch_bytes).hex(),
         measurement=case.appraisal.measurement,
+        platform_id=case.appraisal.platform_id,
+        tcb=case.appraisal.tcb,
+        expiries=tuple(sorted(case.appraisal.expiries, key=lambda one: one.at)),
+        counters=MappingProxyType({**case.appraisal.counters, "release": case.launch.release}),
         factors=factors,
         ohttp_keys=case.statement.ohttp_keys,
         verified_at=case.now,

@@ -21,6 +21,33 @@ __all__ = ["PLATFORMS", "Limits", "Measurements", "Policy", "Tcb", "parse_policy
 
 PLATFORMS = ("sim", "sgx", "tdx", "sev-snp", "nitro", "azure-sev-snp", "azure-tdx", "vtpm")
 
+GPUS = "nvidia"
+"""In `measurements`: acceptable entries for every GPU, beside those for the platform it is plugged into."""
+
+NOTES = frozenset({"vcpus"})
+"""In an entry, for people: what its measurement was computed for. Never compared."""
+
+_REQUIRED: Mapping[str, tuple[frozenset[str], ...]] = MappingProxyType(
+    {
+        "sgx": (
+            frozenset({"mr_enclave", "launch_sha256"}),
+            frozenset({"mr_signer", "isv_prod_id", "min_isv_svn", "launch_sha256"}),
+        ),
+        "tdx": (frozenset({"mr_td", "rtmr1", "rtmr2"}),),
+        "sev-snp": (frozenset({"measurement"}),),
+        "nitro": (frozenset({"pcr0"}),),
+        "azure-tdx": (frozenset({"pcr4"}), frozenset({"pcr11"})),
+        "azure-sev-snp": (frozenset({"pcr4"}), frozenset({"pcr11"})),
+        "vtpm": (frozenset({"pcr4"}), frozenset({"pcr11"})),
+    }
+)
+"""Platform -> sets of components, one of which an entry must name whole: fewer would let any code match.
+
+SGX has no field of its own for the launch config: the enclave's measurement covers it, so both are pinned together.
+"""
+
+SNP_TCB = ("bootloader", "tee", "snp", "microcode", "fmc")
+
 MAX_POLICY = 1024 * 1024
 
 Measurements = Mapping[str, tuple[Mapping[str, str | int], ...]]
@@ -34,18 +61,30 @@ _SIM_COMPONENTS = frozenset({*simulated.COMPONENTS, "measurement"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tcb:
-    """Hardware TCB: statuses tolerated beyond UpToDate, and a floor for Intel's tcbEvaluationDataNumber."""
+    """Hardware TCB: statuses tolerated beyond UpToDate, and a floor for Intel's tcbEvaluationDataNumber.
+
+    `tolerate_advisories`: open advisories that do not matter here; None tolerates those of a tolerated status.
+    `min_sev_snp`: component of AMD's TCB version ("bootloader", "tee", "snp", "microcode", "fmc") -> least value.
+    """
 
     tolerate: frozenset[str] = frozenset()
+    tolerate_advisories: frozenset[str] | None = None
     min_tcb_evaluation_data_number: int | None = None
+    min_sev_snp: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """`platform_ids` None: any machine. `max_crl_age_days` None: the collateral's own nextUpdate alone."""
+    """`platform_ids` None: any machine. `max_crl_age_days` None: the collateral's own nextUpdate alone.
+
+    `gpus`: how many confidential GPUs there must be; None: any number, also none.
+    `dangerously_allow_missing_crl`: where no revocation list came with the evidence, say "not checked" instead of failing.
+    """
 
     max_crl_age_days: int | None = None
+    gpus: int | None = None
     platform_ids: frozenset[str] | None = None
+    dangerously_allow_missing_crl: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +93,8 @@ class Policy:
 
     `models` None: whatever the launch config says. `platforms` None: any that can be verified; a simulator only under
     `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
+    `measurements_signer` ("ed25519:…") or `sigstore` ("identity" and "issuer" of a certificate) names whose signed
+    measurements, coming with the evidence, count beside `measurements`.
     `require_pq` refuses an enclave that offers no post-quantum key. `trust` "first-use" says that the policy was written from a running server.
 
     Raises: MalformedPolicy for values that could never match or would match anything.
@@ -65,6 +106,8 @@ class Policy:
     config: str | None = None
     platforms: tuple[str, ...] | None = None
     measurements: Measurements = field(default_factory=dict)
+    measurements_signer: str | None = None
+    sigstore: Mapping[str, str] | None = None
     tcb: Tcb = Tcb()
     limits: Limits = Limits()
     simulator_root: bytes | None = None
@@ -74,17 +117,22 @@ class Policy:
 
     def __post_init__(self) -> None:
         _check_names("platforms", self.platforms or (), PLATFORMS)
-        _check_names("measurements", self.measurements, PLATFORMS)
+        _check_names("measurements", self.measurements, [*PLATFORMS, GPUS])
         _check_names("dangerously_tolerate_insecure", self.tolerate_insecure, INSECURE_NAMES)
         _check_names("trust", [] if self.trust is None else [self.trust], ["first-use"])
         if self.owner_key is not None and not OWNER_KEY.fullmatch(self.owner_key):
             _refuse("owner_key", "ed25519: and 43 characters of base64url")
+        if self.measurements_signer is not None and not OWNER_KEY.fullmatch(self.measurements_signer):
+            _refuse("measurements_signer", "ed25519: and 43 characters of base64url")
+        if self.sigstore is not None and set(self.sigstore) != {"identity", "issuer"}:
+            _refuse("sigstore", 'a table of "identity" and "issuer"')
         for digest in [*(self.models or ()), *([self.config] if self.config is not None else [])]:
             if not _HEX.fullmatch(digest):
                 _refuse("models or config", "SHA-256 digests")
         for platform, entries in self.measurements.items():
             for entry in entries:
                 _check_entry(platform, entry)
+        _check_names("tcb.min_sev_snp", self.tcb.min_sev_snp, SNP_TCB)
         frozen = {name: tuple(MappingProxyType(dict(e)) for e in es) for name, es in self.measurements.items()}
         object.__setattr__(self, "measurements", MappingProxyType(frozen))
 
@@ -104,6 +152,8 @@ def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
         config=_digest(fields.text("config"), "config") if fields.has("config") else None,
         platforms=fields.texts("platforms") if fields.has("platforms") else None,
         measurements=_parse_measurements(fields),
+        measurements_signer=_optional_text(fields, "measurements_signer"),
+        sigstore=_parse_sigstore(fields),
         tcb=_parse_tcb(fields),
         limits=_parse_limits(fields),
         simulator_root=_read_root(fields, read),
@@ -129,6 +179,11 @@ def _check_names(name: str, values: Collection[str], known: Collection[str]) -> 
         )
 
 
+def _covers_code(platform: str, entry: Mapping[str, str | int]) -> bool:
+    required = _REQUIRED.get(platform, ())
+    return not required or any(names <= entry.keys() for names in required)
+
+
 def _check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
     where = f"policy.measurements.{platform}"
     if not entry:
@@ -139,6 +194,9 @@ def _check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
             raise MalformedPolicy(f"{where} has an unknown component: {ascii(component)[:40]}.", step=where)
         if type(value) not in (str, int) or value == "":
             raise MalformedPolicy(f"{where}.{component} is neither text nor an integer.", step=where)
+    if not _covers_code(platform, entry):
+        expected = " or ".join(", ".join(sorted(names)) for names in _REQUIRED[platform])
+        raise MalformedPolicy(f"{where} has an entry that any code could match.", step=where, expected=expected)
 
 
 def _load(toml: str | bytes) -> dict[str, object]:
@@ -189,12 +247,27 @@ def _parse_entry(entry: object, platform: str) -> Mapping[str, str | int]:
     return entry
 
 
+def _parse_sigstore(fields: Fields) -> Mapping[str, str] | None:
+    if not fields.has("sigstore"):
+        return None
+    section = _section(fields, "sigstore")
+    return MappingProxyType({name: section.text(name) for name in section.names()})
+
+
 def _parse_tcb(fields: Fields) -> Tcb:
     section = _section(fields, "tcb")
     name = "min_tcb_evaluation_data_number"
+    snp = Fields(
+        section.take("min_sev_snp") if section.has("min_sev_snp") else {},
+        what="policy.tcb.min_sev_snp",
+        error=MalformedPolicy,
+    )
+    advisories = "tolerate_advisories"
     tcb = Tcb(
         tolerate=frozenset(_optional_texts(section, "tolerate")),
+        tolerate_advisories=frozenset(_optional_texts(section, advisories)) if section.has(advisories) else None,
         min_tcb_evaluation_data_number=section.integer(name) if section.has(name) else None,
+        min_sev_snp={component: snp.integer(component, high=255) for component in snp.names()},
     )
     section.end()
     return tcb
@@ -204,8 +277,11 @@ def _parse_limits(fields: Fields) -> Limits:
     section = _section(fields, "limits")
     ids = frozenset(_optional_texts(section, "platform_ids"))
     age = section.integer("max_crl_age_days", high=3650) if section.has("max_crl_age_days") else None
+    gpus = section.integer("gpus", high=99) if section.has("gpus") else None
+    missing = "dangerously_allow_missing_crl"
+    allow = section.boolean(missing) if section.has(missing) else False
     section.end()
-    return Limits(max_crl_age_days=age, platform_ids=ids or None)
+    return Limits(max_crl_age_days=age, gpus=gpus, platform_ids=ids or None, dangerously_allow_missing_crl=allow)
 
 
 def _read_root(fields: Fields, read: Callable[[str], bytes]) -> bytes | None:

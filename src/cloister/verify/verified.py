@@ -1,13 +1,14 @@
 """The one thing that a prompt may be sealed to: proof, in the type, that a verification ended well."""
 
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, asdict, dataclass
 from typing import Any
 
 from cloister.errors import WrongUse
 from cloister.evidence.launch import LaunchConfig
 from cloister.evidence.statement import Statement
 from cloister.verify.factors import Factor
+from cloister.verify.platform import Expiry, TcbLevel
 
 __all__ = ["Verified"]
 
@@ -21,7 +22,10 @@ class Verified:
     Digests are 64 lower-case hexadecimal digits, times Unix seconds. `measurement` maps a component's name to its
     value. `ohttp_keys` are the attested key configs, unparsed but for their lengths. `expires_at` is the end of the
     statement's validity, at most one hour after `verified_at`; callers hold it against a monotonic clock of their own.
-    `factors` holds what passed, and what was not checked at all: nothing in here failed.
+    `platform_id` names this very machine ("" where nothing does). `tcb` is the vendor's rating of its firmware, None
+    where there is none. `expiries`: what this rests on, soonest first. `counters`: numbers that a client should never
+    see fall (collateral, revocation lists, "release"). `factors` holds what passed, and what was not checked at all:
+    nothing in here failed.
     """
 
     platform: str
@@ -31,6 +35,10 @@ class Verified:
     launch: LaunchConfig
     launch_sha256: str
     measurement: Mapping[str, str]
+    platform_id: str
+    tcb: TcbLevel | None
+    expiries: tuple[Expiry, ...]
+    counters: Mapping[str, int]
     factors: tuple[Factor, ...]
     ohttp_keys: bytes
     verified_at: float
@@ -55,6 +63,10 @@ class Verified:
             "launch_sha256": self.launch_sha256,
             "config_sha256": self.launch.config_sha256,
             "measurement": dict(self.measurement),
+            "platform_id": self.platform_id,
+            "tcb": None if self.tcb is None else asdict(self.tcb),
+            "forecast": [{"what": one.what, "at": one.at} for one in self.expiries],
+            "counters": dict(self.counters),
             "engine": {"sha256": self.statement.engine.sha256, "variant": self.statement.engine.variant},
             "models": [
                 {"name": model.name, "sha256": model.sha256, "quantization": model.quantization}
