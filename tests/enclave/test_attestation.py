@@ -11,8 +11,9 @@ from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import EnclaveConfig
 from cloister.enclave.llm.engine import EngineInfo, ModelInfo
 from cloister.errors import NotTrusted
-from cloister.evidence.binding import report_data
+from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Item, parse_document
+from cloister.evidence.endorsements import Endorsements
 from cloister.evidence.launch import App, LaunchConfig
 from cloister.evidence.statement import parse_statement
 
@@ -39,12 +40,15 @@ class Hardware:
     platform = "sim"
 
     def __init__(self, launch: bytes = LAUNCH) -> None:
-        self._digest = hashlib.sha256(launch).digest()
+        self._launch = launch
+        self.nonces: list[bytes] = []
 
-    def launch_sha256(self) -> bytes:
-        return self._digest
+    def fix_launch(self, launch: bytes) -> None:
+        if launch != self._launch:
+            raise NotTrusted("another launch config")
 
-    def collect(self, report_data: bytes) -> Mapping[str, Item]:
+    def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
+        self.nonces.append(nonce)
         return {"cpu": Item("application/cbor", report_data)}
 
 
@@ -65,6 +69,40 @@ def test_evidence_binds_the_nonce_and_the_exact_statement() -> None:
     items = parse_document(asyncio.run(attestation.document(bytes(32)))).items
     assert items["cpu"].content == report_data(bytes(32), items["statement"].content)
     assert items["launch"].content == LAUNCH
+
+
+class Gpus:
+    """Two GPUs that answer with the nonce they were asked with."""
+
+    def collect(self, nonce: bytes) -> Mapping[str, Item]:
+        return {f"gpu-{at}": Item("application/cbor", bytes([at]) + nonce) for at in range(2)}
+
+
+def test_gpus_are_asked_first_and_covered_by_the_cpus_evidence() -> None:
+    hardware = Hardware()
+    attestation = Attestation(hardware, KeyRing(time.time()), LAUNCH, lambda: INFO, (), gpus=Gpus())
+    nonce = bytes(range(32))
+    items = parse_document(asyncio.run(attestation.document(nonce))).items
+    statement, gpus = items["statement"].content, [items[f"gpu-{at}"].content for at in range(2)]
+    assert gpus == [bytes([at]) + gpu_nonce(nonce, statement) for at in range(2)]
+    assert items["cpu"].content == report_data(nonce, statement, gpus)
+    assert hardware.nonces == [nonce]
+
+
+def test_hands_out_the_hosts_collateral_only_where_the_driver_has_none() -> None:
+    shipped = Endorsements(intel=b"{}").item()
+    attestation = Attestation(
+        Hardware(), KeyRing(time.time()), LAUNCH, lambda: INFO, (), endorsements=lambda: shipped.content
+    )
+    assert parse_document(asyncio.run(attestation.document(b""))).items["endorsements"] == shipped
+
+    class Endorsed(Hardware):
+        def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
+            return {**super().collect(report_data), "endorsements": Endorsements(amd_crl=b"own").item()}
+
+    attestation = replace(attestation, source=Endorsed())
+    own = parse_document(asyncio.run(attestation.document(b""))).items["endorsements"]
+    assert own == Endorsements(amd_crl=b"own").item()
 
 
 def test_the_statement_names_the_engine_that_runs_now() -> None:

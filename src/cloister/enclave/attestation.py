@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.channel.keys import KeyRing
-from cloister.enclave.attest import EvidenceSource
+from cloister.enclave.attest import EvidenceSource, GpuSource
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.errors import NotTrusted
-from cloister.evidence.binding import report_data
+from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Document, Item
+from cloister.evidence.endorsements import MEDIA_TYPE as ENDORSEMENTS_MEDIA_TYPE
 from cloister.evidence.launch import LaunchConfig, parse_launch
 from cloister.evidence.statement import EngineStatement, ModelStatement, Statement
 
@@ -24,29 +24,30 @@ __all__ = ["Attestation", "check_launch"]
 def check_launch(launch: bytes, config: bytes, source: EvidenceSource) -> LaunchConfig:
     """The enclave compares its own report first: what it was told must be what stands in hardware.
 
-    Raises NotTrusted when the launch config's digest is not in the hardware's field or names another config.
+    Raises NotTrusted when the hardware's field holds another launch config or this one names another config.
     """
-    if not secrets.compare_digest(source.launch_sha256(), hashlib.sha256(launch).digest()):
-        raise NotTrusted(
-            "The launch config handed over is not the one fixed in hardware.",
-            hint="Start the enclave again with the launch config it was measured with.",
-        )
     parsed = parse_launch(launch)
     if parsed.config_sha256 != hashlib.sha256(config).hexdigest():
         raise NotTrusted("The config handed over is not the one named in the launch config.")
+    source.fix_launch(launch)
     return parsed
 
 
 @dataclass(slots=True)
 class Attestation:
     """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names, and as the
-    engine that `info` tells of: one that had to be restarted may run as another variant."""
+    engine that `info` tells of: one that had to be restarted may run as another variant.
+
+    `endorsements` gives what the host shipped for verifiers, b"" for nothing: the driver's own go before it, and a client
+    believes neither before it has judged them."""
 
     source: EvidenceSource
     ring: KeyRing
     launch: bytes
     info: Callable[[], EngineInfo]
     insecure: tuple[str, ...]
+    gpus: GpuSource | None = None
+    endorsements: Callable[[], bytes] = bytes
     clock: Callable[[], float] = time.time
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _statement: bytes = field(default=b"", init=False)
@@ -55,13 +56,21 @@ class Attestation:
     async def document(self, nonce: bytes) -> bytes:
         """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
         statement = self._current()
-        evidence = await asyncio.to_thread(self.source.collect, report_data(nonce, statement))
         items = {
             "statement": Item("application/json", statement),
             "launch": Item("application/json", self.launch),
-            **evidence,
+            **await asyncio.to_thread(self._evidence, nonce, statement),
         }
         return Document(items).encode()
+
+    def _evidence(self, nonce: bytes, statement: bytes) -> dict[str, Item]:
+        """The GPUs' first, since the CPU's covers it."""
+        gpus = {} if self.gpus is None else dict(self.gpus.collect(gpu_nonce(nonce, statement)))
+        bound = report_data(nonce, statement, [item.content for item in gpus.values()])
+        items = {**self.source.collect(bound, nonce=nonce), **gpus}
+        if "endorsements" not in items and (shipped := self.endorsements()):
+            items["endorsements"] = Item(ENDORSEMENTS_MEDIA_TYPE, shipped)
+        return items
 
     def _current(self) -> bytes:
         now = self.clock()

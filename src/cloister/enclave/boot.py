@@ -59,7 +59,8 @@ class KeyHash:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """`listen_fd`: a bound, listening TCP socket. `device_fd`: the platform's device where it is a descriptor."""
+    """`listen_fd`: a bound, listening TCP socket. `device_fd`: the platform's device where it is a descriptor.
+    `endorsements_path`: a file with the vendor's collateral for clients, read anew for every document; "" for none."""
 
     launch: bytes
     config: bytes
@@ -69,6 +70,7 @@ class Boot:
     engine_dir: str
     device_fd: int | None = None
     api_keys: tuple[KeyHash, ...] = ()
+    endorsements_path: str = ""
 
     def encode(self) -> bytes:
         """One line of JSON, as it is written to the enclave's standard input."""
@@ -134,6 +136,7 @@ def parse_boot(line: bytes) -> Boot:
             engine_dir=str(raw["engine_dir"]),
             device_fd=None if device is None else int(device),
             api_keys=keys,
+            endorsements_path=str(raw["endorsements_path"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise WrongUse("The boot message lacks a field or has one of the wrong kind.") from error

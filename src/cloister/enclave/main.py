@@ -24,7 +24,8 @@ import uvicorn
 import uvloop
 
 from cloister.channel.keys import KeyRing
-from cloister.enclave.attest import EvidenceSource
+from cloister.enclave.attest import EvidenceSource, GpuSource
+from cloister.enclave.attest.detect import Machine, detect, open_source
 from cloister.enclave.attest.simulated import SimulatedTee
 from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
@@ -34,7 +35,9 @@ from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
-from cloister.errors import CloisterError, EngineLoading, NotTrusted, WrongUse
+from cloister.errors import CloisterError, EngineLoading, MalformedEvidence, NotTrusted, WrongUse
+from cloister.evidence.document import MAX_LOG
+from cloister.evidence.endorsements import parse_endorsements
 from cloister.evidence.launch import LaunchConfig
 
 __all__ = ["main"]
@@ -60,13 +63,32 @@ def _say(event: str, **fields: Any) -> None:
         sys.stdout.flush()
 
 
-def _source(config: EnclaveConfig, boot: Boot) -> EvidenceSource:
+def _sources(config: EnclaveConfig, boot: Boot) -> tuple[EvidenceSource, GpuSource | None]:
+    """The platform's driver, and the GPUs' where there are confidential ones. Raises: WrongUse on another platform."""
     if config.platform == "sim" and boot.device_fd is not None:
-        return SimulatedTee(boot.device_fd)
-    raise WrongUse(
-        f"No driver for platform {config.platform!r} in this release.",
-        hint="Use --platform sim to try cloister without protection.",
-    )
+        return SimulatedTee(boot.device_fd), None
+    machine = Machine()
+    found = detect(machine)
+    if found.platform != config.platform:
+        raise WrongUse(
+            f"This is not platform {config.platform!r}.",
+            got=found.platform or "none that is known",
+            hint="`cloister doctor` says what was looked for.",
+        )
+    return open_source(found, machine), machine.gpus if found.gpus else None
+
+
+def _read_endorsements(path: str) -> bytes:
+    """b"" where the host shipped none, or none that is well formed: clients then fetch their own."""
+    if not path:
+        return b""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_LOG + 1)
+        parse_endorsements(content)
+    except (OSError, MalformedEvidence):
+        return b""
+    return content
 
 
 class _Enclave:
@@ -75,7 +97,7 @@ class _Enclave:
     def __init__(self, boot: Boot) -> None:
         self.boot = boot
         self.config = parse_config(boot.config)
-        self.source = _source(self.config, boot)
+        self.source, self.gpus = _sources(self.config, boot)
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
         self.ring = KeyRing(time.time())
         os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
@@ -131,7 +153,13 @@ class _Enclave:
                 step="launch.models",
             )
         self.attestation = Attestation(
-            self.source, self.ring, self.boot.launch, lambda: self.engine.info, self.config.insecure
+            self.source,
+            self.ring,
+            self.boot.launch,
+            lambda: self.engine.info,
+            self.config.insecure,
+            gpus=self.gpus,
+            endorsements=lambda: _read_endorsements(self.boot.endorsements_path),
         )
         _say("ready", **_describe(info))
 

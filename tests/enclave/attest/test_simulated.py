@@ -9,11 +9,12 @@ import pytest
 
 from cloister.enclave.attest import EvidenceSource
 from cloister.enclave.attest.simulated import SimulatedTee
-from cloister.errors import ConnectionFailed, MalformedEvidence, WrongUse
+from cloister.errors import ConnectionFailed, MalformedEvidence, NotTrusted, WrongUse
+from cloister.evidence.launch import launch_digest
 from cloister.evidence.simulated import parse_report
 from cloister.sim import Device, LaunchedEnclave, Measurement
 
-LAUNCH = bytes(range(32))
+LAUNCH = b'{"deployment":"here"}'
 DATA = bytes(range(64))
 
 
@@ -24,7 +25,7 @@ def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
 
 @pytest.fixture
 def enclave(device: Device) -> Iterator[LaunchedEnclave]:
-    with device.launch(Measurement("sha256:00", "cpython", "sha256:11"), LAUNCH) as enclave:
+    with device.launch(Measurement("sha256:00", "cpython", "sha256:11"), launch_digest(LAUNCH)) as enclave:
         yield enclave
 
 
@@ -59,8 +60,10 @@ def test_collects_evidence(tee: SimulatedTee) -> None:
     assert parse_report(items["cpu"].content).body.report_data == DATA
 
 
-def test_reads_its_own_launch_digest(tee: SimulatedTee) -> None:
-    assert tee.launch_sha256() == LAUNCH
+def test_compares_the_launch_config_with_its_own_report(tee: SimulatedTee) -> None:
+    tee.fix_launch(LAUNCH)
+    with pytest.raises(NotTrusted):
+        tee.fix_launch(LAUNCH + b" ")
 
 
 def test_threads_take_turns(tee: SimulatedTee) -> None:
@@ -82,7 +85,7 @@ def test_threads_take_turns(tee: SimulatedTee) -> None:
 def test_refuses_report_data_of_another_size(tee: SimulatedTee, size: int) -> None:
     with pytest.raises(WrongUse):
         tee.collect(bytes(size))
-    assert tee.launch_sha256() == LAUNCH
+    tee.fix_launch(LAUNCH)
 
 
 def test_hardware_that_is_gone_is_unreachable(tee: SimulatedTee, enclave: LaunchedEnclave) -> None:

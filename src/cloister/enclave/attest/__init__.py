@@ -5,7 +5,7 @@ from typing import Protocol
 
 from cloister.evidence.document import Item
 
-__all__ = ["EvidenceSource"]
+__all__ = ["EvidenceSource", "GpuSource"]
 
 
 class EvidenceSource(Protocol):
@@ -13,10 +13,19 @@ class EvidenceSource(Protocol):
 
     @property
     def platform(self) -> str:
-        """ "sim", and later "sgx", "tdx", "sev-snp", "nitro", "azure-…", "vtpm"."""
+        """One of `cloister.verify.policy.PLATFORMS`."""
 
-    def launch_sha256(self) -> bytes:
-        """The 32-byte launch digest that stands in the hardware's own field, for the enclave's self-check."""
+    def fix_launch(self, launch: bytes) -> None:
+        """Makes the hardware's own field hold this launch config (exact bytes), where that is done from inside, and
+        compares it everywhere. Raises: NotTrusted when the field holds another, and cannot be changed."""
 
-    def collect(self, report_data: bytes) -> Mapping[str, Item]:
-        """Evidence over exactly 64 bytes, as items of the attestation document (`cpu`, `endorsements`, …)."""
+    def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
+        """Evidence over exactly 64 bytes, as items of the attestation document (`cpu`, `endorsements`, …). `nonce`: the
+        client's, which is in `report_data` already, for a platform with a field of its own for it."""
+
+
+class GpuSource(Protocol):
+    """The driver of the GPUs beside a platform."""
+
+    def collect(self, nonce: bytes) -> Mapping[str, Item]:
+        """`gpu-0`, `gpu-1`, … over PROTOCOL's gpu_nonce (32 bytes)."""

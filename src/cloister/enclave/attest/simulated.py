@@ -1,12 +1,14 @@
 """The simulated TEE's driver: asks the hardware over the descriptor that the enclave was started with."""
 
+import hmac
 import socket
 import threading
 from collections.abc import Mapping
 
-from cloister.errors import ConnectionFailed, MalformedEvidence, WrongUse
+from cloister.errors import ConnectionFailed, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.binding import REPORT_DATA_SIZE
 from cloister.evidence.document import Item
+from cloister.evidence.launch import launch_digest
 from cloister.evidence.simulated import PLATFORM, SimBody, parse_report
 from cloister.evidence.strict_cbor import load_map
 
@@ -30,12 +32,19 @@ class SimulatedTee:
         self._device.settimeout(timeout)
         self._lock = threading.Lock()
 
-    def launch_sha256(self) -> bytes:
-        """Read from a report over 64 zero bytes, which binds nothing and so proves nothing to anybody else."""
-        return self._ask(bytes(REPORT_DATA_SIZE))[0].launch_sha256
+    def fix_launch(self, launch: bytes) -> None:
+        """The field was set at the start. It is read from a report over 64 zero bytes, which binds nothing and so proves
+        nothing to anybody else. Raises: NotTrusted when it is another's."""
+        held = self._ask(bytes(REPORT_DATA_SIZE))[0].launch_sha256
+        if not hmac.compare_digest(held, launch_digest(launch)):
+            raise NotTrusted(
+                "The launch config handed over is not the one fixed in hardware.",
+                step="attest.launch",
+                hint="Start the enclave again with the launch config it was measured with.",
+            )
 
-    def collect(self, report_data: bytes) -> Mapping[str, Item]:
-        """`cpu` and `endorsements` over exactly 64 bytes.
+    def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
+        """`cpu` and `endorsements` over exactly 64 bytes; `nonce` is in them already.
 
         Raises: WrongUse for another size, ConnectionFailed when the hardware is gone or silent, MalformedEvidence when
         it answers with something else. After either of the last two it is not asked again.
