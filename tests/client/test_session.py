@@ -3,6 +3,8 @@
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.client.deployment import Deployment, Stage
@@ -10,8 +12,10 @@ from tests.verify.world import failures
 
 from cloister.client import AsyncSession, Clock, InnerRequest, Session
 from cloister.client.attestor import Attestor
-from cloister.errors import ConnectionFailed, PlaintextRefused, VerificationFailed, WrongUse
-from cloister.verify import Policy
+from cloister.client.memory import FileMemory, ProcessMemory, release_scope
+from cloister.errors import ConnectionFailed, MalformedEvidence, PlaintextRefused, VerificationFailed, WrongUse
+from cloister.evidence.document import Document, Item, parse_document
+from cloister.verify import Policy, Verified, verify
 
 
 class Time:
@@ -125,6 +129,97 @@ def test_a_lower_release_than_seen_before_is_refused(deployment: Deployment, ses
     assert (factor.expected, factor.got) == ("3 or later", "2")
     deployment.launch = replace(deployment.launch, release=4)
     assert session.verify(force=True).launch.release == 4
+
+
+def test_a_memory_carries_over_to_the_next_session(deployment: Deployment, stage: Stage, tmp_path: Path) -> None:
+    url = stage.show(deployment.gateway)
+    with Session(url, policy=deployment.policy, memory=FileMemory(tmp_path / "seen.json")) as session:
+        session.verify()
+    deployment.launch = replace(deployment.launch, release=2)
+    with (
+        Session(url, policy=deployment.policy, memory=FileMemory(tmp_path / "seen.json")) as session,
+        pytest.raises(VerificationFailed) as caught,
+    ):
+        session.verify()
+    assert failures(caught.value)["release"].expected == "3 or later"
+    with Session(url, policy=deployment.policy) as session:
+        assert session.verify().launch.release == 2  # without one it remembers for its own life
+
+
+def test_each_deployment_counts_its_own_releases(deployment: Deployment, stage: Stage) -> None:
+    memory = ProcessMemory()
+    policy = replace(deployment.policy, deployment=None)
+    with Session(stage.show(deployment.gateway), policy=policy, memory=memory) as session:
+        session.verify()
+        deployment.launch = replace(deployment.launch, deployment="another", release=1)
+        assert session.verify(force=True).launch.release == 1
+
+
+def test_only_what_was_accepted_is_remembered(deployment: Deployment, stage: Stage) -> None:
+    """Not even a genuine document under a policy that refuses it, or one that a pinned session refuses."""
+    memory = ProcessMemory()
+    url = stage.show(deployment.gateway)
+    with Session(url, policy=deployment.policy, memory=memory, pin_measurement=True) as session:
+        session.verify()
+        deployment.launch = replace(deployment.launch, release=9)
+        with pytest.raises(VerificationFailed):
+            session.verify(force=True)
+    refusing = replace(deployment.policy, deployment="other")
+    with Session(url, policy=refusing, memory=memory) as session, pytest.raises(VerificationFailed):
+        session.verify()
+    assert memory.highest(release_scope(deployment.launch.owner_key, "acme-chat"), "release") == 3
+
+
+def test_a_memory_that_is_damaged_stops_everything(deployment: Deployment, stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "seen.json").write_text("{")
+    (tmp_path / "seen.json").chmod(0o600)
+    memory = FileMemory(tmp_path / "seen.json")
+    with Session(stage.show(deployment.gateway), policy=deployment.policy, memory=memory) as session:
+        with pytest.raises(WrongUse):
+            session.verify()
+        assert session.verified is None
+
+
+class _Stub:
+    """Hardware evidence whose vendor counts: what `verify` gives back for it."""
+
+    def __init__(self, verified: Verified, **counters: int) -> None:
+        self._verified = verified
+        self.counters = {"release": verified.launch.release, **counters}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._verified, name)
+
+
+@pytest.mark.anyio
+async def test_collateral_that_is_older_than_seen_is_refused_by_its_name(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = {"tcb-evaluation-data-number": 18, "pck-crl": 7}
+
+    def judge(*arguments: Any, **options: Any) -> Any:
+        return _Stub(verify(*arguments, **options), **counters)
+
+    monkeypatch.setattr("cloister.client.attestor.verify", judge)
+    attestor = Attestor("http://127.0.0.1", deployment.policy, clock=Clock())
+
+    async def attest() -> Verified:
+        challenge = attestor.challenge()
+        document = await deployment.attest(challenge.nonce)
+        return attestor.accept(challenge, 200, "application/cmw+json", document)
+
+    await attest()
+    counters["pck-crl"] = 8
+    await attest()
+    for counter, value in (("pck-crl", 7), ("tcb-evaluation-data-number", 17)):
+        kept = counters[counter]
+        counters[counter] = value
+        with pytest.raises(VerificationFailed) as caught:
+            await attest()
+        assert set(failures(caught.value)) == {f"rollback.{counter}"}
+        assert failures(caught.value)[f"rollback.{counter}"].got == str(value)
+        counters[counter] = kept
+    await attest()
 
 
 def test_what_was_believed_does_not_outlive_a_refusal(deployment: Deployment, session: Session) -> None:
@@ -242,3 +337,22 @@ async def test_the_async_session_does_the_same(deployment: Deployment, stage: St
         assert b'"method": "GET"' in b"".join([part async for part in answer])
         await answer.aclose()
         assert session.verified not in (None, first)
+
+
+def test_a_document_is_completed_before_it_is_judged_and_kept_so(deployment: Deployment, stage: Stage) -> None:
+    """What is added is judged like the rest: a completer cannot make anything trusted."""
+
+    def complete(document: Document, _now: float) -> Document:
+        items = {label: item for label, item in document.items.items() if label != "endorsements"}
+        return Document({**items, "endorsements": kept[0]} if kept else items)
+
+    kept: list[Item] = []
+    with Session(stage.show(deployment.gateway), policy=deployment.policy, complete=complete) as session:
+        with pytest.raises(MalformedEvidence):
+            session.verify()
+        assert "endorsements" not in parse_document(session.document).items
+    with Session(stage.show(deployment.gateway), policy=deployment.policy) as session:
+        session.verify()
+        kept.append(parse_document(session.document).items["endorsements"])
+    with Session(stage.show(deployment.gateway), policy=deployment.policy, complete=complete) as session:
+        assert session.verify().simulated

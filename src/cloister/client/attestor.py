@@ -1,7 +1,8 @@
 """What one session knows about its enclave: sans-I/O, the clock is given, the document is brought.
 
-Verification is `cloister.verify.verify` under the caller's policy; here stands what needs memory across documents:
-freshness, release numbers that never fall, a simulator that may only be as far away as this machine.
+Verification is `cloister.verify.verify` under the caller's policy; here stands what needs memory across documents
+(freshness, numbers of releases and collateral that never fall), and a simulator that may only be as far away as this
+machine.
 """
 
 import base64
@@ -11,19 +12,25 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from cloister.client.diagnostic import printable
+from cloister.client.memory import Memory, ProcessMemory, platform_scope, release_scope
 from cloister.errors import ConnectionFailed, PlaintextRefused, VerificationFailed, WrongUse
-from cloister.evidence.document import MEDIA_TYPE, parse_document
+from cloister.evidence.document import MEDIA_TYPE, Document, parse_document
 from cloister.verify import Factor, Policy, Verified, verify
 
-__all__ = ["Attestor", "Challenge", "Clock"]
+__all__ = ["Attestor", "Challenge", "Clock", "Completer"]
 
 LONGEST_TRUST = 3600.0  # seconds for which one verification may be used
 _NONCE_BYTES = 32
 # Stricter than `urlsplit`: what is judged here to be this machine must not be another one for whoever connects.
 _NETLOC = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\\@\[\]:]+)(:[0-9]*)?")
+
+
+Completer: TypeAlias = Callable[[Document, float], Document]
+"""A document and the time (Unix seconds) to the same document, perhaps with other `endorsements`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +49,11 @@ class Challenge:
 
 
 class Attestor:
-    """`pin`: the first measurement and launch config that were verified are the only ones for this session's life."""
+    """`pin`: the first measurement and launch config that were verified are the only ones for this session's life.
+
+    `memory` holds the highest numbers accepted so far; without one this attestor remembers by itself. `complete` may add
+    vendors' collateral to a document that came without, and may take its time; what it adds is judged like the rest.
+    """
 
     def __init__(
         self,
@@ -51,6 +62,8 @@ class Attestor:
         *,
         clock: Clock,
         pin: bool = False,
+        memory: Memory | None = None,
+        complete: Completer | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:
         self.base, self.loopback = _origin(url)
@@ -63,7 +76,8 @@ class Attestor:
         self._verified: Verified | None = None
         self._first: Verified | None = None
         self._trusted_until = 0.0  # monotonic seconds
-        self._releases: dict[tuple[str, str], int] = {}  # (owner key, deployment) -> highest release seen
+        self._memory = memory if memory is not None else ProcessMemory()
+        self._complete = complete
 
     def current(self) -> Verified | None:
         """The last verification while it may still be used: at most an hour, and never past the statement's `exp`."""
@@ -81,7 +95,7 @@ class Attestor:
         """Judges what came back for a challenge.
 
         Raises: ConnectionFailed when there is no evidence to be had now, PlaintextRefused for an answer that is no
-        evidence at all, MalformedEvidence, VerificationFailed.
+        evidence at all, MalformedEvidence, VerificationFailed, WrongUse for a memory that cannot be read or written.
         """
         if status in (429, 502, 503, 504):
             raise ConnectionFailed(f"The enclave has no evidence right now (status {status}).", hint="Try again soon.")
@@ -96,11 +110,17 @@ class Attestor:
         # Kept whatever becomes of it: a refused document is the one that somebody wants to look at. What was believed
         # before does not outlive a refusal: nothing is sealed, or shown as verified, until a document is accepted again.
         self.document, self.nonce, self._verified = body, challenge.nonce, None
+        document = parse_document(body)
+        if self._complete is not None:
+            document = self._complete(document, self._clock.wall())
+            self.document = document.encode()
         now = self._clock.wall()
-        verified = verify(parse_document(body), policy=self._policy, nonce=challenge.nonce, now=now)
+        verified = verify(document, policy=self._policy, nonce=challenge.nonce, now=now)
         self._check_simulator(verified)
-        self._check_release(verified)
+        self._check_memory(verified)
         self._check_pin(verified)
+        for scope, counters in _counted(verified).items():
+            self._memory.note(scope, counters)
         self._first = self._first or verified
         self._verified = verified
         self._trusted_until = challenge.asked_at + min(LONGEST_TRUST, verified.expires_at - now)
@@ -111,13 +131,15 @@ class Attestor:
             factor = Factor("simulator", "fail", "this machine", "another machine", _FAR)
             raise _refused(verified, factor, message="A simulated platform on another machine.")
 
-    def _check_release(self, verified: Verified) -> None:
-        launch = verified.launch
-        seen = self._releases.get((launch.owner_key, launch.deployment), launch.release)
-        if launch.release < seen:
-            factor = Factor("release", "fail", f"{seen} or later", str(launch.release), _ROLLBACK)
-            raise _refused(verified, factor, message="The deployment went back to an earlier release.")
-        self._releases[launch.owner_key, launch.deployment] = launch.release
+    def _check_memory(self, verified: Verified) -> None:
+        fallen = tuple(
+            _fallen(name, seen, value)
+            for scope, counters in _counted(verified).items()
+            for name, value in sorted(counters.items())
+            if value < (seen := self._memory.highest(scope, name))
+        )
+        if fallen:
+            raise _refused(verified, *fallen, message="This is older than what was seen before.")
 
     def _check_pin(self, verified: Verified) -> None:
         if not self._pin or self._first is None:
@@ -134,7 +156,21 @@ class Attestor:
 
 _FAR = "Anybody can simulate hardware: a simulator is trusted on this machine only."
 _ROLLBACK = "An earlier release may have faults that were mended since. Ask the owner."
+_OLDER = "Newer collateral was seen before; older may hide a revoked key or a known fault. Ask for current evidence."
 _CHANGED = "If the change is expected, start again: the policy decides anew."
+
+
+def _counted(verified: Verified) -> dict[str, dict[str, int]]:
+    """By whose count: the owner's of the deployment's releases, the vendor's of the platform's collateral."""
+    collateral = {name: value for name, value in verified.counters.items() if name != "release"}
+    launch = verified.launch
+    release = {"release": launch.release}
+    return {release_scope(launch.owner_key, launch.deployment): release, platform_scope(verified.platform): collateral}
+
+
+def _fallen(name: str, seen: int, value: int) -> Factor:
+    step, hint = ("release", _ROLLBACK) if name == "release" else (f"rollback.{name}", _OLDER)
+    return Factor(step, "fail", f"{seen} or later", str(value), hint)
 
 
 def _identity(verified: Verified) -> dict[str, str]:

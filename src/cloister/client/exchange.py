@@ -3,6 +3,7 @@
 yield Verify(stale)   -> Verified    a verification that holds, and is not `stale`
 yield Fetch(…)        -> Arrived     send this over the untrusted hop; its status and headers
 yield READ            -> bytes       the next bytes of what arrived; b"" at its end
+yield Work(…)         -> Verified    what this gives, which may take its time: it may ask a vendor for collateral
 return Opened         the sealed answer's head and what of its body is open already
 """
 
@@ -35,6 +36,7 @@ __all__ = [
     "Sealer",
     "Step",
     "Verify",
+    "Work",
     "attest",
     "content",
 ]
@@ -84,6 +86,11 @@ READ = Read()
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    do: Callable[[], Verified]
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """`headers` with lower-case names."""
 
@@ -104,7 +111,7 @@ class Opened:
     opener: ResponseOpener
 
 
-Step: TypeAlias = Verify | Fetch | Read
+Step: TypeAlias = Verify | Fetch | Read | Work
 Reply: TypeAlias = Verified | Arrived | bytes
 
 
@@ -113,7 +120,10 @@ def attest(attestor: Attestor) -> Generator[Step, Reply, Verified]:
     challenge = attestor.challenge()
     arrived = yield from _fetch(Fetch("GET", challenge.url, {"accept": "application/cmw+json"}, b""))
     body = yield from _read(MAX_DOCUMENT + 1)
-    return attestor.accept(challenge, arrived.status, arrived.media_type, body)
+    judged = yield Work(lambda: attestor.accept(challenge, arrived.status, arrived.media_type, body))
+    if not isinstance(judged, Verified):
+        raise TypeError("a shell that does not do its work")
+    return judged
 
 
 class Sealer:

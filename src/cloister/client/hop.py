@@ -4,13 +4,14 @@ Plain HTTP through httpx2: no cookies, no redirects, no compression, nothing of 
 is the hop's own affair: what protects the words is the seal.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TypeAlias, TypeVar
 
 import httpx2
 
-from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, content
+from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, Work, content
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
@@ -77,6 +78,8 @@ class Hop(_Base):
     def _do(self, step: Step) -> Reply:
         if isinstance(step, Verify):
             return self._verify(step.stale)
+        if isinstance(step, Work):
+            return step.do()
         return self._fetch(step) if isinstance(step, Fetch) else self._read()
 
     def _fetch(self, step: Fetch) -> Arrived:
@@ -139,6 +142,8 @@ class AsyncHop(_Base):
     async def _do(self, step: Step) -> Reply:
         if isinstance(step, Verify):
             return await self._verify(step.stale)
+        if isinstance(step, Work):
+            return await asyncio.to_thread(step.do)
         return await self._fetch(step) if isinstance(step, Fetch) else await self._read()
 
     async def _fetch(self, step: Fetch) -> Arrived:

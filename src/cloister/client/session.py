@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx2
 
-from cloister.client.attestor import Attestor, Clock
+from cloister.client.attestor import Attestor, Clock, Completer
 from cloister.client.exchange import InnerRequest, Opened, Sealer, attest
 from cloister.client.hop import AsyncHop, Hop, Timeouts
+from cloister.client.memory import Memory
 from cloister.verify import Policy, Verified
 
 __all__ = ["Answer", "AsyncAnswer", "AsyncSession", "Session"]
@@ -32,9 +33,11 @@ class _Core(ABC):
         require_pq: bool = False,
         pin_measurement: bool = False,
         reuse_cache: bool = True,
+        memory: Memory | None = None,
+        complete: Completer | None = None,
         clock: Clock = Clock(),  # noqa: B008 (frozen)
     ) -> None:
-        self._attestor = Attestor(url, policy, clock=clock, pin=pin_measurement)
+        self._attestor = Attestor(url, policy, clock=clock, pin=pin_measurement, memory=memory, complete=complete)
         self._sealer = Sealer(self._attestor, clock, require_pq=require_pq, reuse_cache=reuse_cache)
         self._connect(
             timeout=httpx2.Timeout(_CONNECT_TIMEOUT, read=_READ_TIMEOUT),
@@ -74,7 +77,9 @@ class Session(_Core):
 
     `require_pq` refuses key configs without ML-KEM. `pin_measurement` refuses, for this session's life, any change of
     what was verified first, even one that the policy accepts. `reuse_cache=False` sends no secret for the enclave's
-    prompt cache, so that nothing is reused.
+    prompt cache, so that nothing is reused. `memory` holds the highest numbers of releases and collateral that were
+    accepted, which may not fall: `FileMemory()` remembers across processes; without one the session does for its life.
+    `complete` may add vendors' collateral to a document that came without (`cloister.collateral.complete`).
 
     Does not check that answers are true: only that they come, whole, from the enclave that was verified.
     """
