@@ -178,6 +178,8 @@ def enclave(start_enclave: Callable[..., Enclave]) -> Enclave:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command line, with nobody's settings."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     for name in ("CLOISTER_POLICY", "CLOISTER_API_KEY"):
         monkeypatch.delenv(name, raising=False)

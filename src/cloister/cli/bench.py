@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cloister.bench.overhead import Comparison, FirstToken, FreedSlot, compare, raw_loop
+from cloister.bench.verification import find, measure
 from cloister.cli import output
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.errors import WrongUse
@@ -27,6 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="As JSON.")]
 def register(app: typer.Typer) -> None:
     app.callback()(_family)
     app.command()(overhead)
+    app.command("verify")(verification)
 
 
 def _family() -> None:
@@ -62,6 +64,30 @@ def overhead(
         )
     else:
         _show(shape, found, first, freed)
+
+
+def verification(
+    folder: Annotated[Path, typer.Argument(help="Recorded evidence: folders with case.json and the evidence's files.")],
+    runs: Annotated[int, typer.Option(min=1, max=100_000, help="Judgements of each case.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """How long judging one piece of hardware evidence takes: parsing, certificates, signatures, policy."""
+    found = list(find(folder))
+    with _bar(len(found)) as step:
+        timings = []
+        for case, platform, judge in found:
+            timings.append(measure(case, platform, judge, runs))
+            step()
+    if as_json:
+        output.json_value({"machine": _machine(), "cases": [timing.to_json() for timing in timings]})
+        return
+    table = Table("platform", "case", "median ms", "95 % under", "fails in")
+    for timing in timings:
+        row = timing.to_json()
+        fails = output.one_line(", ".join(timing.failed)) or "nothing"
+        case = output.one_line(timing.case, 60)
+        table.add_row(timing.platform, case, f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}", fails)
+    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
 
 
 def _random_model(shape: str) -> Path:

@@ -1,6 +1,6 @@
-"""A simulated enclave on this machine: what `serve`, `up`, `demo` and `bench` start, and the policy that pins it.
+"""An enclave on this machine: what `serve`, `up`, `demo` and `bench` start, and the policy that pins a simulated one.
 
-Everything here is the untrusted host's work: it makes the launch config, plays the hardware, and hands over paths.
+Everything here is the untrusted host's work: it makes the launch config, plays simulated hardware, and hands over paths.
 """
 
 import base64
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.errors import WrongUse
+from cloister.evidence import simulated
 from cloister.evidence.launch import App, LaunchConfig, launch_digest
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.store import LocalModel
@@ -90,9 +91,11 @@ class Plan:
     keys: tuple[KeyHash, ...] = ()
 
     @classmethod
-    def make(cls, model: LocalModel, *, keys: Sequence[KeyHash] = (), **settings: Any) -> Self:
+    def make(
+        cls, model: LocalModel, *, keys: Sequence[KeyHash] = (), platform: str = simulated.PLATFORM, **settings: Any
+    ) -> Self:
         """Measures the code that would run and hashes the model: about a second."""
-        config = EnclaveConfig(platform="sim", api_keys=bool(keys), **settings)
+        config = EnclaveConfig(platform=platform, api_keys=bool(keys), **settings)
         return cls(
             model=model,
             config=config,
@@ -129,7 +132,8 @@ def policy_for(plan: Plan, root_pem: bytes) -> Policy:
 
 
 class LocalEnclave:
-    """One running enclave. A context manager: leaving it stops the process and the simulated hardware."""
+    """One running enclave. A context manager: leaving it stops the process and the simulated hardware, if that is what
+    the plan's platform asks for. `endorsements`: a file with the vendor's collateral, for the enclave to hand out."""
 
     def __init__(
         self,
@@ -140,27 +144,39 @@ class LocalEnclave:
         device: Device | None = None,
         engine_dir: Path | None = None,
         package_root: Path | None = None,
+        endorsements: Path | None = None,
     ) -> None:
         """`engine_dir` and `package_root`: other libraries and other code than the installed ones, for attackers."""
         self.plan = plan
-        self.device = device or Device.open(state_directory() / "sim")
         self._socket: socket.socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         launch = plan.launch()
-        self._hardware: LaunchedEnclave = self.device.launch(plan.measurement, launch_digest(launch))
+        self._device: Device | None = None
+        self._hardware: LaunchedEnclave | None = None
+        if plan.config.platform == simulated.PLATFORM:
+            self._device = device or Device.open(state_directory() / "sim")
+            self._hardware = self._device.launch(plan.measurement, launch_digest(launch))
+        given = () if self._hardware is None else (self._hardware.fd,)
         boot = Boot(
             launch=launch,
             config=plan.config.encode(),
             listen_fd=self._socket.fileno(),
-            device_fd=self._hardware.fd,
+            device_fd=given[0] if given else None,
             model_path=str(plan.model.path),
             model_name=plan.model.name,
             engine_dir=str(engine_dir or library_dir()),
             api_keys=plan.keys,
+            endorsements_path=str(endorsements.absolute()) if endorsements else "",
         )
-        fds = (self._socket.fileno(), self._hardware.fd)
-        self.process = EnclaveProcess(boot.encode(), fds, package_root)
+        self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), *given), package_root)
+
+    @property
+    def device(self) -> Device:
+        """The simulated hardware. Raises: WrongUse where the hardware is real."""
+        if self._device is None:
+            raise WrongUse("This enclave's hardware is not simulated.")
+        return self._device
 
     @property
     def policy(self) -> Policy:
@@ -172,7 +188,8 @@ class LocalEnclave:
     def start(self, on_progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
         """Returns the enclave's description of itself once it can answer. Raises what it says went wrong."""
         self.process.start()
-        self._hardware.handed_over()
+        if self._hardware is not None:
+            self._hardware.handed_over()
         self._socket.close()
         return self.process.wait_ready(on_progress)
 
@@ -182,7 +199,8 @@ class LocalEnclave:
     def close(self) -> None:
         self.process.stop()
         self._socket.close()
-        self._hardware.close()
+        if self._hardware is not None:
+            self._hardware.close()
 
 
 def write_root(device: Device) -> Path:

@@ -11,7 +11,9 @@ from cloister.cli import output
 from cloister.cli.keys import read_keys
 from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
+from cloister.enclave.attest.detect import Machine, detect
 from cloister.errors import EngineDied, WrongUse
+from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
 
 __all__ = ["register", "wait_for_end"]
@@ -34,33 +36,56 @@ def serve(
     slots: Slots = 16,
     api_keys: Annotated[Path | None, typer.Option(help="Hashes of API keys, from `cloister keys new`.")] = None,
     engine_thread: Annotated[bool, typer.Option(help="The engine in a thread, as SGX needs it.")] = False,
+    endorsements: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The vendor's collateral for clients; read anew for each of them."),
+    ] = None,
+    dangerously_without_api_keys: Annotated[
+        bool, typer.Option(help="On real hardware: let everybody ask who can reach it.")
+    ] = False,
 ) -> None:
     """Run a model in an enclave until interrupted."""
-    _check_platform(platform)
-    _check_host(host)
+    platform = _find_platform(platform)
+    simulated = platform == PLATFORM
+    if simulated:
+        _check_host(host)
+    elif not (api_keys or dangerously_without_api_keys):
+        hint = "`cloister keys new` makes them. To go without: --dangerously-without-api-keys"
+        raise WrongUse("An enclave on real hardware asks for API keys, and none were given.", hint=hint)
     keys = read_keys(api_keys) if api_keys else ()
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
     output.note("measuring the code that will run", "dim")
     plan = Plan.make(
-        found, keys=keys, context_length=context, slots=slots, engine="thread" if engine_thread else "process"
+        found,
+        keys=keys,
+        platform=platform,
+        context_length=context,
+        slots=slots,
+        engine="thread" if engine_thread else "process",
     )
-    with LocalEnclave(plan, host=host, port=port) as enclave:
+    with LocalEnclave(plan, host=host, port=port, endorsements=endorsements) as enclave:
         with loading_bar() as progress:
             ready = enclave.start(progress)
         _announce(enclave, ready)
         wait_for_end(enclave)
 
 
-def _check_platform(platform: str) -> None:
-    if platform == "sim":
-        return
-    if platform:
-        raise WrongUse(f"No driver for platform {output.one_line(platform, 40)!r} yet.", hint="Known: sim.")
-    raise WrongUse(
-        "No TEE that cloister knows was found on this machine, and it does not simulate one unasked.",
-        hint="To try it out without protection: cloister serve --platform sim",
-    )
+def _find_platform(asked: str) -> str:
+    """The platform asked for, which must be there; or the one that is. Never a simulated one unasked."""
+    if asked == PLATFORM:
+        return asked
+    found = detect(Machine()).platform
+    if found is None:
+        raise WrongUse(
+            "No TEE that cloister knows was found on this machine, and it does not simulate one unasked.",
+            hint="`cloister doctor` says what was looked for. To try it out without protection: "
+            "cloister serve --platform sim",
+        )
+    if asked not in ("", found):
+        got = output.one_line(asked, 40)
+        raise WrongUse(f"This machine is not platform {got!r}.", hint=f"It is {found}: leave --platform away.")
+    return found
 
 
 def _check_host(host: str) -> None:
@@ -75,21 +100,27 @@ def _check_host(host: str) -> None:
 
 
 def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
-    root = write_root(enclave.device)
-    output.note(
-        output.styled(
-            ("SIMULATED", "bold yellow"),
-            ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
-        ),
-        hang=2,
-    )
+    simulated = enclave.plan.config.platform == PLATFORM
+    if simulated:
+        output.note(
+            output.styled(
+                ("SIMULATED", "bold yellow"),
+                ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
+            ),
+            hang=2,
+        )
+    else:
+        output.note(f"platform {enclave.plan.config.platform}; clients verify it themselves", hang=2)
     output.note(
         f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}", hang=8
     )
     output.note(f"engine  {ready.get('variant')}, {ready.get('slots')} streams of {ready.get('context_length')} tokens")
     output.note(f"owner   {enclave.plan.owner}")
     output.note("")
-    output.note(f"cloister chat {enclave.url} --dangerously-trust-simulator {root}")
+    if simulated:
+        output.note(f"cloister chat {enclave.url} --dangerously-trust-simulator {write_root(enclave.device)}")
+    else:
+        output.note(f"cloister policy init --from {enclave.url}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {enclave.url}")
 

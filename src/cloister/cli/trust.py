@@ -1,14 +1,18 @@
 """What the commands that talk to an enclave share: the options that say what is believed, and the words that say what was.
 
 Precedence: flag, environment, `cloister.toml` in the working folder, `$XDG_CONFIG_HOME/cloister/config.toml`. The files
-may set `policy` and `require_pq` in their `[client]` table and nothing else: a folder that somebody sent you can make
-cloister stricter, or name a policy (whose name is then shown), but cannot make it trust a simulator by itself.
+may set `policy`, `policy_signer` and `require_pq` in their `[client]` table and nothing else: a folder that somebody sent
+you can make cloister stricter, or name a policy (whose name is then shown), but cannot make it trust a simulator by
+itself. `policy_signer` ("ed25519:…") demands that whatever policy is read carries that person's signature in FILE.sig;
+where both files name a signer, both must have signed.
+
+What was once accepted (releases, collateral) is remembered across commands, and may not go back.
 """
 
 import os
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +23,32 @@ import typer
 from rich.text import Text
 
 from cloister.cli import output
+from cloister.cli.policy_file import load_policy, read_file
 from cloister.client import AUTHORITY, AsyncSession, SealedTransport, Session
-from cloister.errors import MalformedPolicy, WrongUse
-from cloister.verify import Policy, Verified, parse_policy
+from cloister.client.memory import FileMemory
+from cloister.collateral import AMD_KDS, INTEL_PCS, Addresses, Cache, Completed, Vendor, complete
+from cloister.errors import CloisterError, MalformedPolicy, WrongUse
+from cloister.evidence.document import Document
+from cloister.evidence.launch import OWNER_KEY
+from cloister.verify import Policy, Verified
 
-__all__ = ["ApiKey", "PolicyFile", "RequirePq", "SimulatorRoot", "Trust", "open_client", "summary", "verdict"]
+__all__ = [
+    "AmdService",
+    "ApiKey",
+    "IntelService",
+    "Offline",
+    "PolicyFile",
+    "RequirePq",
+    "SimulatorRoot",
+    "Trust",
+    "configured_signers",
+    "first_use",
+    "open_client",
+    "split",
+    "summary",
+    "verdict",
+    "with_fragment",
+]
 
 PolicyFile = Annotated[
     Path | None,
@@ -58,10 +83,23 @@ ApiKey = Annotated[
         help="Travels sealed. Better in the environment.",
     ),
 ]
+IntelService = Annotated[
+    str,
+    typer.Option(
+        "--intel", envvar="CLOISTER_INTEL_PCS", metavar="URL", help="A PCCS to ask instead of Intel's own service."
+    ),
+]
+AmdService = Annotated[
+    str,
+    typer.Option("--amd", envvar="CLOISTER_AMD_KDS", metavar="URL", help="A mirror to ask instead of AMD's service."),
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", envvar="CLOISTER_OFFLINE", help="Ask no vendor: what is here has to do.")
+]
 RequirePq = Annotated[bool, typer.Option("--require-pq", help="Refuse an enclave that offers no post-quantum key.")]
 
+_SETTINGS = frozenset({"policy", "policy_signer", "require_pq"})
 _STATUS_STYLES = {"VERIFIED": "bold green", "SIMULATED": "bold yellow", "NOT TRUSTED": "bold red"}
-_MOST_FILE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,33 +109,58 @@ class Trust:
     policy_file: Path | None = None
     simulator_root: Path | None = None
     require_pq: bool = False
+    offline: bool = field(default_factory=lambda: os.environ.get("CLOISTER_OFFLINE", "") not in ("", "0", "false"))
+    intel: str = field(default_factory=lambda: os.environ.get("CLOISTER_INTEL_PCS", INTEL_PCS))
+    amd: str = field(default_factory=lambda: os.environ.get("CLOISTER_AMD_KDS", AMD_KDS))
 
     def policy(self, url: str = "") -> Policy:
         """The policy that these options and the address's fragment (`#owner=…&deployment=…`) make together.
 
-        Raises: MalformedPolicy; WrongUse for a file that cannot be read, or a fragment that contradicts the policy.
+        Raises: MalformedPolicy; NotTrusted for a policy without the signature that the settings demand; WrongUse for a
+        file that cannot be read, or a fragment that contradicts the policy.
         """
-        fragment = _split(url)[1]
-        policy = _load_policy(self.policy_file) if self.policy_file else _configured_policy()
+        fragment = split(url)[1]
+        policy = load_policy(self.policy_file, configured_signers()) if self.policy_file else _configured_policy()
         if self.require_pq or any(table.get("require_pq") for _, table in _configured()):
             policy = replace(policy, require_pq=True)
         if self.simulator_root is not None:
             policy = replace(
                 policy,
-                simulator_root=_read(self.simulator_root),
+                simulator_root=read_file(self.simulator_root),
                 tolerate_insecure=policy.tolerate_insecure | {"api-keys-off"},
             )
-        return _with_fragment(policy, fragment)
+        return with_fragment(policy, fragment)
 
     def session(self, url: str, *, pin_measurement: bool = False) -> Session:
-        return Session(_split(url)[0], **self._options(url, pin_measurement))
+        return Session(split(url)[0], **self._options(url, pin_measurement))
 
     def async_session(self, url: str, *, pin_measurement: bool = False) -> AsyncSession:
-        return AsyncSession(_split(url)[0], **self._options(url, pin_measurement))
+        return AsyncSession(split(url)[0], **self._options(url, pin_measurement))
 
     def _options(self, url: str, pin_measurement: bool) -> dict[str, Any]:
         policy = self.policy(url)
-        return {"policy": policy, "require_pq": policy.require_pq, "pin_measurement": pin_measurement}
+        return {
+            "policy": policy,
+            "require_pq": policy.require_pq,
+            "pin_measurement": pin_measurement,
+            "memory": FileMemory(),
+            "complete": self.complete,
+        }
+
+    def complete(self, document: Document, now: float) -> Document:
+        """With what the vendor says, where the enclave did not bring it and this machine has not kept it. What cannot be
+        had is said, and left for the judgement to miss."""
+        try:
+            return self.completed(document, now).document
+        except CloisterError as error:
+            output.note(f"collateral: {output.one_line(error.message)}", "dim")
+            return document
+
+    def completed(self, document: Document, now: float, *, early: bool = False) -> Completed:
+        """Raises: what `cloister.collateral.complete` raises."""
+        with Vendor(Addresses(self.intel, self.amd)) as vendor:
+            asked = None if self.offline else vendor
+            return complete(document, vendor=asked, cache=Cache(), now=now, early=early)
 
 
 def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -108,15 +171,24 @@ def _configured() -> Iterator[tuple[Path, dict[str, Any]]]:
         if not path.is_file():
             continue
         try:
-            table = tomllib.loads(_read(path).decode()).get("client", {})
+            table = tomllib.loads(read_file(path).decode()).get("client", {})
         except (ValueError, RecursionError) as error:
             raise MalformedPolicy(f"{path} is not TOML: {error}.") from error
-        wrong = set(table) - {"policy", "require_pq"} if isinstance(table, dict) else {"client"}
+        wrong = set(table) - _SETTINGS if isinstance(table, dict) else {"client"}
         if wrong:
-            raise MalformedPolicy(f"{path} has an unknown setting: {min(wrong)}.", hint="[client]: policy, require_pq")
+            hint = f"[client]: {', '.join(sorted(_SETTINGS))}"
+            raise MalformedPolicy(f"{path} has an unknown setting: {min(wrong)}.", hint=hint)
         if type(table.get("require_pq", False)) is not bool or not isinstance(table.get("policy", ""), str):
             raise MalformedPolicy(f"{path} has a setting of the wrong type.", hint='require_pq = true; policy = "…"')
+        signer = table.get("policy_signer")
+        if signer is not None and not (isinstance(signer, str) and OWNER_KEY.fullmatch(signer)):
+            raise MalformedPolicy(f"{path} names no signer.", hint='policy_signer = "ed25519:…"')
         yield path.parent, table
+
+
+def configured_signers() -> list[str]:
+    """Who must have signed a policy, by the settings."""
+    return [table["policy_signer"] for _, table in _configured() if "policy_signer" in table]
 
 
 def _configured_policy() -> Policy:
@@ -128,7 +200,7 @@ def _configured_policy() -> Policy:
         if name := table.get("policy"):
             path = folder / Path(str(name)).expanduser()
             output.note(f"policy: {path}")
-            policy = _load_policy(path)
+            policy = load_policy(path, configured_signers())
             if policy.simulator_root is not None or policy.tolerate_insecure:
                 hint = f"If you mean it: --policy {path}"
                 raise WrongUse("The policy named by the settings says dangerously_…, and no flag does.", hint=hint)
@@ -136,19 +208,7 @@ def _configured_policy() -> Policy:
     return Policy()
 
 
-def _load_policy(path: Path) -> Policy:
-    return parse_policy(_read(path), read=lambda name: _read(path.parent / name))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_MOST_FILE_BYTES + 1)
-    except OSError as error:
-        raise WrongUse(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _split(url: str) -> tuple[str, str]:
+def split(url: str) -> tuple[str, str]:
     """The address that is asked, and its fragment. Raises: WrongUse."""
     try:
         address, fragment = urldefrag(url)
@@ -157,8 +217,12 @@ def _split(url: str) -> tuple[str, str]:
     return address, fragment
 
 
-def _with_fragment(policy: Policy, fragment: str) -> Policy:
-    """Strictly: a pin that was misspelt must not be a pin less."""
+def with_fragment(policy: Policy, fragment: str) -> Policy:
+    """The policy with the owner and deployment that an address's fragment names. Strictly: a pin that was misspelt must
+    not be a pin less.
+
+    Raises: WrongUse for a fragment that names something else, or contradicts the policy.
+    """
     try:
         pairs = parse_qsl(fragment, keep_blank_values=True, strict_parsing=True, max_num_fields=2) if fragment else []
         fields = dict(pairs)
@@ -209,10 +273,15 @@ def summary(verified: Verified) -> list[Text]:
     until = datetime.fromtimestamp(verified.expires_at, UTC).strftime("%H:%M UTC")
     named = f"  {output.one_line(verified.platform, 30)}, deployment {output.one_line(verified.launch.deployment, 60)}, {models}, until {until}"
     lines = [output.styled((word, style), (named, "")), output.styled((_worth(verified), "dim"))]
-    if any(factor.step == "trust" for factor in verified.factors):
-        words = "  the policy was written from a running server: compare it with the owner's, by another way."
-        lines.append(output.styled(("FIRST USE", "bold yellow"), (words, "")))
-    return lines
+    return [*lines, *first_use(verified)]
+
+
+def first_use(verified: Verified) -> list[Text]:
+    """The line that every screen shows until the policy was compared; [] once it was."""
+    if not any(factor.step == "trust" for factor in verified.factors):
+        return []
+    words = "  the policy was written from a running server: compare it with the owner's, by another way."
+    return [output.styled(("FIRST USE", "bold yellow"), (words, ""))]
 
 
 def _worth(verified: Verified) -> str:
