@@ -31,6 +31,7 @@ deployment = "{LAUNCH.deployment}"
 owner_key = "{OWNER}"
 models = ["sha256:{MODEL}"]
 config = "sha256:{LAUNCH.config_sha256}"
+app = "sha256:{LAUNCH.app.sha256}"
 platforms = ["tdx"]
 
 [measurements]

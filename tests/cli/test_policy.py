@@ -86,7 +86,8 @@ def test_init_writes_what_runs_on_another_vendors_hardware(run: Run, hardware_ro
     written = tomllib.loads((tmp_path / "p.toml").read_text())
     assert written["measurements"] == {"sev-snp": [{"measurement": bytes(range(48)).hex()}]}
     assert run("verify", saved, "--policy", tmp_path / "p.toml").exit_code == 0
-    (tmp_path / "p.toml").write_text((tmp_path / "p.toml").read_text() + "\n[tcb]\nmin_sev_snp = { microcode = 220 }\n")
+    assert written["tcb"]["min_sev_snp"] == {"bootloader": 4, "tee": 1, "snp": 24, "microcode": 219}
+    (tmp_path / "p.toml").write_text((tmp_path / "p.toml").read_text().replace("microcode = 219", "microcode = 220"))
     ran = run("verify", saved, "--policy", tmp_path / "p.toml")
     assert ran.exit_code == 3
     assert ran.stdout.splitlines()[-1].startswith("OUT OF DATE, not an attack: ")
@@ -138,6 +139,7 @@ def test_init_writes_what_runs_in_a_simulator(run: Run, enclave: Enclave, tmp_pa
         "owner_key": OWNER,
         "models": [f"sha256:{MODEL.sha256}"],
         "config": f"sha256:{launch.config_sha256}",
+        "app": f"sha256:{launch.app.sha256}",
         "platforms": ["sim"],
         "dangerously_trust_simulator": str(enclave.root),
         "dangerously_tolerate_insecure": ["api-keys-off"],
@@ -339,6 +341,7 @@ def test_a_fingerprint_changes_with_every_field() -> None:
         "owner_key": OWNER,
         "models": frozenset(),
         "config": "11" * 32,
+        "app": "11" * 32,
         "platforms": ("tdx",),
         "measurements": {"tdx": (entry,)},
         "measurements_signer": OWNER,
@@ -370,7 +373,7 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 
 @given(
     deployment=_TEXT,
-    component=st.one_of(_TEXT, st.integers(0, 1 << 40)),
+    component=st.one_of(_TEXT, st.integers(0, 1 << 40)).filter(lambda value: set(str(value)) != {"0"}),
     tolerate=st.frozensets(_TEXT, max_size=3),
     sigstore=st.one_of(st.none(), st.fixed_dictionaries({"identity": _TEXT, "issuer": _TEXT})),
 )
@@ -409,6 +412,7 @@ def test_show_says_in_words_what_is_allowed(run: Run, tmp_path: Path) -> None:
         f"owner         {OWNER}",
         f"models        {world.MODEL}",
         f"configuration {world.CONFIG}",
+        f"app           {world.LAUNCH.app.sha256}",
         f"code          tdx: mr_td {hardware.MR_TD}",
         f"code          tdx: rtmr1 {hardware.RTMR1}",
         f"code          tdx: rtmr2 {hardware.RTMR2}",
@@ -680,10 +684,10 @@ def test_signed_measurements_are_what_a_policy_with_that_signer_believes(run: Ru
     provenance = parse_provenance((tmp_path / "out").read_bytes())
     assert parse_payload(provenance.payload).release == 5
     believing = Policy(measurements_signer=key_name(key))
-    found, factors = signed_measurements(provenance, policy=believing, release=5)
+    found, factors = signed_measurements(provenance, policy=believing, launch=replace(world.LAUNCH, release=5))
     assert dict(found["tdx"][0]) == {"mr_td": hardware.MR_TD, "rtmr1": hardware.RTMR1, "rtmr2": hardware.RTMR2}
     assert {factor.verdict for factor in factors} == {"pass"}
-    found, factors = signed_measurements(provenance, policy=believing, release=6)
+    found, factors = signed_measurements(provenance, policy=believing, launch=replace(world.LAUNCH, release=6))
     assert not found
     assert [factor.step for factor in factors if factor.verdict == "fail"] == ["provenance.release"]
 

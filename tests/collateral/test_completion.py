@@ -31,7 +31,7 @@ from cloister.errors import CloisterError, ConnectionFailed, MalformedEvidence, 
 from cloister.evidence.document import Document, Item
 from cloister.evidence.endorsements import MEDIA_TYPE, Endorsements, parse_endorsements
 from cloister.evidence.sev_snp import VLEK
-from cloister.verify import Policy
+from cloister.verify import Policy, Tcb
 from cloister.verify.intel import judge_tdx
 from cloister.verify.platform import Appraisal
 from cloister.verify.sev_snp import judge
@@ -134,7 +134,19 @@ def test_amds_collateral_is_fetched_and_the_report_verifies_with_it(
     assert (service.requests, _sources(completed)) == (SNP_PATHS, ["vendor"] * 3)
     carried = _endorsements(completed)
     assert (carried.amd, carried.amd_crl) == (snp.chain, snp.crl)
-    assert _failed(judge(snp.report, carried.amd, carried.amd_crl, policy=Policy(), now=NOW, roots=snp.roots)) == []
+    assert (
+        _failed(
+            judge(
+                snp.report,
+                carried.amd,
+                carried.amd_crl,
+                policy=Policy(tcb=Tcb(min_sev_snp={"snp": 0})),
+                now=NOW,
+                roots=snp.roots,
+            )
+        )
+        == []
+    )
 
 
 def test_the_newest_processors_have_a_short_id_and_one_more_number(service: Service, vendor: Vendor) -> None:

@@ -119,6 +119,7 @@ class Authority:
     ca: bool = True
     signs_certificates: bool = True
     signs_lists: bool = True
+    usage: bool = True
     critical: bool = False
     sha: int = 384
 
@@ -246,8 +247,9 @@ def _authority(common: str, issuer: str, serial: int, made: Authority, signer: r
         .not_valid_before(_at(NOW - made.valid[0]))
         .not_valid_after(_at(NOW + made.valid[1]))
         .add_extension(x509.BasicConstraints(ca=made.ca, path_length=None), critical=True)
-        .add_extension(usage, critical=True)
     )
+    if made.usage:
+        builder = builder.add_extension(usage, critical=True)
     if made.critical:
         unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
         builder = builder.add_extension(unknown, critical=True)

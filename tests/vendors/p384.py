@@ -26,9 +26,10 @@ class Link:
     valid: tuple[float, float] = (DAY, DAY)
     curve: ec.EllipticCurve = field(default_factory=ec.SECP384R1)
     digest: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
-    signs_data: bool = False
+    signs_data: bool | None = None
     signs_certificates: bool | None = None
     constraints: bool = True
+    usage: bool = True
     extensions: tuple[tuple[x509.ExtensionType, bool], ...] = ()
 
 
@@ -86,7 +87,8 @@ def _certificate(
     )
     if link.constraints:
         builder = builder.add_extension(x509.BasicConstraints(link.ca, link.path_length), critical=True)
-    builder = builder.add_extension(_usage(link), critical=True)
+    if link.usage:
+        builder = builder.add_extension(_usage(link), critical=True)
     for extension, critical in link.extensions:
         builder = builder.add_extension(extension, critical=critical)
     return builder.sign(issuer_key, link.digest)  # type: ignore[arg-type]
@@ -94,7 +96,7 @@ def _certificate(
 
 def _usage(link: Link) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=link.signs_data or not link.ca,
+        digital_signature=not link.ca if link.signs_data is None else link.signs_data,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -45,13 +45,15 @@ class Terms:
     subject: str = "attestation key"
     ca: bool = False
     path_length: int | None = None
-    usages: tuple[str, ...] = ("digital_signature",)
+    usages: tuple[str, ...] | None = ("digital_signature",)
     extended: x509.ObjectIdentifier | None = AK_USAGE
     since: float = NOW - DAY
     until: float = NOW + 30 * DAY
     crl_point: bool = False
     critical: x509.ExtensionType | None = None
     serial: int = 7
+    constraints: bool = True
+    digest: hashes.HashAlgorithm = field(default_factory=hashes.SHA256)
 
 
 CA = Terms(subject="TPM CA", ca=True, path_length=0, usages=("key_cert_sign",), extended=None, crl_point=True, serial=5)
@@ -71,9 +73,12 @@ def certify(public: object, terms: Terms, issuer: str, issuer_key: Key) -> bytes
         .serial_number(terms.serial)
         .not_valid_before(time(terms.since))
         .not_valid_after(time(terms.until))
-        .add_extension(x509.BasicConstraints(ca=terms.ca, path_length=terms.path_length), critical=True)
-        .add_extension(usage(*terms.usages), critical=True)
     )
+    if terms.constraints:
+        constraints = x509.BasicConstraints(ca=terms.ca, path_length=terms.path_length)
+        builder = builder.add_extension(constraints, critical=True)
+    if terms.usages is not None:
+        builder = builder.add_extension(usage(*terms.usages), critical=True)
     if terms.extended is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([terms.extended]), critical=False)
     if terms.crl_point:
@@ -86,7 +91,7 @@ def certify(public: object, terms: Terms, issuer: str, issuer_key: Key) -> bytes
         builder = builder.add_extension(x509.CRLDistributionPoints([point]), critical=False)
     if terms.critical is not None:
         builder = builder.add_extension(terms.critical, critical=True)
-    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(Encoding.DER)
+    return builder.sign(issuer_key, terms.digest).public_bytes(Encoding.DER)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Maker:
         key: ec.EllipticCurvePrivateKey | None = None,
         critical: x509.ExtensionType | None = None,
         issuer: str | None = None,
+        digest: hashes.SHA256 | hashes.SHA3_256 | None = None,
     ) -> bytes:
         """The root's list, unless told otherwise."""
         builder = (
@@ -132,7 +138,7 @@ class Maker:
         for serial in revoked:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(time(since)).build()
             builder = builder.add_revoked_certificate(entry)
-        return builder.sign(key or self.root_key, hashes.SHA256()).public_bytes(Encoding.DER)
+        return builder.sign(key or self.root_key, digest or hashes.SHA256()).public_bytes(Encoding.DER)
 
 
 def pinned(certificate: bytes) -> frozenset[str]:

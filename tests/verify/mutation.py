@@ -1,10 +1,10 @@
 """A plugin for pytest that takes the verifier's checks away, one at a time, and names those that no test misses.
 
-    python -m pytest -p tests.verify.mutation --survivors FILE tests/verify
+    python -m pytest -q --tb=native -p tests.verify.mutation tests/verify
 
 Every judging module is parsed when it is imported, and its syntax tree rewritten so that each check asks `Probe` whether
 it counts. All tests run once with every check in force, which tells what each of them reaches. Then, for each check, the
-tests that it made a difference to run again without it, until one of them is red. What stays green goes to FILE.
+tests that it made a difference to run again without it, until one of them is red. Where none is, the check is named.
 
 What is taken away (`Rewriter`):
 
@@ -23,8 +23,8 @@ import ast
 import importlib.machinery
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -33,7 +33,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["JUDGES", "Probe", "Site", "pytest_addoption", "rewritten"]
+__all__ = ["JUDGES", "PROBE", "Probe", "Site", "pytest_addoption", "pytest_load_initial_conftests", "rewritten"]
 
 JUDGES = (
     "amd_certificates",
@@ -63,8 +63,9 @@ JUDGES = (
 """Modules of `cloister.verify`; the others hold values, and the policy's parser."""
 
 _ROOM = "cloister.verify."
-_PROBE = "__probe__"
-_SWEEPS = ("bit", "truncation", "offset")
+PROBE = "__probe__"
+"""The name by which the rewritten modules know theirs."""
+_SWEEPS = ("flip", "_bit_of", "each_bit", "single_bit", "truncation")
 """Words of the names of tests that go over every byte."""
 
 
@@ -126,22 +127,33 @@ class Rewriter(ast.NodeTransformer):
         self._functions: list[ast.FunctionDef] = []
 
     def _ask(self, question: str, node: ast.AST, kind: str, *arguments: ast.expr) -> ast.Call:
-        where = ".".join(function.name for function in self._functions) or "module"
+        where = ".".join(function.name for function in self._functions)
         text = " ".join(ast.unparse(node).split())
         self._probe.sites.append(Site(self._module, getattr(node, "lineno", 0), where, kind, text[:160]))
         number = ast.Constant(len(self._probe.sites) - 1)
-        return ast.Call(ast.Attribute(ast.Name(_PROBE, ast.Load()), question, ast.Load()), [number, *arguments], [])
+        return ast.Call(ast.Attribute(ast.Name(PROBE, ast.Load()), question, ast.Load()), [number, *arguments], [])
 
     def _guarded(self, node: ast.stmt, kind: str) -> ast.stmt:
         question = self._ask("counts", node, kind)
         return ast.If(question, [self.generic_visit(node)], [])  # type: ignore[list-item]
 
     def _returns(self, *names: str) -> bool:
-        returned = self._functions[-1].returns if self._functions else None
+        returned = self._functions[-1].returns
         name = returned.value if isinstance(returned, ast.Subscript) else returned
         return isinstance(name, ast.Name) and name.id in names
 
     # Only inside functions: what a module does when it is imported judges nothing.
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        return self._definitions(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._definitions(node)
+
+    def _definitions(self, node: ast.Module | ast.ClassDef) -> ast.AST:
+        inner = ast.FunctionDef | ast.ClassDef
+        node.body = [self.visit(each) if isinstance(each, inner) else each for each in node.body]
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         self._functions.append(node)
@@ -149,15 +161,9 @@ class Rewriter(ast.NodeTransformer):
         self._functions.pop()
         return node
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.body = [self.visit(each) if isinstance(each, ast.FunctionDef) else each for each in node.body]
-        return node
-
     # (1) verdicts, (5) the members of min and max
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        if not self._functions:
-            return node
         if _names(node, "failed", "compare"):
             return self._ask("verdict", node, "verdict", self.generic_visit(node))  # type: ignore[arg-type]
         if _names(node, "min", "max") and len(node.args) > 1:
@@ -169,7 +175,7 @@ class Rewriter(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         value = node.value
-        if isinstance(value, ast.Constant) or not self._functions:
+        if isinstance(value, ast.Constant):
             return node
         said = value.value if isinstance(value, ast.Yield) else None
         if said is not None and _names(said, "failed", "compare", "passed", "not_checked"):
@@ -184,9 +190,10 @@ class Rewriter(ast.NodeTransformer):
         return self._guarded(node, "fault")
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        if self._functions and isinstance(node.value, ast.ListComp):
-            question = self._ask("value", node, "fault", self.visit(node.value), ast.List([], ast.Load()))
-            return ast.Assign(node.targets, question, lineno=node.lineno)
+        if isinstance(node.value, ast.ListComp):
+            question = self._ask("counts", node, "fault")
+            listed = ast.IfExp(question, self.generic_visit(node.value), ast.List([], ast.Load()))  # type: ignore[arg-type]
+            return ast.Assign(node.targets, listed, lineno=node.lineno)
         return self.generic_visit(node)
 
     # (2) words, (4) answers
@@ -310,7 +317,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(tree, self.path, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
-        setattr(module, _PROBE, self._probe)
+        setattr(module, PROBE, self._probe)
         super().exec_module(module)
 
 
@@ -334,10 +341,11 @@ class _Finder(MetaPathFinder):
 class _Plugin:
     """Takes over from pytest once the tests are collected."""
 
-    def __init__(self, probe: Probe, report: Path) -> None:
+    def __init__(self, probe: Probe, report: Path | None) -> None:
         self._probe = probe
         self._report = report
         self._red = False
+        self._missed: dict[str, int] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -355,15 +363,20 @@ class _Plugin:
             for site in self._probe.reached:
                 reaching[site].append((self._probe.asked, item))
         survivors = [site for site in range(len(self._probe.sites)) if not self._is_missed(site, reaching[site])]
-        self._write(broken, survivors, {site for site in survivors if reaching[site]})
+        self._tell(broken, survivors, {site for site in survivors if reaching[site]})
         return True
 
     def _is_missed(self, site: int, reaching: list[tuple[int, pytest.Item]]) -> bool:
+        """Those go first that missed a check most lately, then those that ask little, which are quick."""
         self._probe.off = site
-        try:  # those that ask little are quick
-            return any(self._is_red(item) for _, item in sorted(reaching, key=lambda one: one[0]))
-        finally:
-            self._probe.off = None
+        found = None
+        for _, item in sorted(reaching, key=lambda one: (-self._missed.get(one[1].nodeid, -1), one[0])):
+            if self._is_red(item):
+                self._missed[item.nodeid] = site
+                found = item
+                break
+        self._probe.off = None
+        return found is not None
 
     def _is_red(self, item: pytest.Item) -> bool:
         self._red = False
@@ -373,13 +386,16 @@ class _Plugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._red = self._red or report.failed
 
-    def _write(self, broken: list[str], survivors: list[int], reached: set[int]) -> None:
+    def _tell(self, broken: list[str], survivors: list[int], reached: set[int]) -> None:
         sites = self._probe.sites
-        counts = {module: sum(site.module == module for site in sites) for module in JUDGES}
-        left = [{**asdict(sites[at]), "reached": at in reached} for at in survivors]
-        self._report.write_text(json.dumps({"sites": counts, "broken": broken, "survivors": left}, indent=1))
+        for nodeid in broken:
+            sys.stdout.write(f"red with every check in force: {nodeid}\n")
         for at in survivors:
             sys.stdout.write(f"{sites[at]}{'' if at in reached else ' (never reached)'}\n")
+        if self._report is not None:
+            counts = Counter(site.module for site in sites)
+            left = [asdict(sites[at]) for at in survivors]
+            self._report.write_text(json.dumps({"sites": counts, "broken": broken, "survivors": left}))
 
 
 def _is_left_out(item: pytest.Item) -> bool:
@@ -389,22 +405,14 @@ def _is_left_out(item: pytest.Item) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--survivors", metavar="FILE", type=Path, required=False, help="where the survivors are written")
+    parser.addoption(
+        "--survivors", metavar="FILE", type=Path, help="where to write, as JSON, which checks nobody misses"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_configure(config: pytest.Config) -> None:
-    report = config.getoption("--survivors")
-    if report is not None:
-        config.pluginmanager.register(_Plugin(_PROBE_OF_THIS_RUN, report))
-
-
-def _installed() -> Iterator[Probe]:
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before anything imports the verifier."""
     probe = Probe()
     sys.meta_path.insert(0, _Finder(probe))
-    yield probe
-
-
-_PROBE_OF_THIS_RUN = Probe()
-if __name__ in sys.modules and "-p" in sys.argv and "tests.verify.mutation" in sys.argv:
-    sys.meta_path.insert(0, _Finder(_PROBE_OF_THIS_RUN))
+    early_config.pluginmanager.register(_Plugin(probe, early_config.known_args_namespace.survivors))

@@ -78,6 +78,12 @@ def test_refuses_an_issuer_of_another_name_with_the_same_key() -> None:
     assert check_leaf("chip", LEAF, other, NOW).verdict == "fail"
 
 
+def test_refuses_a_leaf_that_is_over_before_its_root_is() -> None:
+    root = builder("root", ROOT_KEY.public_key(), until=START + 9 * DAY).sign(ROOT_KEY, hashes.SHA384())
+    assert check_leaf("chip", LEAF, root, NOW + 86_000).verdict == "pass"
+    assert check_leaf("chip", LEAF, root, NOW + 86_401).expected == "valid now"
+
+
 def test_refuses_a_valid_leaf_once_its_root_is_over() -> None:
     root = builder("root", ROOT_KEY.public_key(), until=START - DAY / 2).sign(ROOT_KEY, hashes.SHA384())
     assert check_leaf("chip", LEAF, root, NOW - 86_000).verdict == "pass"

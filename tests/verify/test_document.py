@@ -28,7 +28,7 @@ from tests.verify.world import (
 
 from cloister.errors import CloisterError, MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.document import Document, Item
-from cloister.evidence.launch import launch_digest
+from cloister.evidence.launch import App, launch_digest
 from cloister.evidence.statement import EngineStatement, ModelStatement
 from cloister.verify import Limits, Tcb, Verified, simulated, verify
 from cloister.verify.appraisers import Subject
@@ -113,7 +113,7 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     "insecure.plaintext": lambda w: w.with_statement(insecure=("plaintext",)),
     "platform": lambda w: replace(w, pins={"platforms": ("tdx", "sev-snp")}),
     "custody": lambda w: replace(w, pins={"limits": Limits(platform_ids=frozenset({OTHER}))}),
-    "measurement": lambda w: replace(w, pins={"measurements": {"sev-snp": ({"measurement": "00"},)}}),
+    "measurement": lambda w: replace(w, pins={"measurements": {"sev-snp": ({"measurement": "01"},)}}),
     "measurement.code": lambda w: replace(w, measurement=replace(MEASUREMENT, code=f"sha256:{OTHER}")),
     "measurement.interpreter": lambda w: replace(w, measurement=replace(MEASUREMENT, interpreter="cpython 3.11.8")),
     "measurement.engine": lambda w: replace(
@@ -122,6 +122,9 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     ),
     "owner": lambda w: w.with_launch(owner_key=OTHER_OWNER),
     "deployment": lambda w: w.with_launch(deployment="acme-chat2"),
+    "app": lambda w: w.with_launch(app=App("llm", OTHER)),
+    "logs": lambda w: w.with_launch(logs="debug"),
+    "broker": lambda w: w.with_launch(broker_key=OTHER_OWNER),
     "config": lambda w: w.with_launch(config_sha256=OTHER),
     "models": lambda w: w.with_launch(models=(MODEL, OTHER)),
     "keys": lambda w: w.with_statement(ohttp_keys=b""),
@@ -317,6 +320,17 @@ def test_rules_for_hardware_are_said_not_to_apply(world: World) -> None:
     pins = {"tcb": Tcb(min_tcb_evaluation_data_number=17), "trust": "first-use"}
     unproved = {f.step for f in replace(world, pins=pins).verify().factors if f.verdict == "not-checked"}
     assert {"tcb", "trust"} <= unproved
+    aged = replace(world, pins={"limits": Limits(max_crl_age_days=30)}).verify()
+    assert "tcb" in {f.step for f in aged.factors if f.verdict == "not-checked"}
+
+
+def test_rules_for_hardware_apply_to_hardware(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_hardware(subject: Any) -> Any:
+        return replace(simulated.appraise(subject.document, subject.policy, subject.now), simulated=False)
+
+    monkeypatch.setattr("cloister.verify.appraisers._APPRAISERS", {"sim": as_hardware})
+    verified = replace(world, pins={"tcb": Tcb(min_tcb_evaluation_data_number=17)}).verify()
+    assert "tcb" not in {f.step for f in verified.factors}
 
 
 def test_sealed_code_and_shared_keys_are_said(world: World) -> None:

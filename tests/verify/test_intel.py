@@ -10,12 +10,13 @@ import dcap_qvl  # type: ignore[import-untyped]
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.vendors import intel as vendor
 from tests.vendors.intel import DAY, HOUR, NOW, Evidence, intel, other_intel
+from tests.vendors.nvidia import der
 
 from cloister.errors import MalformedEvidence, WrongUse
 from cloister.evidence.intel import parse_pem_chain, parse_quote
@@ -29,6 +30,7 @@ from cloister.verify.policy import Limits, Policy, Tcb
 
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 
+TCB_SIGNER = "Intel SGX TCB Signing"
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 ROOT = intel().make().root
@@ -193,6 +195,23 @@ def flipped(name: str) -> Callable[[Evidence], dict[str, str]]:
     return change
 
 
+def signed_in_an_unknown_way(evidence: Evidence) -> dict[str, str]:
+    known = "06082a8648ce3d040302"
+    assert evidence.parts["pck_crl"].count(known) == 2
+    return {"pck_crl": evidence.parts["pck_crl"].replace(known, known[:-2] + "7f")}
+
+
+def without_end(evidence: Evidence) -> dict[str, str]:
+    """RFC 5280 lets nextUpdate be left out; pyca makes no such list."""
+    tbs = x509.load_der_x509_crl(bytes.fromhex(evidence.parts["pck_crl"])).tbs_certlist_bytes
+    time = b"\x17\x0d"
+    second = tbs.index(time, tbs.index(time) + 2)
+    tbs = der(0x30, tbs[2 + (tbs[1] & 0x7F) : second] + tbs[second + 15 :])
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    signature = intel().keys["pck_ca"].sign(tbs, ec.ECDSA(hashes.SHA256()))
+    return {"pck_crl": der(0x30, tbs, algorithm, der(0x03, b"\0" + signature)).hex()}
+
+
 def tdx_report(**fields: bytes) -> dict[str, Any]:
     return {"settings": {"report": fields}, "platforms": ("tdx",)}
 
@@ -241,6 +260,16 @@ WRONG = [
     Wrong("root CRL of another CA", {"evidence.crl"}, {"signed_by": {"root_crl": "pck_ca"}}),
     Wrong("PCK CRL in another name", {"evidence.crl"}, {"subjects": {"pck_crl": "Intel SGX PCK Processor CA"}}),
     Wrong("CRLs of limited scope", {"evidence.crl"}, {"crl_critical": True}),
+    Wrong("a CRL signed in an unknown way", {"evidence.crl"}, parts=signed_in_an_unknown_way),
+    Wrong("a CRL that never ends", {"evidence.crl"}, parts=without_end),
+    Wrong(
+        "TCB signer that is a CA",
+        {"evidence.chain"},
+        {"signed_by": {"tcb_info": "pck_ca"}},
+        parts=lambda _: {"tcb_info_issuer_chain": chain("pck_ca", "root", subjects={"pck_ca": TCB_SIGNER})},
+    ),
+    Wrong("TCB chain without root", {"evidence.chain"}, parts=lambda _: {"tcb_info_issuer_chain": chain("tcb")}),
+    Wrong("QE chain without root", {"evidence.chain"}, parts=lambda _: {"qe_identity_issuer_chain": chain("tcb")}),
     Wrong("PCK CA that is no CA", {"evidence.chain"}, {"no_ca": frozenset({"pck_ca"})}),
     Wrong("no PCK CRL", {"evidence.crl"}, parts=lambda _: {"pck_crl": ""}),
     Wrong("no root CRL", {"evidence.crl"}, parts=lambda _: {"root_ca_crl": ""}),
@@ -407,6 +436,25 @@ def test_certificates_on_another_curve_are_refused() -> None:
         assert "evidence.chain" in failures(judge(evidence, root=evidence.root))
 
 
+@pytest.mark.usefixtures("credulous")
+def test_keys_of_another_kind_are_refused() -> None:
+    """Even where what they signed is right: nothing but ECDSA on P-256 is Intel's."""
+    maker, other = vendor.Intel(), rsa.generate_private_key(65537, 2048)
+    maker.keys["pck_ca"] = other  # type: ignore[assignment]
+    evidence = maker.make(vendor.Settings())
+    assert failures(judge(evidence, root=evidence.root)) == {"evidence.chain", "evidence.crl"}
+
+
+@pytest.mark.usefixtures("credulous")
+def test_the_qe_identity_may_have_a_signer_of_its_own_which_has_its_time() -> None:
+    own = chain("tcb", "root", validity={"tcb": (NOW - HOUR, NOW + HOUR)})
+    evidence = GOOD["sgx"].with_parts(qe_identity_issuer_chain=own)
+    assert failures(judge(evidence)) == set()
+    late = judge(evidence, now=NOW + HOUR)
+    (factor,) = [factor for factor in late.factors if factor.verdict == "fail"]
+    assert (factor.step, factor.expected) == ("evidence.expired", "QE identity signing certificate valid now")
+
+
 # Time
 
 
@@ -524,7 +572,9 @@ def test_advisories_are_tolerated_one_by_one() -> None:
 @pytest.mark.parametrize("piece", ["tcb_info", "qe_identity"])
 def test_the_lower_evaluation_number_counts(piece: str, floor: int | None, steps: set[str]) -> None:
     evidence = vendor.tdx(**{piece: {"tcbEvaluationDataNumber": 17}})
-    assert failures(judge(evidence, Policy(tcb=Tcb(min_tcb_evaluation_data_number=floor)))) == steps
+    appraisal = judge(evidence, Policy(tcb=Tcb(min_tcb_evaluation_data_number=floor)))
+    assert failures(appraisal) == steps
+    assert appraisal.counters["tcb-evaluation-data-number"] == 17
 
 
 def test_the_first_level_that_is_reached_counts() -> None:
@@ -555,6 +605,11 @@ def test_the_first_generation_of_modules_is_rated_with_the_platform() -> None:
     assert failures(judge(vendor.tdx(report=report, tcb_info={"tdxModuleIdentities": []}))) == set()
 
 
+@pytest.mark.usefixtures("credulous")
+def test_where_intel_names_no_generations_of_modules_there_is_one() -> None:
+    assert failures(judge(vendor.tdx(tcb_info={"tdxModuleIdentities": []}))) == set()
+
+
 def test_later_generations_of_modules_are_rated_by_their_own_identity() -> None:
     """4 is below the platform level's 5, which counts for the first generation alone."""
     assert failures(judge(vendor.tdx(report={"tee_tcb_svn": bytes([4, 1, 5]) + bytes(13)}))) == set()
@@ -583,7 +638,38 @@ def test_the_library_never_improves_a_rating() -> None:
     assert failures(judge(rated("sgx", "UpToDate", advisoryIDs=["INTEL-SA-00001"]), strict)) == {"tcb.advisories"}
 
 
+def test_the_library_may_worsen_a_rating(monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = json.dumps({"tcb": {"status": "OutOfDate", "advisory_ids": []}})
+    monkeypatch.setattr(Credulous, "to_json", lambda _: worse)
+    monkeypatch.setattr(dcap_qvl, "QuoteVerifier", Credulous)
+    assert failures(judge(GOOD["sgx"])) == {"tcb.status"}
+
+
 # The library
+
+
+class PanicException(BaseException):  # as pyo3 names it
+    pass
+
+
+@pytest.mark.parametrize("name", ["QuoteVerifier", "parse_pck_extension_from_pem"])
+def test_a_panic_of_the_library_is_a_refusal(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def panics(_: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(dcap_qvl, name, panics)
+    step = {"QuoteVerifier": "evidence.agreement", "parse_pck_extension_from_pem": "evidence.chain"}[name]
+    assert failures(judge(GOOD["sgx"])) == {step}
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_no_panic(monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]) -> None:
+    def interrupted(_: object) -> None:
+        raise interrupt
+
+    monkeypatch.setattr(dcap_qvl, "QuoteVerifier", interrupted)
+    with pytest.raises(interrupt):
+        judge(GOOD["sgx"])
 
 
 class Refusing(Credulous):

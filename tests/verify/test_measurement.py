@@ -10,13 +10,13 @@ from cloister.verify.policy import Measurements
 GOT = {"code": "c", "interpreter": "i", "engine": "e", "measurement": "m"}
 
 
-def check(allowed: Measurements, *, simulated: bool = True) -> dict[str, Factor]:
+def check(allowed: Measurements, *, simulated: bool = True, got: Mapping[str, str] = GOT) -> dict[str, Factor]:
     appraisal = Appraisal(
         platform="sim",
         simulated=simulated,
         report_data=bytes(64),
         launch_sha256=bytes(32),
-        measurement=GOT,
+        measurement=got,
         engine=None,
         platform_id="",
         factors=(),
@@ -50,6 +50,28 @@ def test_the_nearest_entry_is_shown() -> None:
 def test_a_component_that_the_platform_does_not_measure_never_matches() -> None:
     assert verdicts({"mr_td": "x"}) == {"measurement.mr_td": "fail"}
     assert check({"sim": ({"mr_td": "nothing"},)})["measurement.mr_td"].verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("got", "least", "verdict"),
+    [("7", 7, "pass"), ("8", 7, "pass"), ("6", 7, "fail"), ("x7", 7, "fail"), ("-8", -9, "fail"), ("7", "7", "fail")],
+)
+def test_a_least_number_must_be_reached_by_a_number(got: str, least: str | int, verdict: str) -> None:
+    factors = check({"sim": ({"min_isv_svn": least},)}, got={"isv_svn": got})
+    assert {step: factor.verdict for step, factor in factors.items()} == {"measurement.min_isv_svn": verdict}
+
+
+def test_a_least_number_of_what_is_not_measured_is_not_reached() -> None:
+    assert verdicts({"min_isv_svn": 0}) == {"measurement.min_isv_svn": "fail"}
+
+
+def test_a_note_is_no_component_and_makes_no_entry_nearer() -> None:
+    assert verdicts({"code": "c", "vcpus": 4}) == {"measurement.code": "pass"}
+    noted: Mapping[str, str | int] = {"code": "c", "engine": "x", "vcpus": 4}
+    plain = {"code": "x", "engine": "x"}
+    assert verdicts(plain, noted) == {"measurement.code": "pass", "measurement.engine": "fail"}
+    assert verdicts({"engine": "x", "vcpus": 4}, {"engine": "y"}) == {"measurement.engine": "fail"}
+    assert check({"sim": ({"engine": "x", "vcpus": 4}, {"engine": "y"})})["measurement.engine"].expected == "x"
 
 
 def test_what_the_entry_leaves_open_is_said() -> None:

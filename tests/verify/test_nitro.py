@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.vendors import aws
+from tests.vendors import amd, aws
 from tests.vendors.p384 import DAY, NOW, Issued, changed, issue, raw_signature
 
 from cloister.errors import MalformedEvidence
@@ -105,6 +105,16 @@ def test_signature_values_out_of_range_are_refused(half: bytes) -> None:
     assert refused(GOOD[:-96] + half * 2) == {"evidence.signature"}
 
 
+def test_a_signature_has_96_bytes_by_a_key_on_p384() -> None:
+    parsed, signer = parse_document(GOOD), load_certificate(aws.nitro().ders[-1], what="x")
+    for signature in (parsed.signature + b"\0", parsed.signature[:-1], b""):
+        wrong = check_signature(signer, signature, parsed.signed, hint="?")
+        assert (wrong.verdict, wrong.expected) == ("fail", "96 bytes")
+    other = load_certificate(amd.make().chain[2], what="x")
+    wrong = check_signature(other, parsed.signature, parsed.signed, hint="?")
+    assert (wrong.verdict, wrong.expected) == ("fail", "a P-384 key")
+
+
 def test_another_key_signed() -> None:
     assert refused(aws.document(key=ec.generate_private_key(ec.SECP384R1()))) == {"evidence.signature"}
 
@@ -181,6 +191,7 @@ def test_the_clock_is_compared_with_the_earliest_end_and_the_latest_start() -> N
         {"ca": False, "signs_certificates": True},
         {"constraints": False},
         {"signs_certificates": False},
+        {"usage": False},
     ],
     ids=str,
 )
@@ -196,7 +207,13 @@ def test_path_lengths_are_kept(at: int, length: int) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"ca": True}, {"signs_certificates": True}, {"ca": True, "signs_certificates": False, "signs_data": True}],
+    [
+        {"ca": True},
+        {"signs_certificates": True},
+        {"ca": True, "signs_certificates": False, "signs_data": True},
+        {"signs_data": False},
+        {"usage": False},
+    ],
     ids=str,
 )
 def test_the_signing_certificate_signs_data_only(wrong: dict[str, Any]) -> None:

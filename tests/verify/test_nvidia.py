@@ -251,6 +251,9 @@ def test_every_key_is_on_p384(at: int) -> None:
     assert under(changed(vendor.links(), at, curve=ec.SECP256R1())) == wrong
 
 
+GENUINE_NAME = vendor.der(0x0C, f"NVIDIA:GH100:{vendor.SERIAL}".encode())
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -258,8 +261,9 @@ def test_every_key_is_on_p384(at: int) -> None:
         vendor.device_name("GH100", vendor="OTHER"),
         vendor.device_name("GH100", serial="x"),
         (x509.SubjectAlternativeName([x509.DNSName("NVIDIA:GH100:00")]), False),
+        (x509.SubjectAlternativeName([x509.OtherName(x509.ObjectIdentifier("1.2.3.4"), GENUINE_NAME)]), False),
     ],
-    ids=["unknown", "vendor", "serial", "another kind of name"],
+    ids=["unknown", "vendor", "serial", "another kind of name", "a name of another type"],
 )
 def test_a_device_of_no_known_architecture_is_refused(name: tuple[x509.ExtensionType, bool]) -> None:
     assert under(leaf(name, *vendor.dice("GH100"))) == {"evidence.architecture"}

@@ -48,6 +48,9 @@ def manifest(
     return rim.Manifest(product, version, "", {at: frozenset({value}) for at, value in golden.items()})
 
 
+CERTIFICATE = (
+    GOOD[GOOD.index(b"<ds:X509Certificate>") : GOOD.index(b"</ds:X509Certificate>")] + b"</ds:X509Certificate>"
+)
 VBIOS = manifest(vendor.VBIOS, vendor.VBIOS_GOLDEN)
 
 
@@ -142,6 +145,9 @@ def test_a_key_on_another_curve_is_refused() -> None:
         (b"</ds:KeyInfo>", b"<ds:KeyValue/></ds:KeyInfo>"),
         (b"</ds:KeyInfo>", b"</ds:KeyInfo><ds:Object/>"),
         (b"</ds:X509Data>", b"<ds:X509CRL/></ds:X509Data>"),
+        (b"ds:X509Data", b"ds:PGPData"),
+        (b"ds:X509Certificate>", b"ds:X509CRL>"),
+        (b"</ds:X509Data>", CERTIFICATE * 5 + b"</ds:X509Data>"),
         (b"<ds:X509Certificate>", b"<ds:X509Certificate>-"),
         (b"<ds:X509Certificate>", b"<ds:X509Certificate>AAAA"),
         (b"ds:Signature", b"ds:Sign"),
@@ -151,6 +157,18 @@ def test_refuses_manifests_of_another_shape(old: bytes, new: bytes) -> None:
     assert old in GOOD
     with pytest.raises(MalformedEvidence):
         judge(GOOD.replace(old, new))
+
+
+def test_refuses_an_encoding_in_which_a_document_type_would_not_be_seen() -> None:
+    for data in (GOOD.decode().encode("utf-16-le"), GOOD.decode().encode("utf-16")):
+        with pytest.raises(MalformedEvidence):
+            judge(data)
+
+
+def test_a_library_that_finds_more_than_one_signature_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signxml.verifier.XMLVerifier.verify", lambda *_, **__: [])
+    appraisal = judge()
+    assert (failures(appraisal), appraisal.manifest) == ({"evidence.signature"}, None)
 
 
 def test_the_signature_stands_once_and_outermost() -> None:
@@ -251,11 +269,13 @@ def test_a_report_without_any_version_matches_nothing() -> None:
 
 def test_manifests_without_values_vouch_for_nothing() -> None:
     empty = [manifest(values={}), rim.Manifest("GH100", vendor.VBIOS, "", {})]
-    assert rim.compare(REPORT, empty, product="GH100").got == "none"
+    wrong = rim.compare(REPORT, empty, product="GH100")
+    assert (wrong.verdict, wrong.got) == ("fail", "none")
 
 
 def test_a_value_that_was_not_measured_is_refused() -> None:
-    assert rim.compare(REPORT, [manifest(values={64: bytes(48)}), VBIOS], product="GH100").got == "others at m65"
+    wrong = rim.compare(REPORT, [manifest(values={64: bytes(48)}), VBIOS], product="GH100")
+    assert (wrong.verdict, wrong.got) == ("fail", "others at m65")
 
 
 def test_a_value_named_by_both_manifests_is_refused() -> None:
@@ -269,6 +289,8 @@ def test_nvdec0s_value_counts_unless_it_is_off() -> None:
     off = parse_report(vendor.report(fields={**vendor.GPU_FIELDS, 11: b"\x55"}))
     assert rim.compare(REPORT, wrong, product="GH100").verdict == "fail"
     assert rim.compare(off, wrong, product="GH100").verdict == "pass"
+    more = [manifest(values={35: b"\1" * 48, 36: b"\1" * 48}), VBIOS]
+    assert rim.compare(off, more, product="GH100").got == "others at m37"
 
 
 @given(st.binary(max_size=200))

@@ -1,3 +1,4 @@
+import datetime as dt
 import hashlib
 import json
 import warnings
@@ -8,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.vendors import amd
@@ -37,7 +41,8 @@ STRICT = Policy(
     limits=Limits(max_crl_age_days=30),
     tcb=Tcb(min_sev_snp={"bootloader": 3, "tee": 1, "snp": 4, "microcode": 77}),
 )
-WITHOUT_CRL = Policy(limits=Limits(dangerously_allow_missing_crl=True))
+FLOOR = Tcb(min_sev_snp={"snp": 0})
+WITHOUT_CRL = Policy(tcb=FLOOR, limits=Limits(dangerously_allow_missing_crl=True))
 MILAN, TURIN = amd.TCB["Milan"], amd.TCB["Turin"]
 
 CHAIN, ROOT, CRL, SIGNATURE = "evidence.chain", "evidence.root", "evidence.crl", "evidence.signature"
@@ -124,6 +129,7 @@ REFUSED: Mapping[str, tuple[dict[str, Any], set[str]]] = {
     "a leaf that is a CA": ({"leaf": Leaf(ca=True)}, {CHAIN}),
     "an ASK that is no CA": ({"ask": Authority(ca=False)}, {CHAIN}),
     "an ASK for other uses": ({"ask": Authority(signs_certificates=False)}, {CHAIN}),
+    "an ASK that names no use": ({"ask": Authority(usage=False)}, {CHAIN}),
     "an ASK with an unknown critical extension": ({"ask": Authority(critical=True)}, {CHAIN}),
     "an expired leaf": ({"leaf": Leaf(valid=(30 * DAY, -1.0))}, {CHAIN}),
     "an expired ASK": ({"ask": Authority(valid=(30 * DAY, -1.0))}, {CHAIN}),
@@ -155,8 +161,17 @@ REFUSED: Mapping[str, tuple[dict[str, Any], set[str]]] = {
     "a leaf of both kinds": ({"leaf": Leaf(extensions={amd.CSP_ID: amd.ia5("cloud")})}, {KEY}),
     "a leaf of neither kind": ({"leaf": Leaf(extensions={amd.HWID: None})}, {KEY}),
     "a csp_id that is no text": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: b"\x04\x01a"})}, {KEY}),
+    "an empty csp_id": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: b"\x16\x00"})}, {KEY}),
+    "a csp_id shorter than it says": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: b"\x16\x05abc"})}, {KEY}),
+    "a csp_id too long": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: amd.ia5("a" * 126)})}, {KEY}),
+    "a csp_id that paints": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: amd.ia5("a\x1b[2J")})}, {KEY}),
+    "a csp_id with a DEL": ({"kind": VLEK, "leaf": Leaf(extensions={amd.CSP_ID: amd.ia5("a\x7f")})}, {KEY}),
     # binding
     "another chip's certificate": ({"leaf": Leaf(extensions={amd.HWID: bytes(63) + b"\x01"})}, {CHIP}),
+    "an hwID behind another header": (
+        {"product": "Turin", "leaf": Leaf(extensions={amd.HWID: b"\x0c\x08" + amd.TURIN_CHIP_ID[:8]})},
+        {KEY, CHIP},
+    ),
     "an hwID cut short": ({"leaf": Leaf(extensions={amd.HWID: amd.CHIP_ID[:8]})}, {KEY, CHIP}),
     "another Turin chip's certificate": (
         {"product": "Turin", "leaf": Leaf(extensions={amd.HWID: bytes(7) + b"\x01"})},
@@ -186,6 +201,19 @@ REFUSED: Mapping[str, tuple[dict[str, Any], set[str]]] = {
         {TCB},
     ),
     "a leaf with a long number": ({"leaf": Leaf(extensions={amd.SPL["tee"]: b"\x02\x02\x00\x01"})}, {TCB, KEY}),
+    "a leaf with a number and a byte more": (
+        {"leaf": Leaf(extensions={amd.SPL["tee"]: b"\x02\x01\x01\x00"})},
+        {TCB, KEY},
+    ),
+    "a leaf with a long number and a byte more": (
+        {"leaf": Leaf(extensions={amd.SPL["microcode"]: b"\x02\x02\x00\xdb\x00"})},
+        {TCB, KEY},
+    ),
+    "a leaf with a number of another type": ({"leaf": Leaf(extensions={amd.SPL["tee"]: b"\x04\x01\x01"})}, {TCB, KEY}),
+    "a leaf with a long number of another type": (
+        {"leaf": Leaf(extensions={amd.SPL["microcode"]: b"\x04\x02\x00\xdb"})},
+        {TCB, KEY},
+    ),
     "a leaf with a negative number": ({"leaf": Leaf(extensions={amd.SPL["microcode"]: b"\x02\x01\xdb"})}, {TCB, KEY}),
     # how the guest runs
     "debugging": ({"policy": 0x3001F | 1 << 19}, {DEBUG}),
@@ -232,6 +260,7 @@ def test_refuses_by_the_right_factor_alone(name: str) -> None:
         {"kind": VLEK, "chip_id": bytes(64)},
         {"leaf": Leaf(extensions={amd.SPL["spl4"]: None})},
         {"leaf": Leaf(extensions={amd.HWID: b"\x04\x40" + amd.CHIP_ID})},
+        {"chip_id": b"\x04\x40" + bytes(62), "leaf": Leaf(extensions={amd.HWID: b"\x04\x40" + bytes(62)})},
         {"leaf": Leaf(extensions={amd.SPL["fmc"]: amd.integer(0)})},
         {"crl": Crl(serials=(1, 131073))},
         {"crl": Crl(valid=(30 * DAY, DAY))},
@@ -245,6 +274,82 @@ def test_accepts_what_is_no_fault(changes: dict[str, Any]) -> None:
 
 def test_a_list_without_a_number_counts_nothing() -> None:
     assert appraised(amd.make(crl=Crl(number=None))).counters == {}
+
+
+def test_an_hwid_longer_than_a_chip_id_is_refused() -> None:
+    evidence = amd.make(leaf=Leaf(extensions={amd.HWID: b"\x0c\x40" + amd.CHIP_ID}))
+    assert failures(appraised(evidence)) == {KEY, CHIP}
+
+
+def test_a_product_that_nobody_knows_is_none_even_where_all_agree_on_it() -> None:
+    evidence = amd.make(version=2, leaf=Leaf(extensions={amd.PRODUCT_NAME: amd.ia5("Rome")}))
+    appraisal = appraised(evidence, roots={"Rome": evidence.roots["Milan"]})
+    assert failures(appraisal) == {PRODUCT, KEY}
+    assert appraisal.counters == {}
+
+
+def test_a_reserved_kind_of_key_is_named_as_none() -> None:
+    wrong = factor(appraised(amd.make(key_info=2 << 2)), KEY)
+    assert (wrong.expected, wrong.got) == ("VCEK or VLEK", "none (2)")
+
+
+def test_a_leaf_whose_key_is_no_elliptic_curves_is_refused() -> None:
+    ask = good().chain[1]
+    assert failures(appraised(good(), chain=(ask, *good().chain[1:]))) >= {CHAIN, SIGNATURE}
+
+
+def test_a_leaf_with_a_negative_serial_number_is_malformed() -> None:
+    leaf = good().chain[0]
+    assert leaf.count(bytes.fromhex("a003020102020100")) == 1
+    negative = leaf.replace(bytes.fromhex("a003020102020100"), bytes.fromhex("a003020102020180"))
+    with pytest.raises(MalformedEvidence, match="strictly"):
+        appraised(good(), chain=(negative, *good().chain[1:]))
+
+
+def test_a_list_whose_entries_cannot_be_read_is_malformed() -> None:
+    entry = (
+        x509.RevokedCertificateBuilder()
+        .serial_number(5)
+        .revocation_date(dt.datetime.fromtimestamp(NOW, dt.UTC))
+        .add_extension(x509.UnrecognizedExtension(x509.CRLReason.oid, b"\x0a\x01\x63"), critical=False)
+    )
+    crl = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(x509.load_der_x509_certificate(good().chain[2]).subject)
+        .last_update(dt.datetime.fromtimestamp(NOW - DAY, dt.UTC))
+        .next_update(dt.datetime.fromtimestamp(NOW + DAY, dt.UTC))
+        .add_revoked_certificate(entry.build())
+        .sign(amd.rsa_key("amd ARK-Milan"), hashes.SHA384())
+    )
+    with pytest.raises(MalformedEvidence, match="list"):
+        load_crl(crl.public_bytes(Encoding.DER))
+
+
+def test_a_list_is_judged_by_an_ark_alone_that_has_amds_kind_of_key() -> None:
+    crl = load_crl(good().crl or b"")
+    _, ask, ark = load_chain(good().chain)
+    key = ec.generate_private_key(ec.SECP384R1())
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(ark.subject)
+        .issuer_name(ark.subject)
+        .serial_number(1)
+        .public_key(key.public_key())
+        .not_valid_before(ark.not_valid_before_utc)
+        .not_valid_after(ark.not_valid_after_utc)
+    )
+    for extension in ark.extensions:
+        builder = builder.add_extension(extension.value, critical=extension.critical)
+    assert check_crl(crl, (ask, builder.sign(key, hashes.SHA384())), STRICT, NOW).got == "not signed by the ARK"
+
+
+def test_shows_the_policy_and_a_tcb_in_full() -> None:
+    info = factor(appraised(amd.make(policy=0x3001F | 1 << 20 | 1 << 22 | 1 << 25)), "evidence.platform-info")
+    assert info.got.endswith("guest policy: smt single-socket aes-256-xts page-swap-disabled")
+    zero = bytes([4, 0, 1, *MILAN[3:]])
+    assert factor(appraised(amd.make(reported_tcb=zero, current_tcb=zero)), TCB).got == (
+        "bootloader=4 tee=0 spl4=1 snp=24 microcode=219"
+    )
 
 
 def test_every_failure_is_reported_at_once() -> None:
@@ -289,12 +394,13 @@ def test_a_list_that_came_is_judged_even_where_none_is_needed() -> None:
 
 
 def test_without_a_maximum_age_the_lists_own_end_counts() -> None:
-    assert failures(appraised(amd.make(crl=Crl(valid=(900 * DAY, 1.0))), Policy())) == set()
+    assert failures(appraised(amd.make(crl=Crl(valid=(900 * DAY, 1.0))), Policy(tcb=FLOOR))) == set()
 
 
-def test_the_age_of_firmware_is_not_checked_without_a_minimum() -> None:
+def test_a_policy_must_name_the_least_firmware_and_is_told_what_runs() -> None:
     unjudged = factor(appraised(good(), Policy()), MINIMUM)
-    assert (unjudged.verdict, unjudged.got) == ("not-checked", "bootloader=4 tee=1 snp=24 microcode=219")
+    assert (unjudged.verdict, unjudged.got) == ("fail", "bootloader=4 tee=1 snp=24 microcode=219")
+    assert "min_sev_snp = { bootloader = 4, tee = 1, snp = 24, microcode = 219 }" in unjudged.hint
 
 
 @pytest.mark.parametrize(
@@ -543,7 +649,7 @@ def test_judges_real_revocation_lists(name: str, case: str) -> None:
     now = json.loads((folder / "case.json").read_text())["now"]
     crl = (folder / "crl.pem").read_bytes()
     outside = {CHAIN} if name == "crl_genoa" else set()  # the Genoa chip's certificate is younger than this list
-    strict = Policy(limits=Limits(max_crl_age_days=30))
+    strict = Policy(tcb=FLOOR, limits=Limits(max_crl_age_days=30))
     assert failures(real(VECTORS / "sev-snp" / case, crl, now, strict)) == outside
     assert failures(real(VECTORS / "sev-snp" / case, crl, now + DAY, strict)) == outside | {CRL}
     other = "openpcc/crl_genoa" if name == "crl_milan" else "openpcc/crl_milan"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from tests.vendors.tpm import DAY, EK, EK_USAGE, NOW, Maker, Terms, pinned
+from tests.vendors.tpm import DAY, EK, EK_USAGE, NOW, Maker, Terms, pinned, time
 from tests.verify.world import flips
 
 from cloister.errors import MalformedEvidence
@@ -90,6 +90,9 @@ CHAIN = {"evidence.chain"}
         (Terms(extended=None), set()),
         (Terms(ca=True), CHAIN),
         (Terms(critical=x509.InhibitAnyPolicy(0)), CHAIN),
+        (Terms(constraints=False), set()),
+        (Terms(usages=None), CHAIN),
+        (Terms(digest=hashes.SHA3_256()), CHAIN),
         (Terms(crl_point=True), {"evidence.crl"}),
     ],
     ids=[
@@ -101,6 +104,9 @@ CHAIN = {"evidence.chain"}
         "no extended usage",
         "a CA's",
         "unknown critical extension",
+        "no constraints",
+        "no usage",
+        "a hash that is not known to be strong",
         "names a list that is not there",
     ],
 )
@@ -115,6 +121,8 @@ def test_the_leaf_must_be_an_attestation_key(terms: Terms, steps: set[str]) -> N
         {"since": NOW + 1},
         {"ca": False, "path_length": None},
         {"usages": ("digital_signature",)},
+        {"usages": None},
+        {"constraints": False},
     ],
 )
 def test_the_ca_must_be_one_now(terms: dict[str, Any]) -> None:
@@ -125,6 +133,44 @@ def test_the_ca_must_be_one_now(terms: dict[str, Any]) -> None:
 def test_an_expired_root_is_refused() -> None:
     maker = replace(MAKER, root_terms=replace(MAKER.root_terms, until=NOW - 1))
     assert refused(maker.chain(KEY), roots=pinned(maker.root)) == CHAIN
+
+
+def test_an_issuer_without_usages_signs_no_list() -> None:
+    maker = replace(MAKER, root_terms=replace(MAKER.root_terms, usages=None))
+    given = {"roots": pinned(maker.root), "crls": [maker.crl()]}
+    assert refused(maker.chain(KEY), **given) == {"evidence.chain", "evidence.crl"}
+
+
+ECDSA_SHA256, UNKNOWN = bytes.fromhex("06082a8648ce3d040302"), bytes.fromhex("06082a8648ce3d04037f")
+
+
+def test_a_signature_that_nobody_knows_is_weak_even_on_the_root() -> None:
+    root = MAKER.root.replace(ECDSA_SHA256, UNKNOWN)
+    assert root != MAKER.root
+    assert refused([*GOOD[:2], root], roots=pinned(root)) == CHAIN
+
+
+def test_a_list_signed_in_a_way_that_nobody_knows_is_none() -> None:
+    assert refused(crls=[MAKER.crl().replace(ECDSA_SHA256, UNKNOWN)]) == {"evidence.crl"}
+    assert refused(crls=[MAKER.crl(digest=hashes.SHA3_256())]) == {"evidence.crl"}
+
+
+def test_an_authority_with_a_key_of_another_kind_issues_nothing() -> None:
+    """Not even a revocation list: nothing below it is looked up."""
+    key: Any = dsa.generate_private_key(1024)
+    terms = replace(MAKER.ca_terms, usages=("key_cert_sign", "crl_sign"))
+    maker = replace(MAKER, ca_key=key, ca_terms=terms)
+    listed = Terms(crl_point=True)
+    by_it = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(x509.load_der_x509_certificate(maker.ca).subject)
+        .last_update(time(NOW - DAY))
+        .next_update(time(NOW + DAY))
+        .sign(key, hashes.SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    given = {"roots": pinned(maker.root), "crls": [maker.crl(), by_it]}
+    assert refused(maker.chain(KEY, listed), **given) == {"evidence.chain", "evidence.crl"}
 
 
 def test_a_root_that_allows_no_ca_below_it_is_respected() -> None:
@@ -219,7 +265,12 @@ def test_the_policy_limits_the_age_of_a_revocation_list() -> None:
     assert refused(crls=crls, policy=Policy(limits=Limits(max_crl_age_days=9))) == {"evidence.crl"}
 
 
-@pytest.mark.parametrize("crl", [b"", b"x", MAKER.crl()[:-1], bytes(1024 * 1024 + 1)])
+def test_a_revocation_list_over_a_mebibyte_is_not_read() -> None:
+    with pytest.raises(MalformedEvidence, match="over 1 MiB"):
+        refused(crls=[bytes(1024 * 1024 + 1)])
+
+
+@pytest.mark.parametrize("crl", [b"", b"x", MAKER.crl()[:-1]])
 def test_a_malformed_revocation_list_is_malformed_evidence(crl: bytes) -> None:
     with pytest.raises(MalformedEvidence):
         refused(crls=[crl])

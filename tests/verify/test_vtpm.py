@@ -26,12 +26,20 @@ from tests.vendors.tpm import (
 from tests.verify.world import flips
 
 from cloister.errors import MalformedEvidence
-from cloister.evidence.tpm import ALG_RSAPSS, TpmEvidence, parse_public, public_area, sized
+from cloister.evidence.tpm import (
+    ALG_NULL,
+    ALG_RSAPSS,
+    TpmEvidence,
+    parse_public,
+    parse_signature,
+    public_area,
+    sized,
+)
 from cloister.verify.boot_log import check_rtmr_log
 from cloister.verify.platform import Appraisal
 from cloister.verify.policy import Limits, Policy
 from cloister.verify.tpm_certificates import PROVIDER_ROOTS
-from cloister.verify.vtpm import judge
+from cloister.verify.vtpm import judge, judge_quote
 
 VECTORS = Path(__file__).resolve().parents[3] / "shared" / "vectors"
 real = pytest.mark.skipif(not VECTORS.is_dir(), reason="the real vectors are not beside this tree")
@@ -191,6 +199,33 @@ def test_signatures_with_weak_or_foreign_algorithms_are_refused() -> None:
         GOOD.signature,
     ):
         assert "evidence.signature" in refused(replace(good, signature=signature))
+
+
+@pytest.mark.parametrize(
+    ("tpm", "forged", "said"),
+    [
+        (RSA_TPM, GOOD.signature, "not the key's kind"),
+        (TPM, sign(GOOD.quote, RSA_TPM.key), "not the key's kind"),
+        (RSA_TPM, bytes.fromhex("0014000b") + sized(bytes(255)), "a wrong length"),
+        (TPM, bytes.fromhex("0018000b") + sized(bytes(33)) + sized(bytes(32)), "a wrong length"),
+        (TPM, bytes.fromhex("0018000b") + sized(bytes(32)) + sized(bytes(33)), "a wrong length"),
+    ],
+)
+def test_says_what_is_weak_in_a_signature_of_a_key_without_scheme(tpm: Tpm, forged: bytes, said: str) -> None:
+    """As of a key of which only the numbers are known (Azure's)."""
+    key = tpm.key.public_key()
+    evidence = replace(GOOD, signature=forged)
+    factors = judge_quote(evidence, key, (ALG_NULL, 0), qualifying_data=EXTRA, eventlog=None)
+    (wrong,) = [factor for factor in factors if factor.step == "evidence.signature"]
+    assert (wrong.verdict, wrong.got.partition(": ")[2]) == ("fail", said)
+
+
+def test_a_signature_has_one_length() -> None:
+    """The same two numbers with a zero in front of one are another encoding."""
+    signed = parse_signature(GOOD.signature)
+    for r, s in ((b"\0" + signed.r, signed.s), (signed.r, b"\0" + signed.s)):
+        longer = bytes.fromhex("0018000b") + sized(r) + sized(s)
+        assert refused(replace(GOOD, signature=longer)) == {"evidence.signature"}
 
 
 def test_rsapss_is_accepted_from_a_key_of_that_scheme() -> None:

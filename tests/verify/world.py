@@ -80,6 +80,7 @@ class World:
             "owner_key": OWNER,
             "models": frozenset({MODEL}),
             "config": CONFIG,
+            "app": LAUNCH.app.sha256,
             "platforms": ("sim",),
             "measurements": {"sim": (dict(MEASUREMENT.components()),)},
             "simulator_root": self.device.root_pem,

@@ -10,11 +10,11 @@ from typing import Any
 
 from cloister.errors import WrongUse
 from cloister.evidence.sev_snp import pem_or_der_certificates
-from cloister.verify import Factor, Limits, Policy, intel, sev_snp
+from cloister.verify import Factor, Limits, Policy, Tcb, intel, sev_snp
 
 __all__ = ["Timing", "find", "measure"]
 
-_POLICY = Policy(limits=Limits(dangerously_allow_missing_crl=True))
+_POLICY = Policy(tcb=Tcb(min_sev_snp={"snp": 0}), limits=Limits(dangerously_allow_missing_crl=True))
 _TDX = b"\x81\0\0\0"
 
 Judgement = Callable[[], tuple[Factor, ...]]

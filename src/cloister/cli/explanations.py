@@ -330,6 +330,26 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             "It is the deployment that you named, and not another one of the same owner.",
             "Name the deployment, in the policy or in the address. If another one answers: send nothing.",
         ),
+        "app": Explanation(
+            "The app inside is the one that your policy names. The same image can be started with another one.",
+            "Name the app in the policy (`cloister policy init` writes it). If another one runs: send nothing.",
+        ),
+        "logs": Explanation(
+            "It was started to let no logs out. Logs can hold what you asked.",
+            _OWNER,
+        ),
+        "broker": Explanation(
+            "It was started with a key broker, which hands it keys and secrets. This version judges none.",
+            _OWNER,
+        ),
+        "owner.signature": Explanation(
+            "Who pressed the button is not proved: anybody can write an owner's key into a launch config. What runs is.",
+            _OWNER,
+        ),
+        "relay": Explanation(
+            "A TPM beside a confidential VM could be another machine's. Its registers are its provider's word.",
+            _OWNER,
+        ),
         "config": Explanation(
             "The settings that it runs with are those that your policy names.",
             _OWNER,

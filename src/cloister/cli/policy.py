@@ -33,7 +33,7 @@ from cloister.evidence.provenance import Payload, Provenance, signed_bytes
 from cloister.evidence.simulated import COMPONENTS
 from cloister.evidence.simulated import PLATFORM as SIMULATED
 from cloister.verify import Factor, Policy, Tcb, Verified, parse_policy
-from cloister.verify.policy import GPUS
+from cloister.verify.policy import GPUS, SNP_TCB
 
 __all__ = ["register"]
 
@@ -44,9 +44,9 @@ _CODE: Mapping[str, tuple[str, ...]] = {
     "tdx": ("mr_td", "rtmr1", "rtmr2"),
     "sev-snp": ("measurement",),
     "nitro": ("pcr0",),
-    "azure-tdx": ("pcr4", "pcr11"),
-    "azure-sev-snp": ("pcr4", "pcr11"),
-    "vtpm": ("pcr4", "pcr11"),
+    "azure-tdx": ("mr_td", "pcr4", "pcr9", "pcr11"),
+    "azure-sev-snp": ("measurement", "pcr4", "pcr9", "pcr11"),
+    "vtpm": ("pcr4", "pcr9", "pcr11"),
     GPUS: ("driver", "vbios", "measurements"),
 }
 """Platform -> the components that pin what runs there, as `cloister.verify.policy` demands them."""
@@ -105,7 +105,7 @@ def _open_policy(source: str, tolerated: Iterable[str], root: Path | None) -> Po
     """Whatever is genuine: it names no code (whose factors then tell what runs), and what the address names."""
     policy = Policy(
         measurements={name: (dict.fromkeys(components, _UNKNOWN),) for name, components in _CODE.items()},
-        tcb=Tcb(tolerate=frozenset(tolerated)),
+        tcb=Tcb(tolerate=frozenset(tolerated), min_sev_snp={"snp": 0}),
         simulator_root=read_file(root) if root else None,
         tolerate_insecure=frozenset({"api-keys-off"} if root else ()),
     )
@@ -150,7 +150,7 @@ def _refuse(error: VerificationFailed) -> NoReturn:
 
 
 def _is_pin(step: str) -> bool:
-    return step in ("owner", "deployment") or (
+    return step in ("owner", "deployment", "app") or (
         "measurement" in step.split(".")[:2] and not step.startswith("evidence.")
     )
 
@@ -167,9 +167,17 @@ def _pinned(opened: Policy, factors: Iterable[Factor]) -> Policy:
         owner_key=opened.owner_key or got.get("owner"),
         models=frozenset(got.get("models", "").split()) or None,
         config=got.get("config", "").removeprefix("sha256:"),
+        app=got.get("app", "").removeprefix("sha256:") or None,
+        tcb=replace(opened.tcb, min_sev_snp=_least_firmware(got.get("tcb.minimum", ""))),
         measurements={platform: (_measured(got, ""),), **_measured_gpus(got, gpus)},
         limits=replace(opened.limits, gpus=len(gpus) or None),
     )
+
+
+def _least_firmware(reported: str) -> dict[str, int]:
+    """What runs, as the least that may run: AMD rates no firmware. Of `bootloader=3 tee=0 …`, or nothing elsewhere."""
+    parts = (part.partition("=") for part in reported.split())
+    return {name: int(value) for name, _, value in parts if name in SNP_TCB and value.isdecimal()}
 
 
 def _measured(got: Mapping[str, str], label: str) -> dict[str, str]:
@@ -321,6 +329,7 @@ def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "owner", policy.owner_key or "none named: the address has to"
     yield "models", _any_of(policy.models, "whatever the deployment was started with")
     yield "configuration", _any_of(None if policy.config is None else {policy.config}, "any")
+    yield "app", _any_of(None if policy.app is None else {policy.app}, "any")
     yield from _words_on_code(policy)
     yield from _words_on_firmware(policy)
     machines = policy.limits.platform_ids
@@ -425,9 +434,9 @@ def measurements(
     Clients whose policy names you as `measurements_signer` then follow your releases without a new policy.
     """
     policy, private = load_policy(file), read_key(key)
-    if not policy.measurements:
-        raise WrongUse(f"{file} has no [measurements].")
-    payload = Payload(release, policy.measurements).encode()
+    if not policy.measurements or policy.deployment is None:
+        raise WrongUse(f"{file} has no [measurements], or names no deployment that they are of.")
+    payload = Payload(policy.deployment, release, policy.measurements).encode()
     signed = Provenance(payload, key=key_name(private), signature=private.sign(signed_bytes(payload)))
     write_file(out, signed.item().content.decode() + "\n")
     count = sum(len(entries) for entries in policy.measurements.values())

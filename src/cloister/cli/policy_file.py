@@ -203,6 +203,7 @@ def to_toml(policy: Policy, *, comment: str, root: Path | None = None) -> str:
         "owner_key": policy.owner_key,
         "models": _digests(policy.models),
         "config": None if policy.config is None else f"sha256:{policy.config}",
+        "app": None if policy.app is None else f"sha256:{policy.app}",
         "platforms": policy.platforms,
         "require_pq": policy.require_pq or None,
         "measurements_signer": policy.measurements_signer,

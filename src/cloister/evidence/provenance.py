@@ -3,7 +3,7 @@
 ```
 provenance = JSON {"payload": base64url, "key": "ed25519:…", "signature": base64url}      or
              JSON {"payload": base64url, "sigstore": a sigstore bundle over the payload}
-payload    = JSON {"v": 1, "release": number, "measurements": {platform: [{component: value}]}}
+payload    = JSON {"v": 1, "deployment": name, "release": number, "measurements": {platform: [{component: value}]}}
 signature  = Ed25519 over "cloister/measurements/v1\\0" || payload
 ```
 """
@@ -48,14 +48,16 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What the signer says: these measurements are those of `release`. Values are text or numbers, as in a policy."""
+    """What the signer says: these measurements are those of this release of this deployment. Values are text or numbers,
+    as in a policy."""
 
+    deployment: str
     release: int
     measurements: Mapping[str, tuple[Mapping[str, str | int], ...]]
 
     def encode(self) -> bytes:
         measurements = {platform: [dict(entry) for entry in entries] for platform, entries in self.measurements.items()}
-        fields = {"v": 1, "release": self.release, "measurements": measurements}
+        fields = {"v": 1, "deployment": self.deployment, "release": self.release, "measurements": measurements}
         return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
 
@@ -86,14 +88,14 @@ def parse_payload(payload: bytes) -> Payload:
     """To be believed only when its signature is. Raises: MalformedEvidence."""
     fields = Fields(load_object(payload, max_bytes=MAX_LOG, what="provenance.payload"), what="provenance.payload")
     fields.integer("v", low=1, high=1)
-    release = fields.integer("release")
+    deployment, release = fields.text("deployment", max_length=63), fields.integer("release")
     platforms = Fields(fields.take("measurements"), what="provenance.payload.measurements")
     fields.end()
     measurements = {
         platform: tuple(_entry(entry, platform) for entry in platforms.items(platform, max_items=_MOST_ENTRIES))
         for platform in platforms.names()
     }
-    return Payload(release, MappingProxyType(measurements))
+    return Payload(deployment, release, MappingProxyType(measurements))
 
 
 def _entry(value: object, platform: str) -> Mapping[str, str | int]:

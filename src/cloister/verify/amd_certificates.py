@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from cloister.errors import MalformedEvidence
 from cloister.evidence.sev_snp import LAYOUTS, pem_or_der_crl
-from cloister.verify.certificates import load_certificate
+from cloister.verify.certificates import crl_number, load_certificate
 from cloister.verify.factors import Factor, failed, not_checked, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Policy
@@ -125,6 +125,7 @@ def load_crl(data: bytes) -> x509.CertificateRevocationList:
             crl = x509.load_der_x509_crl(der)
             _ = crl.extensions, crl.issuer, crl.last_update_utc, crl.next_update_utc, crl.signature_hash_algorithm
             _ = [(entry.serial_number, entry.extensions) for entry in crl]
+            _ = crl_number(crl)
             strict = der.endswith(b"\0" + crl.signature)
     except _UNREADABLE as error:
         raise MalformedEvidence("AMD's revocation list is not one.", step=step) from error
@@ -311,8 +312,5 @@ def crl_counters(product: str, crl: x509.CertificateRevocationList | None) -> Ma
     """Each ARK numbers its own lists."""
     if crl is None or product not in LAYOUTS:
         return MappingProxyType({})
-    try:
-        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        return MappingProxyType({})
-    return MappingProxyType({f"amd-crl-number-{product.lower()}": number})
+    number = crl_number(crl)
+    return MappingProxyType({} if number is None else {f"amd-crl-number-{product.lower()}": number})

@@ -15,7 +15,7 @@ from cloister.evidence.nvidia import parse_gpu
 from cloister.evidence.tpm import parse_tpm
 from cloister.verify import azure, intel, nitro, nvidia, sev_snp, simulated, vtpm
 from cloister.verify.boot_log import check_rtmr_log
-from cloister.verify.factors import Factor, compare, failed, passed
+from cloister.verify.factors import Factor, compare, failed, not_checked, passed
 from cloister.verify.measurement import check_measurement
 from cloister.verify.platform import Appraisal, Expiry
 from cloister.verify.policy import Policy
@@ -72,6 +72,11 @@ class Subject:
         return item.content if item is not None else b""
 
     @property
+    def log(self) -> bytes | None:
+        """None without the item: an empty one is no log."""
+        return self.content("eventlog") if "eventlog" in self.document.items else None
+
+    @property
     def endorsements(self) -> Endorsements:
         content = self.content("endorsements")
         return parse_endorsements(content) if content else Endorsements()
@@ -107,9 +112,10 @@ def check_labels(document: Document) -> Iterator[Factor]:
         expected = f"{_RAW}, {_COSE} or {simulated_evidence.REPORT_MEDIA_TYPE}"
         yield failed("document.cpu", expected=expected, got=got, hint="No verifier for this platform.")
         return
+    known = _LABELS[platform] - ({"eventlog"} if platform == "sev-snp" and "tpm" not in document.items else set())
     for label, item in document.items.items():
         gpu = label.startswith("gpu-") and platform in _WITH_GPUS
-        if not (gpu or label in _EVERYWHERE or label in _LABELS[platform]):
+        if not (gpu or label in _EVERYWHERE or label in known):
             hint = f"Nothing judges this beside {platform} evidence."
             yield failed(f"document.{label}", expected="nothing", got=label, hint=hint)
         expected = _CBOR if gpu else _MEDIA_TYPES.get(label, item.media_type)
@@ -162,10 +168,10 @@ def _tdx(subject: Subject) -> Appraisal:
         launch=subject.content("launch"),
         root=subject.roots.intel,
     )
-    if "runtime" in subject.document.items or "tpm" in subject.document.items or not subject.content("eventlog"):
+    if "runtime" in subject.document.items or "tpm" in subject.document.items or subject.log is None:
         return appraisal  # there the log is the TPM's
     rtmrs = {at: bytes.fromhex(appraisal.measurement[f"rtmr{at}"]) for at in range(4)}
-    log = check_rtmr_log(subject.content("eventlog"), rtmrs)
+    log = check_rtmr_log(subject.log, rtmrs)
     return replace(appraisal, factors=(*appraisal.factors, log))
 
 
@@ -221,7 +227,7 @@ def _azure(hardware: Callable[[Subject], Appraisal]) -> Callable[[Subject], Appr
             policy=subject.policy,
             now=subject.now,
             launch=subject.content("launch"),
-            eventlog=subject.content("eventlog") or None,
+            eventlog=subject.log,
             roots=subject.roots.ak,
             crls=subject.endorsements.tpm_crls,
         )
@@ -264,13 +270,15 @@ def _judge_tpm(subject: Subject, qualifying_data: bytes) -> Appraisal:
         ak_pins=subject.policy.limits.platform_ids or frozenset(),
         roots=subject.roots.ak,
         crls=subject.endorsements.tpm_crls,
-        eventlog=subject.content("eventlog") or None,
+        eventlog=subject.log,
     )
 
 
 def _with_tpm(appraisal: Appraisal, subject: Subject) -> Appraisal:
     tpm = _judge_tpm(subject, _cpu_binding(subject))
-    return _joined(appraisal, tpm, "tpm", tpm.measurement)
+    hint = "Nothing but its provider's word says that this TPM is this VM's own: its registers may be another's."
+    said = replace(tpm, factors=(*tpm.factors, not_checked("relay", hint)))
+    return _joined(appraisal, said, "tpm", tpm.measurement)
 
 
 def _with_gpu(appraisal: Appraisal, label: str, subject: Subject, seen: dict[str, str]) -> Appraisal:

@@ -8,9 +8,9 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cloister.errors import MalformedEvidence
 from cloister.verify.factors import Factor, failed, passed
 
-__all__ = ["check_leaf", "load_certificate", "public_key_p384"]
+__all__ = ["MALFORMED", "check_leaf", "crl_number", "load_certificate", "public_key_p384"]
 
-_MALFORMED = (
+MALFORMED = (
     ValueError,
     TypeError,
     UserWarning,  # names against X.520's lengths, where warnings are errors
@@ -20,6 +20,9 @@ _MALFORMED = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+"""What pyca raises on reading bytes that are no certificate or revocation list."""
+
+_LONGEST_NUMBER = 160  # bits; RFC 5280, section 5.2.3
 
 
 def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
@@ -35,11 +38,22 @@ def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
         _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         strict = certificate.serial_number > 0 and data.endswith(b"\0" + certificate.signature)
-    except _MALFORMED as error:
+    except MALFORMED as error:
         raise MalformedEvidence(f"{what} is not an X.509 certificate.", step=what) from error
     if not strict:
         raise MalformedEvidence(f"{what} is not strictly encoded.", step=what)
     return certificate
+
+
+def crl_number(crl: x509.CertificateRevocationList) -> int | None:
+    """None where the list has none. Raises: ValueError for one that is longer than 20 octets (RFC 5280, section 5.2.3)."""
+    try:
+        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return None
+    if number < 0 or number.bit_length() > _LONGEST_NUMBER:
+        raise ValueError("a number that is none")
+    return number
 
 
 def public_key_p384(certificate: x509.Certificate, *, what: str) -> ec.EllipticCurvePublicKey:
@@ -53,7 +67,7 @@ def public_key_p384(certificate: x509.Certificate, *, what: str) -> ec.EllipticC
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_MALFORMED):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
 

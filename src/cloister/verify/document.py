@@ -124,7 +124,7 @@ def _parse(document: Document, policy: Policy, nonce: bytes, now: float, roots: 
     parsed = parse_launch(launch)
     signed = document.items.get("provenance")
     provenance = parse_provenance(signed.content) if signed is not None else None
-    measurements, factors = signed_measurements(provenance, policy=policy, release=parsed.release)
+    measurements, factors = signed_measurements(provenance, policy=policy, launch=parsed)
     return _Case(
         document=document,
         policy=policy,
@@ -275,10 +275,13 @@ def _check_policy(case: _Case) -> Iterator[Factor]:
     yield from check_measurement(case.allowed, appraisal)
     yield _check_identity(case, "owner", policy.owner_key, launch.owner_key, "Somebody else started this enclave.")
     yield _check_identity(case, "deployment", policy.deployment, launch.deployment, "This is another deployment.")
+    app = None if policy.app is None else f"sha256:{policy.app}"
+    yield _check_identity(case, "app", app, f"sha256:{launch.app.sha256}", "It runs another app.")
     config = f"sha256:{launch.config_sha256}"
     pinned = None if policy.config is None else f"sha256:{policy.config}"
     yield _check_pin("config", pinned, config, "It runs with another configuration.")
     yield from _check_models(case)
+    yield from _check_leaks(launch)
     yield from _check_hardware_rules(case)
 
 
@@ -314,6 +317,16 @@ def _check_models(case: _Case) -> Iterator[Factor]:
     yield from _check_each("models", list(launch), pinned, "policy's")
 
 
+def _check_leaks(launch: LaunchConfig) -> Iterator[Factor]:
+    """What the launch config lets out of the enclave."""
+    yield compare(
+        "logs", expected="none", got=launch.logs, hint="It was started to let logs out, which may hold prompts."
+    )
+    if launch.broker_key is not None:
+        hint = "Whoever holds this key hands over keys and secrets; nothing here judges them yet."
+        yield failed("broker", expected="none", got=launch.broker_key, hint=hint)
+
+
 def _check_hardware_rules(case: _Case) -> Iterator[Factor]:
     if case.appraisal.simulated and (case.policy.tcb != Tcb() or case.policy.limits.max_crl_age_days is not None):
         yield not_checked("tcb", "A simulator has no TCB: [tcb] and max_crl_age_days say nothing here.")
@@ -338,6 +351,11 @@ def _check_keys(case: _Case) -> Iterator[Factor]:
 
 
 def _not_proved(case: _Case) -> Iterator[Factor]:
+    if not case.appraisal.simulated:
+        yield not_checked(
+            "owner.signature",
+            "Anybody can write an owner's key into a launch config: what runs is pinned, who started it is not.",
+        )
     yield not_checked("source", "Nothing here proves which source the measured code was built from.")
     yield not_checked("egress", "Where the enclave connects to is its own word; no platform's rule enforces it yet.")
     yield not_checked("names", "A model's name is the operator's word; what was checked is its digest.")

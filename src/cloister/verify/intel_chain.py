@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
 from cloister.errors import MalformedEvidence
-from cloister.verify.certificates import load_certificate
+from cloister.verify.certificates import MALFORMED, crl_number, load_certificate
 from cloister.verify.factors import Factor, failed, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Limits
@@ -38,15 +38,6 @@ __all__ = [
 _PCK_CAS = frozenset({"Intel SGX PCK Processor CA", "Intel SGX PCK Platform CA"})
 _TCB_SIGNER = "Intel SGX TCB Signing"
 _DAY = 86400.0
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    UserWarning,  # names against X.520's lengths, where warnings are errors
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,14 +100,17 @@ def load_crl(data: bytes, *, name: str) -> Crl:
     what = f"the {name}"
     try:
         crl = x509.load_der_x509_crl(data)
-        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        number = crl_number(crl)
+        strict = data.endswith(b"\0" + crl.signature)
         limited = any(extension.critical for extension in crl.extensions)
         next_update = crl.next_update_utc
         this_update, _ = crl.last_update_utc.timestamp(), crl.issuer
-    except (*_MALFORMED, x509.ExtensionNotFound) as error:
+    except (*MALFORMED, x509.ExtensionNotFound) as error:
         raise MalformedEvidence(f"{what} is not a revocation list.", step="evidence.crl") from error
-    if limited or next_update is None:
-        raise MalformedEvidence(f"{what} is of limited scope, or never ends.", step="evidence.crl")
+    if limited or next_update is None or number is None:
+        raise MalformedEvidence(f"{what} is of limited scope, without a number, or never ends.", step="evidence.crl")
+    if not strict:
+        raise MalformedEvidence(f"{what} is not strictly encoded.", step="evidence.crl")
     return Crl(name, crl, this_update, next_update.timestamp(), number)
 
 
@@ -170,7 +164,7 @@ def _broken(name: str, certificate: x509.Certificate, issuer: x509.Certificate, 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_MALFORMED):
+    except (InvalidSignature, *MALFORMED):
         return False
     return True
 
@@ -241,7 +235,7 @@ def _signed_list(crl: x509.CertificateRevocationList, issuer: x509.Certificate) 
         return (
             crl.issuer == issuer.subject and isinstance(key, ec.EllipticCurvePublicKey) and crl.is_signature_valid(key)
         )
-    except _MALFORMED:
+    except MALFORMED:
         return False
 
 
@@ -263,5 +257,5 @@ def _listed(crl: x509.CertificateRevocationList, serial: int) -> bool:
     """A list that cannot be read to its end might name anything."""
     try:
         return crl.get_revoked_certificate_by_serial_number(serial) is not None
-    except _MALFORMED:
+    except MALFORMED:
         return True

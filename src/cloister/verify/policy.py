@@ -17,15 +17,23 @@ from cloister.evidence.launch import OWNER_KEY
 from cloister.evidence.statement import INSECURE_NAMES
 from cloister.evidence.strict_json import Fields
 
-__all__ = ["PLATFORMS", "Limits", "Measurements", "Policy", "Tcb", "parse_policy"]
+__all__ = ["PLATFORMS", "Limits", "Measurements", "Policy", "Tcb", "check_entry", "parse_policy"]
 
 PLATFORMS = ("sim", "sgx", "tdx", "sev-snp", "nitro", "azure-sev-snp", "azure-tdx", "vtpm")
 
 GPUS = "nvidia"
 """In `measurements`: acceptable entries for every GPU, beside those for the platform it is plugged into."""
 
+LEAST = "min_"
+"""In an entry, before a component's name: a number that it must reach."""
+
 NOTES = frozenset({"vcpus"})
 """In an entry, for people: what its measurement was computed for. Never compared."""
+
+_EMPTY_MEANS_NOTHING = frozenset({"mr_enclave", "measurement", "id_key_digest", *(f"pcr{at}" for at in range(24))})
+
+_BOOTS = (("pcr4", "pcr11"), ("pcr4", "pcr9"))
+"""The boot programs, and what they started: a unified kernel image, or a boot loader's kernel and initrd."""
 
 _REQUIRED: Mapping[str, tuple[frozenset[str], ...]] = MappingProxyType(
     {
@@ -36,14 +44,18 @@ _REQUIRED: Mapping[str, tuple[frozenset[str], ...]] = MappingProxyType(
         "tdx": (frozenset({"mr_td", "rtmr1", "rtmr2"}),),
         "sev-snp": (frozenset({"measurement"}),),
         "nitro": (frozenset({"pcr0"}),),
-        "azure-tdx": (frozenset({"pcr4"}), frozenset({"pcr11"})),
-        "azure-sev-snp": (frozenset({"pcr4"}), frozenset({"pcr11"})),
-        "vtpm": (frozenset({"pcr4"}), frozenset({"pcr11"})),
+        "azure-tdx": tuple(frozenset({"mr_td", *boot}) for boot in _BOOTS),
+        "azure-sev-snp": tuple(
+            frozenset({paravisor, *boot}) for paravisor in ("measurement", "id_key_digest") for boot in _BOOTS
+        ),
+        "vtpm": tuple(frozenset(boot) for boot in _BOOTS),
+        GPUS: (frozenset({"measurements"}), frozenset({"driver", "vbios"})),
     }
 )
 """Platform -> sets of components, one of which an entry must name whole: fewer would let any code match.
 
-SGX has no field of its own for the launch config: the enclave's measurement covers it, so both are pinned together.
+SGX has no field of its own for the launch config: the enclave's measurement covers it, so both are pinned together. On
+Azure the paravisor is the root of all PCRs: without it, any guest could bring a TPM of its own making.
 """
 
 SNP_TCB = ("bootloader", "tee", "snp", "microcode", "fmc")
@@ -89,7 +101,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """`models` and `config` are SHA-256 digests (64 hexadecimal digits, without prefix).
+    """`models`, `app` and `config` are SHA-256 digests (64 hexadecimal digits, without prefix).
 
     `models` None: whatever the launch config says. `platforms` None: any that can be verified; a simulator only under
     `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
@@ -104,6 +116,7 @@ class Policy:
     owner_key: str | None = None
     models: frozenset[str] | None = None
     config: str | None = None
+    app: str | None = None
     platforms: tuple[str, ...] | None = None
     measurements: Measurements = field(default_factory=dict)
     measurements_signer: str | None = None
@@ -126,12 +139,14 @@ class Policy:
             _refuse("measurements_signer", "ed25519: and 43 characters of base64url")
         if self.sigstore is not None and set(self.sigstore) != {"identity", "issuer"}:
             _refuse("sigstore", 'a table of "identity" and "issuer"')
-        for digest in [*(self.models or ()), *([self.config] if self.config is not None else [])]:
+        for digest in [*(self.models or ()), *(one for one in (self.config, self.app) if one is not None)]:
             if not _HEX.fullmatch(digest):
-                _refuse("models or config", "SHA-256 digests")
+                _refuse("models, config or app", "SHA-256 digests")
+        if "" in (self.limits.platform_ids or ()):
+            _refuse("limits.platform_ids", "names of machines")
         for platform, entries in self.measurements.items():
             for entry in entries:
-                _check_entry(platform, entry)
+                check_entry(platform, entry)
         _check_names("tcb.min_sev_snp", self.tcb.min_sev_snp, SNP_TCB)
         frozen = {name: tuple(MappingProxyType(dict(e)) for e in es) for name, es in self.measurements.items()}
         object.__setattr__(self, "measurements", MappingProxyType(frozen))
@@ -150,6 +165,7 @@ def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
         owner_key=_optional_text(fields, "owner_key"),
         models=_optional_digests(fields, "models"),
         config=_digest(fields.text("config"), "config") if fields.has("config") else None,
+        app=_digest(fields.text("app"), "app") if fields.has("app") else None,
         platforms=fields.texts("platforms") if fields.has("platforms") else None,
         measurements=_parse_measurements(fields),
         measurements_signer=_optional_text(fields, "measurements_signer"),
@@ -180,11 +196,14 @@ def _check_names(name: str, values: Collection[str], known: Collection[str]) -> 
 
 
 def _covers_code(platform: str, entry: Mapping[str, str | int]) -> bool:
+    """A register into which nothing was measured, and a key that signed nothing, are no pins."""
+    said = {name for name, value in entry.items() if set(str(value)) != {"0"} or name not in _EMPTY_MEANS_NOTHING}
     required = _REQUIRED.get(platform, ())
-    return not required or any(names <= entry.keys() for names in required)
+    return not required or any(names <= said for names in required)
 
 
-def _check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
+def check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
+    """Raises: MalformedPolicy for an entry that could never match, or that any code could."""
     where = f"policy.measurements.{platform}"
     if not entry:
         raise MalformedPolicy(f"{where} has an empty entry, which would match anything.", step=where)
@@ -194,6 +213,8 @@ def _check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
             raise MalformedPolicy(f"{where} has an unknown component: {ascii(component)[:40]}.", step=where)
         if type(value) not in (str, int) or value == "":
             raise MalformedPolicy(f"{where}.{component} is neither text nor an integer.", step=where)
+        if component.startswith(LEAST) and (type(value) is not int or value < 0):
+            raise MalformedPolicy(f"{where}.{component} is no least number.", step=where)
     if not _covers_code(platform, entry):
         expected = " or ".join(", ".join(sorted(names)) for names in _REQUIRED[platform])
         raise MalformedPolicy(f"{where} has an entry that any code could match.", step=where, expected=expected)

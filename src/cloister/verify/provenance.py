@@ -8,22 +8,24 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cloister.errors import WrongUse
+from cloister.errors import MalformedPolicy, WrongUse
+from cloister.evidence.launch import LaunchConfig
 from cloister.evidence.provenance import Payload, Provenance, parse_payload, signed_bytes
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
-from cloister.verify.policy import Measurements, Policy
+from cloister.verify.policy import Measurements, Policy, check_entry
 
 __all__ = ["joined", "public_key", "signed_measurements"]
 
 
 def signed_measurements(
-    provenance: Provenance | None, *, policy: Policy, release: int
+    provenance: Provenance | None, *, policy: Policy, launch: LaunchConfig
 ) -> tuple[Measurements, tuple[Factor, ...]]:
     """What the policy's signer allows beside the policy's own measurements, and how that was found.
 
     (1) the policy names a signer; without one nothing that came along is believed
     (2) the payload's bytes are signed by that very signer
-    (3) they are about the release that runs
+    (3) they are about the deployment and release that runs
+    (4) each entry pins code, as the policy's own would have to
 
     A sigstore bundle is verified offline, from the root that the installed sigstore carries (extra `sigstore`).
 
@@ -41,9 +43,9 @@ def signed_measurements(
     if signature.verdict == "fail":
         return MappingProxyType({}), (signature,)
     payload = parse_payload(provenance.payload)
-    factors = tuple(_check_release(payload, release))  # (3)
-    believed = payload.measurements if factors[0].verdict == "pass" else MappingProxyType({})
-    return believed, (signature, *factors)
+    factors = (*_check_subject(payload, launch), _check_entries(payload))  # (3) (4)
+    good = all(factor.verdict == "pass" for factor in factors)
+    return payload.measurements if good else MappingProxyType({}), (signature, *factors)
 
 
 def public_key(text: str) -> Ed25519PublicKey:
@@ -67,9 +69,23 @@ def _check_key(provenance: Provenance, policy: Policy) -> Factor:
     return passed(step, provenance.key)
 
 
-def _check_release(payload: Payload, release: int) -> Iterator[Factor]:
+def _check_subject(payload: Payload, launch: LaunchConfig) -> Iterator[Factor]:
+    hint = "The signed measurements are those of another deployment."
+    yield compare("provenance.deployment", expected=launch.deployment, got=payload.deployment, hint=hint)
     hint = "The signed measurements are those of another release."
-    yield compare("provenance.release", expected=str(release), got=str(payload.release), hint=hint)
+    yield compare("provenance.release", expected=str(launch.release), got=str(payload.release), hint=hint)
+
+
+def _check_entries(payload: Payload) -> Factor:
+    step = "provenance.measurements"
+    try:
+        for platform, entries in payload.measurements.items():
+            for entry in entries:
+                check_entry(platform, entry)
+    except MalformedPolicy as error:
+        hint = "The signer signed measurements that say nothing about the code."
+        return failed(step, expected=error.expected or "entries that pin code", got=error.message, hint=hint)
+    return passed(step, " ".join(sorted(payload.measurements)) or "none")
 
 
 def _check_sigstore(provenance: Provenance, policy: Policy) -> Factor:

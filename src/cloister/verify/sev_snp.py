@@ -26,7 +26,7 @@ from cloister.verify.amd_certificates import (
 )
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
 from cloister.verify.platform import Appraisal
-from cloister.verify.policy import Policy
+from cloister.verify.policy import SNP_TCB, Policy
 
 __all__ = ["ARK_SHA256", "judge"]
 
@@ -174,7 +174,7 @@ def _check_chip(report: Report, endorsed: Endorsed) -> Factor:
         hint = "The host hides the chip's id (MASK_CHIP_ID): it has to be set otherwise, or sign with a VLEK."
         return failed(step, expected=endorsed.hwid.hex(), got="masked", hint=hint)
     got = report.chip_id
-    if got[len(endorsed.hwid) :] == bytes(len(got) - len(endorsed.hwid)) and got.startswith(endorsed.hwid):
+    if got == endorsed.hwid.ljust(len(got), b"\0"):
         return passed(step, endorsed.hwid.hex())
     hint = "The certificate is another chip's: fetch the one for this chip id."
     return failed(step, expected=endorsed.hwid.hex(), got=got.hex(), hint=hint)
@@ -257,8 +257,9 @@ def _check_minimum(report: Report, product: str, minimum: Mapping[str, int]) -> 
     """Over the reported TCB, to which the chip's key is bound, and that at launch, under which the guest was measured."""
     step, reported = "tcb.minimum", tcb_components(report.reported_tcb, product)
     if not minimum:
-        hint = "The policy names no least firmware (tcb.min_sev_snp), and AMD rates none: nobody judged its age."
-        return not_checked(step, hint, _tcb_text(reported))
+        named = ", ".join(f"{name} = {value}" for name, value in reported.items() if name in SNP_TCB)
+        hint = f"AMD rates no firmware, so the policy must: [tcb] min_sev_snp = {{ {named} }} accepts this and what is newer."
+        return failed(step, expected="at least what the policy names", got=_tcb_text(reported), hint=hint)
     low = [
         f"{which} {name}={tcb.get(name, 'nothing')}"
         for which, tcb in (("reported", reported), ("launch", tcb_components(report.launch_tcb, product)))

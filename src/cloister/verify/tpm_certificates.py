@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from cloister.errors import MalformedEvidence
-from cloister.verify.certificates import load_certificate
+from cloister.verify.certificates import MALFORMED, crl_number, load_certificate
 from cloister.verify.factors import Factor, failed, not_checked, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Policy
@@ -157,7 +157,7 @@ def _wrong_certificate(certificate: x509.Certificate, now: float) -> Iterator[st
 def _is_strong(signed: x509.Certificate | x509.CertificateRevocationList) -> bool:
     try:
         return isinstance(signed.signature_hash_algorithm, _STRONG)
-    except UnsupportedAlgorithm:
+    except (UnsupportedAlgorithm, ValueError, TypeError):
         return False
 
 
@@ -207,8 +207,12 @@ def _load_crl(der: bytes) -> x509.CertificateRevocationList:
     try:
         crl = x509.load_der_x509_crl(der)
         _ = crl.extensions, crl.issuer, crl.next_update_utc, crl.last_update_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        _ = crl_number(crl)
+        strict = der.endswith(b"\0" + crl.signature)
+    except MALFORMED as error:
         raise MalformedEvidence("A TPM's revocation list is not one.", step="tpm.crl") from error
+    if not strict:
+        raise MalformedEvidence("A TPM's revocation list is not strictly encoded.", step="tpm.crl")
     return crl
 
 
@@ -276,8 +280,5 @@ def _until(crl: x509.CertificateRevocationList) -> float:
 
 def _numbers(used: Sequence[x509.CertificateRevocationList]) -> Iterator[tuple[str, int]]:
     for crl in used:
-        try:
-            number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-        except x509.ExtensionNotFound:
-            continue
-        yield f"tpm-crl {_issuer(crl)}", number
+        if (number := crl_number(crl)) is not None:
+            yield f"tpm-crl {_issuer(crl)}", number

@@ -25,7 +25,7 @@ from cloister.evidence.tpm import parse_tpm
 from cloister.verify import azure as azure_verifier
 from cloister.verify import sev_snp
 from cloister.verify.intel import judge_tdx
-from cloister.verify.policy import Policy
+from cloister.verify.policy import Policy, Tcb
 
 DATA = bytes(range(64))
 LAUNCH = b'{"v":1}'
@@ -48,7 +48,14 @@ def test_collects_what_the_verifier_accepts_on_sev_snp() -> None:
     assert items.keys() == {"cpu", "runtime", "tpm", "endorsements"}
     vendor = genuine()
     chain = parse_endorsements(items["endorsements"].content).amd
-    hardware = sev_snp.judge(items["cpu"].content, chain, vendor.crl, policy=Policy(), now=amd.NOW, roots=vendor.roots)
+    hardware = sev_snp.judge(
+        items["cpu"].content,
+        chain,
+        vendor.crl,
+        policy=Policy(tcb=Tcb(min_sev_snp={"snp": 0})),
+        now=amd.NOW,
+        roots=vendor.roots,
+    )
     judged = azure_verifier.judge(
         hardware,
         items["runtime"].content,

@@ -18,7 +18,7 @@ from cloister.enclave.attest.tsm import ConfigfsTsm
 from cloister.errors import CloisterError, ConnectionFailed, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.endorsements import Endorsements, parse_endorsements
 from cloister.evidence.sev_snp import VCEK, parse_report
-from cloister.verify.policy import Policy
+from cloister.verify.policy import Policy, Tcb
 from cloister.verify.sev_snp import judge
 
 DATA = bytes(range(64))
@@ -46,7 +46,14 @@ def test_collects_what_the_verifier_accepts(made: object) -> None:
     assert items.keys() == {"cpu", "endorsements"}
     vendor = genuine()
     given = parse_endorsements(items["endorsements"].content)
-    judged = judge(items["cpu"].content, given.amd, vendor.crl, policy=Policy(), now=amd.NOW, roots=vendor.roots)
+    judged = judge(
+        items["cpu"].content,
+        given.amd,
+        vendor.crl,
+        policy=Policy(tcb=Tcb(min_sev_snp={"snp": 0})),
+        now=amd.NOW,
+        roots=vendor.roots,
+    )
     assert judged.report_data == DATA
     assert not [factor for factor in judged.factors if factor.verdict == "fail"]
 

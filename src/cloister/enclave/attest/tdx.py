@@ -45,11 +45,14 @@ class Tdx:
     platform: str = field(default="tdx", init=False)
 
     def holds_launch(self, launch: bytes) -> bool:
-        """MRCONFIGID is SHA-256(launch) and zeros; or RTMR3 is exactly one extend from zero by SHA-384(launch)."""
+        """MRCONFIGID is SHA-256(launch) and zeros; or, where it is all zero, RTMR3 is exactly one extend from zero by
+        SHA-384(launch)."""
         registers = read_registers(self.device)
         by_config = hashlib.sha256(launch).digest() + MR_CONFIG_ID_TAIL
         by_extend = extended("sha384", hashlib.sha384(launch).digest())
-        return register_holds(registers.mr_config_id, by_config) or register_holds(registers.rtmr3, by_extend)
+        if any(registers.mr_config_id):
+            return register_holds(registers.mr_config_id, by_config)
+        return register_holds(registers.rtmr3, by_extend)
 
     def fix_launch(self, launch: bytes) -> None:
         """Extends RTMR3, unless a register holds this launch config already.
