@@ -70,3 +70,10 @@ def test_a_tpm_alone_is_believed_where_the_policy_names_it(platforms: tuple[str,
         "endorsements": Endorsements(tpm_crls=(MAKER.crl(),)).item(),
     }
     assert refused(items, Policy(platforms=platforms)) == steps
+
+
+def test_a_log_beside_an_amd_report_is_its_tpms_and_nobodys_without_one() -> None:
+    report, tpm_there = Item(RAW, bytes(1184)), Item("application/cbor", b"")
+    assert [*check_labels(Document({"cpu": report, "tpm": tpm_there, "eventlog": PCR_LOG}))] == []
+    (factor,) = check_labels(Document({"cpu": report, "eventlog": PCR_LOG}))
+    assert (factor.step, factor.verdict) == ("document.eventlog", "fail")

@@ -1,4 +1,6 @@
 import datetime
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from cryptography import x509
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from tests.verify.world import flips
 
 from cloister.errors import MalformedEvidence
+from cloister.verify import amd_certificates, intel_chain, tpm_certificates
 from cloister.verify.certificates import check_leaf, load_certificate, public_key_p384
 
 NOW = 1_800_000_000.0
@@ -160,3 +163,41 @@ def test_is_total(data: st.DataObject) -> None:
         check_leaf("chip", load_certificate(mangled, what="chip"), ROOT, NOW)
     except MalformedEvidence:
         return
+
+
+def revocation_list(*extensions: x509.ExtensionType) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = x509.CertificateRevocationListBuilder().issuer_name(name("CA")).last_update(START).next_update(START + DAY)
+    for extension in extensions:
+        made = made.add_extension(extension, critical=False)
+    while (der := made.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))[-1] & 1:
+        pass  # a bit that is left out must have been zero
+    return der
+
+
+def with_unused_bits(der: bytes) -> bytes:
+    """The same list in another encoding: its signature's bit string says that it has a bit less."""
+    at = len(der) - len(x509.load_der_x509_crl(der).signature) - 1
+    return der[:at] + b"\1" + der[at + 1 :]
+
+
+LISTS: dict[str, Callable[[bytes], object]] = {
+    "intel": partial(intel_chain.load_crl, name="PCK CRL"),
+    "tpm": tpm_certificates._load_crl,
+    "amd": amd_certificates.load_crl,
+}
+
+
+@pytest.mark.parametrize("vendor", LISTS)
+def test_a_revocation_list_has_one_encoding_and_a_number_of_at_most_20_octets(vendor: str) -> None:
+    load = LISTS[vendor]
+    good = revocation_list(x509.CRLNumber(2**160 - 1))
+    load(good)
+    for other in (with_unused_bits(good), revocation_list(x509.CRLNumber(2**160))):
+        with pytest.raises(MalformedEvidence):
+            load(other)
+
+
+def test_intels_lists_have_a_number() -> None:
+    with pytest.raises(MalformedEvidence, match="without a number"):
+        intel_chain.load_crl(revocation_list(), name="PCK CRL")

@@ -227,20 +227,20 @@ GPU_CODE = {
     "vbios": nvidia.VBIOS,
     "measurements": hashlib.sha256(nvidia.record(nvidia.measurements())).hexdigest(),
 }
-BOOT: dict[str, str | int] = {"pcr4": LOADER.hex(), "pcr9": KERNEL.hex()}
+PINNED_BOOT: dict[str, str | int] = {"pcr4": LOADER.hex(), "pcr9": KERNEL.hex()}
 CODE: dict[str, dict[str, str | int]] = {
     "sgx": {"mr_enclave": intel.MR_ENCLAVE.hex(), "launch_sha256": STATEMENT.launch_sha256},
     "tdx": TDX_CODE,
     "sev-snp": {"measurement": SNP_CODE.hex()},
     "nitro": {"pcr0": "01" * 48},
-    "azure-sev-snp": {"measurement": SNP_CODE.hex(), **BOOT},
+    "azure-sev-snp": {"measurement": SNP_CODE.hex(), **PINNED_BOOT},
     "azure-tdx": {
         "mr_td": "d2" * 48,
         "rtmr1": RTMRS["rtmr1"].hex(),
         "rtmr2": RTMRS["rtmr2"].hex(),
-        **BOOT,
+        **PINNED_BOOT,
     },
-    "vtpm": BOOT,
+    "vtpm": PINNED_BOOT,
 }
 
 

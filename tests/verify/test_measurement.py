@@ -88,3 +88,10 @@ def test_a_platform_without_entries_is_refused(allowed: Measurements) -> None:
 def test_only_a_simulator_may_run_unmeasured_and_that_is_said() -> None:
     assert check({})["measurement"].verdict == "not-checked"
     assert check({}, simulated=False)["measurement"].verdict == "fail"
+
+
+def test_on_hardware_a_launch_measurement_does_not_stand_for_what_else_is_reported() -> None:
+    """A simulator's `measurement` is over all of its components; a processor's is of a guest's first memory."""
+    entry: Measurements = {"sim": ({"measurement": "m"},)}
+    assert "measurement" not in check(entry)
+    assert check(entry, simulated=False)["measurement"].verdict == "not-checked"

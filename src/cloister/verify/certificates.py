@@ -51,7 +51,7 @@ def crl_number(crl: x509.CertificateRevocationList) -> int | None:
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:
         return None
-    if number < 0 or number.bit_length() > _LONGEST_NUMBER:
+    if number.bit_length() > _LONGEST_NUMBER:
         raise ValueError("a number that is none")
     return number
 
