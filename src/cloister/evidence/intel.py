@@ -16,6 +16,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NoReturn, TypeAlias
 
 from cloister.errors import MalformedEvidence
@@ -308,6 +309,7 @@ def _signature_data(reader: _Reader, header: Header, report: Report, signed: byt
     )
 
 
+@lru_cache(16)  # the same chains come with every quote of a machine
 def parse_pem_chain(text: bytes, *, what: str) -> tuple[bytes, ...]:
     """One to four certificates as DER, leaf first, from PEM in its one canonical spelling (RFC 7468, section 3, strict;
     64 columns), so that no byte of a chain can be changed unnoticed. A missing last line feed, or one NUL after the
