@@ -1,6 +1,8 @@
 import socket
 import threading
 
+import pytest
+
 from cloister.host.relay import Relay
 
 
@@ -43,3 +45,20 @@ def test_keeps_no_more_than_it_was_told() -> None:
             assert [record.data for record in relay.take()] == [b"HELLO"]
         finally:
             relay.stop()
+
+
+def test_stops_without_a_word_while_somebody_is_connected(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        relay = Relay(server.getsockname()[1])
+        relay.start()
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as client:
+            client.sendall(b"hello")
+            upstream, _ = server.accept()
+            with upstream:
+                assert upstream.recv(100) == b"hello"
+                relay.stop()
+                assert client.recv(100) == b""  # cut, too
+    assert caplog.records == []
+    assert capfd.readouterr().err == ""

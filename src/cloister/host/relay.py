@@ -77,6 +77,8 @@ class Relay:
                 self._pump(number, "to-enclave", reader, up_writer),
                 self._pump(number, "from-enclave", up_reader, writer),
             )
+        except asyncio.CancelledError:
+            pass  # the relay stops; asyncio's own callback would complain about a cancelled task
         finally:  # stopping the relay cuts what is still open
             writer.close()
             up_writer.close()
