@@ -33,7 +33,7 @@ RawLoop = Callable[[int, int, int], Run]
 FIRST_TOKEN_PAIRS = 21
 FREED_SLOT_PAIRS = 7
 _QUEUED = 0.2  # seconds in which a request has surely reached the queue
-_ENDLESS = 1000  # tokens: longer than a trial lasts
+_ENDLESS = 400  # tokens: longer than a trial lasts, and sixteen times that still fit a gibibyte of cache
 
 
 @dataclass(frozen=True, slots=True)
