@@ -42,8 +42,12 @@ BINDINGS = ("_ctypes_extensions.py", "llama_cpp.py")
 LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
-    # The same in every call, cmake's own trials among them: zig builds its C++ library anew (over a minute of CPU time)
-    # for each combination of these that it links with.
+    # zig builds its C++ library (a minute on one core) for each combination of flags that it first links with. These
+    # keep it to one, beside the compiling: the same flags in every call, and cmake's own trials compile but never link
+    # (a target of their own makes its first look at the compiler do so, too).
+    "-DCMAKE_TRY_COMPILE_TARGET_TYPE=STATIC_LIBRARY",
+    "-DCMAKE_C_COMPILER_TARGET=native",
+    "-DCMAKE_CXX_COMPILER_TARGET=native",
     "-DCMAKE_C_FLAGS=-O3 -g0 -fPIC",
     "-DCMAKE_CXX_FLAGS=-O3 -g0 -fPIC",
     "-DCMAKE_SHARED_LINKER_FLAGS=-s",
