@@ -837,7 +837,7 @@ def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intel_chain, "signs", signs)
     monkeypatch.setattr(intel_chain, "_signed_list", signed_list)
     for module, name in (
-        (intel_chain, "_issued"),
+        (intel_chain, "issued"),
         (verifier, "parse_tcb_info"),
         (verifier, "parse_qe_identity"),
         (verifier, "parse_collateral"),

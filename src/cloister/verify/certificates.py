@@ -1,5 +1,7 @@
 """X.509 as far as hardware vendors use it: load, and check one link. Chains are walked by each platform's verifier."""
 
+from functools import lru_cache
+
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -8,7 +10,16 @@ from cryptography.utils import CryptographyDeprecationWarning
 from cloister.errors import MalformedEvidence
 from cloister.verify.factors import Factor, failed, passed
 
-__all__ = ["MALFORMED", "check_leaf", "crl_number", "load_certificate", "public_key_p384"]
+__all__ = [
+    "MALFORMED",
+    "basic_constraints",
+    "check_leaf",
+    "crl_number",
+    "issued",
+    "key_usage",
+    "load_certificate",
+    "public_key_p384",
+]
 
 MALFORMED = (
     ValueError,
@@ -23,6 +34,8 @@ MALFORMED = (
 """What pyca raises on reading bytes that are no certificate or revocation list."""
 
 _LONGEST_NUMBER = 160  # bits; RFC 5280, section 5.2.3
+_REMEMBERED = 256
+"""Certificates, and links between two: the vendors' own stand in every document. Both are what their bytes make them."""
 
 
 def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
@@ -34,15 +47,20 @@ def load_certificate(data: bytes, *, what: str) -> x509.Certificate:
     Raises: MalformedEvidence.
     """
     try:
-        certificate = x509.load_der_x509_certificate(data)
-        _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
-        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        strict = certificate.serial_number > 0 and data.endswith(b"\0" + certificate.signature)
+        certificate, strict = _load(data)
     except MALFORMED as error:
         raise MalformedEvidence(f"{what} is not an X.509 certificate.", step=what) from error
     if not strict:
         raise MalformedEvidence(f"{what} is not strictly encoded.", step=what)
     return certificate
+
+
+@lru_cache(_REMEMBERED)
+def _load(data: bytes) -> tuple[x509.Certificate, bool]:
+    certificate = x509.load_der_x509_certificate(data)
+    _ = certificate.extensions, certificate.public_key(), certificate.subject, certificate.issuer
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return certificate, certificate.serial_number > 0 and data.endswith(b"\0" + certificate.signature)
 
 
 def crl_number(crl: x509.CertificateRevocationList) -> int | None:
@@ -64,12 +82,30 @@ def public_key_p384(certificate: x509.Certificate, *, what: str) -> ec.EllipticC
     return key
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+@lru_cache(_REMEMBERED)
+def issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """The issuer's name and key signed the certificate, whatever both may be."""
     try:
         certificate.verify_directly_issued_by(issuer)
     except (InvalidSignature, *MALFORMED):
         return False
     return True
+
+
+def basic_constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
+    """RFC 5280, section 4.2.1.9; None where it has none: then it is no CA."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def key_usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
+    """RFC 5280, section 4.2.1.3; None where it has none."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _valid_at(certificate: x509.Certificate, now: float) -> bool:
@@ -91,7 +127,7 @@ def check_leaf(step: str, leaf: x509.Certificate, issuer: x509.Certificate, now:
     Does not check: whether `issuer` is to be believed, revocation.
     """
     serial = f"serial {leaf.serial_number:x}"
-    if not _issued(leaf, issuer):
+    if not issued(leaf, issuer):
         return failed(step, expected="signed by the trusted root", got=serial, hint="Another root made this evidence.")
     if not _valid_at(leaf, now) or not _valid_at(issuer, now):
         return failed(step, expected="valid now", got=serial, hint="Expired, not valid yet, or a clock is wrong.")

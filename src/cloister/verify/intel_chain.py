@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import NameOID
 
 from cloister.errors import MalformedEvidence
-from cloister.verify.certificates import MALFORMED, crl_number, load_certificate
+from cloister.verify.certificates import MALFORMED, crl_number, issued, load_certificate
 from cloister.verify.factors import Factor, failed, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Limits
@@ -152,21 +152,13 @@ def check_chains(signers: Signers) -> Iterator[Factor]:
 
 
 def _broken(name: str, certificate: x509.Certificate, issuer: x509.Certificate, right_kind: bool) -> Factor | None:
-    if not _issued(certificate, issuer):
+    if not issued(certificate, issuer):
         hint = "The chain of certificates is broken: it was put together from pieces, or changed."
         return failed("evidence.chain", expected=f"{name} signed by {_cn(issuer)}", got="another signature", hint=hint)
     if not right_kind:
         hint = "A certificate stands where its kind may not: it was issued for something else."
         return failed("evidence.chain", expected=name, got=_cn(certificate) or "nameless", hint=hint)
     return None
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *MALFORMED):
-        return False
-    return True
 
 
 def _cn(certificate: x509.Certificate) -> str:

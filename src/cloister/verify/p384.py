@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from typing import TypeGuard
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
+from cloister.verify.certificates import basic_constraints, issued, key_usage
 from cloister.verify.factors import Factor, failed, passed
 from cloister.verify.platform import Expiry
 
@@ -75,7 +76,7 @@ def chain_expiries(chain: Sequence[x509.Certificate], *, what: str) -> tuple[Exp
 def _faults(chain: Sequence[x509.Certificate], at: int, now: float) -> Iterator[str]:
     certificate, name = chain[at], f"certificate {at + 1} of {len(chain)}"
     issuer = chain[at + 1] if at + 1 < len(chain) else None
-    if issuer is not None and not _issued(certificate, issuer):
+    if issuer is not None and not _issued_with_p384(certificate, issuer):
         yield f"{name} is not signed by the next"
     if not _is_p384(certificate.public_key()):
         yield f"{name} has no P-384 key"
@@ -87,44 +88,25 @@ def _faults(chain: Sequence[x509.Certificate], at: int, now: float) -> Iterator[
         yield f"{name} may not sign {'data' if at == 0 else 'the one below it'}"
 
 
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
-        return False
-    return True
+def _issued_with_p384(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    algorithm = certificate.signature_algorithm_oid
+    return algorithm == SignatureAlgorithmOID.ECDSA_WITH_SHA384 and issued(certificate, issuer)
 
 
 def _is_p384(key: object) -> TypeGuard[ec.EllipticCurvePublicKey]:
     return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)
 
 
-def _constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return None
-
-
 def _may_sign_data(certificate: x509.Certificate) -> bool:
     """RFC 5280, section 4.2.1.9: without basicConstraints it is no CA."""
-    constraints, usage = _constraints(certificate), _usage(certificate)
+    constraints, usage = basic_constraints(certificate), key_usage(certificate)
     is_ca = constraints is not None and constraints.ca
     return not is_ca and usage is not None and usage.digital_signature and not usage.key_cert_sign
 
 
 def _may_sign_certificates(certificate: x509.Certificate, *, below: int) -> bool:
     """`below`: how many CA certificates stand between this one and the signing certificate."""
-    constraints, usage = _constraints(certificate), _usage(certificate)
+    constraints, usage = basic_constraints(certificate), key_usage(certificate)
     if constraints is None or usage is None or not constraints.ca or not usage.key_cert_sign:
         return False
     return constraints.path_length is None or below <= constraints.path_length

@@ -7,14 +7,14 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
 from cloister.errors import MalformedEvidence
-from cloister.verify.certificates import MALFORMED, crl_number, load_certificate
+from cloister.verify.certificates import MALFORMED, basic_constraints, crl_number, issued, key_usage, load_certificate
 from cloister.verify.factors import Factor, failed, not_checked, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Policy
@@ -162,11 +162,9 @@ def _is_strong(signed: x509.Certificate | x509.CertificateRevocationList) -> boo
 
 
 def _wrong_link(certificate: x509.Certificate, issuer: x509.Certificate, depth: int) -> Iterator[str]:
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+    if not issued(certificate, issuer):
         yield "not signed by the next certificate"
-    constraints, usage = _constraints(issuer), _usage(issuer)
+    constraints, usage = basic_constraints(issuer), key_usage(issuer)
     if constraints is None or not constraints.ca or usage is None or not usage.key_cert_sign:
         yield "issued by something that is no CA"
     elif constraints.path_length is not None and constraints.path_length < depth:
@@ -174,7 +172,7 @@ def _wrong_link(certificate: x509.Certificate, issuer: x509.Certificate, depth: 
 
 
 def _wrong_leaf(leaf: x509.Certificate, purpose: Purpose) -> Iterator[str]:
-    constraints, usage = _constraints(leaf), _usage(leaf)
+    constraints, usage = basic_constraints(leaf), key_usage(leaf)
     if constraints is not None and constraints.ca:
         yield "the key's certificate is a CA's"
     if usage is None or usage.key_cert_sign or not any(getattr(usage, name) for name in purpose.usages):
@@ -185,20 +183,6 @@ def _wrong_leaf(leaf: x509.Certificate, purpose: Purpose) -> Iterator[str]:
         return  # Google's have none
     if purpose.extended not in extended:
         yield f"the certificate is not for {purpose.name}"
-
-
-def _constraints(certificate: x509.Certificate) -> x509.BasicConstraints | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _usage(certificate: x509.Certificate) -> x509.KeyUsage | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _load_crl(der: bytes) -> x509.CertificateRevocationList:
@@ -254,7 +238,7 @@ def _signed_by(crl: x509.CertificateRevocationList, issuer: x509.Certificate) ->
     key = issuer.public_key()
     if crl.issuer != issuer.subject or not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         return False
-    usage = _usage(issuer)
+    usage = key_usage(issuer)
     try:
         # Microsoft's intermediate may not sign lists, its root may; an absent usage would allow anything.
         return usage is not None and usage.crl_sign and crl.is_signature_valid(key)
