@@ -49,7 +49,7 @@ LOCK := $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-fi
 lock:
 	$(LOCK) -o requirements/client.txt pyproject.toml
 	$(LOCK) --extra server -c requirements/client.txt -o requirements/server.txt pyproject.toml
-	$(LOCK) --extra server,rim,sigstore -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) --extra server,bench,rim,sigstore -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
 	$(LOCK) --no-emit-options --pip-args "--no-binary llama-cpp-python" -o requirements/engine.txt requirements/engine.in
 
 clean:
