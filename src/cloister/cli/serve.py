@@ -12,6 +12,7 @@ from cloister.cli.keys import read_keys
 from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
 from cloister.enclave.attest.detect import Machine, detect
+from cloister.enclave.llm.llama.config import KV_TYPES
 from cloister.errors import EngineDied, WrongUse
 from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
@@ -34,6 +35,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8484,
     context: Context = None,
     slots: Slots = 16,
+    kv_type: Annotated[str, typer.Option(help="The cache's numbers: f16, or q8_0 in half the memory.")] = "f16",
     api_keys: Annotated[Path | None, typer.Option(help="Hashes of API keys, from `cloister keys new`.")] = None,
     engine_thread: Annotated[bool, typer.Option(help="The engine in a thread, as SGX needs it.")] = False,
     endorsements: Annotated[
@@ -45,6 +47,8 @@ def serve(
     ] = False,
 ) -> None:
     """Run a model in an enclave until interrupted."""
+    if kv_type not in KV_TYPES:
+        raise WrongUse("The cache has no such type.", expected=" or ".join(KV_TYPES), got=output.one_line(kv_type, 40))
     platform = _find_platform(platform)
     simulated = platform == PLATFORM
     if simulated:
@@ -62,6 +66,7 @@ def serve(
         platform=platform,
         context_length=context,
         slots=slots,
+        kv_type=kv_type,
         engine="thread" if engine_thread else "process",
     )
     with LocalEnclave(plan, host=host, port=port, endorsements=endorsements) as enclave:

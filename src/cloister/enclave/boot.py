@@ -25,7 +25,7 @@ class EnclaveConfig:
 
     `context_length`: tokens per conversation, None = the model's own. `slots`: streams in one decode batch.
     `max_waiting`: requests that may wait for a slot. `engine`: a child process, or a thread where a child would be
-    another enclave (SGX). `api_keys` and `padding` off are named in the statement's `insecure`.
+    another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `api_keys` and `padding` off are named in the statement's `insecure`.
     """
 
     platform: str
@@ -35,6 +35,7 @@ class EnclaveConfig:
     slots: int = 16
     max_waiting: int = 64
     engine: Literal["process", "thread"] = "process"
+    kv_type: Literal["f16", "q8_0"] = "f16"
     v: int = 1
 
     def encode(self) -> bytes:
@@ -110,6 +111,7 @@ def parse_config(data: bytes) -> EnclaveConfig:
         and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)
         and raw.get("engine") in ("process", "thread")
+        and raw.get("kv_type") in ("f16", "q8_0")
     )
     if not good:
         raise WrongUse("The enclave's config has a field of the wrong kind or size.")

@@ -109,7 +109,9 @@ class _Enclave:
         return LlamaConfig(
             model=Path(self.boot.model_path),
             name=self.boot.model_name,
-            loop=LoopSettings(slots=self.config.slots, context=self.config.context_length or 0),
+            loop=LoopSettings(
+                slots=self.config.slots, context=self.config.context_length or 0, kv_type=self.config.kv_type
+            ),
             mode=self.config.engine,
         )
 

@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cloister.enclave.llm.engine import Delta, Done, Started
-from cloister.enclave.llm.llama import LoopSettings, wire
+from cloister.enclave.llm.llama import LoopSettings, child, wire
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, _first_token, read_beat
 
 
@@ -76,6 +77,29 @@ def test_an_order_that_fails_as_none_should_ends_the_engine_without_a_word(capfd
     assert lived == 0
     assert inbox.get_nowait() is None
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(0.0, [True]), (60.0, [False, False, False])])
+def test_an_engine_without_work_rests_until_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, keep: float, expected: list[bool]
+) -> None:
+    monkeypatch.setattr(child, "_REST_SECONDS", 0.01)
+    monkeypatch.setattr(child, "_KEEP_SECONDS", keep)
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    forgot = []
+
+    def rest(*, forget: bool) -> bool:
+        forgot.append(forget)
+        if len(forgot) == len(expected):
+            inbox.put(None)
+        return forget
+
+    loop: Any = SimpleNamespace(busy=False, rest=rest)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        service = Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())
+        assert not service._take(inbox, loop)
+    assert forgot == expected
 
 
 def test_nobody_may_look_into_a_child_that_is_locked_down() -> None:

@@ -9,7 +9,16 @@ from cloister.errors import WrongUse
 
 
 @pytest.mark.parametrize(
-    "fields", [{"slots": 0}, {"slots": 65}, {"context": -1}, {"chunk": 1}, {"threads": True}, {"variant": "fast"}]
+    "fields",
+    [
+        {"slots": 0},
+        {"slots": 65},
+        {"context": -1},
+        {"chunk": 1},
+        {"threads": True},
+        {"variant": "fast"},
+        {"kv_type": "q2"},
+    ],
 )
 def test_refuses_settings_out_of_range(fields: dict[str, Any]) -> None:
     with pytest.raises(WrongUse):

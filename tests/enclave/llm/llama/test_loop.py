@@ -1,15 +1,17 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.enclave.llm.llama.random_model import write_model
 
 from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
-from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings
+from cloister.enclave.llm.llama.config import KV_TYPES, VARIANTS, LoopSettings
 from cloister.enclave.llm.llama.loop import DecodeLoop, Job
 from cloister.enclave.llm.llama.model import Model, SelfTestError, _abort_callback
-from cloister.errors import CloisterError, WrongUse
+from cloister.errors import CloisterError, MalformedModel, WrongUse
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 GREEDY = Sampling(max_tokens=24, temperature=0.0, ignore_eos=True)
@@ -77,6 +79,32 @@ def test_makes_streams_wait_when_the_cells_are_promised(library: Any, model_path
     events = drain(loop)
     for number in range(3):
         assert events[number][-1] == Done("length", 100, 156, 0)
+    assert loop.stats.pauses == 0, "each needs them all"
+    small.close()
+
+
+def test_streams_share_cells_until_they_run_out_and_then_the_youngest_pauses(
+    library: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop._GROWTH", 16)
+    small = Model(library, model_path, LoopSettings(slots=4, context=256, kv_tokens=256))
+    loop = DecodeLoop(library, small, slots=4)
+    whole = Sampling(max_tokens=120, temperature=0.0, ignore_eos=True)
+    alone = []
+    for number in range(3):
+        loop.submit(job(number, f"{number}" * 60, small, whole))
+        alone.append(text_of(drain(loop)[number]))
+    for number in range(3):
+        loop.submit(job(10 + number, f"{number}" * 60, small, whole))
+    events = dict[int, list[Event | CloisterError]]()
+    for number, event in loop.step():
+        events.setdefault(number, []).append(event)
+    assert len(events) == 3, "all run, where one and a half could have reserved the most that they may need"
+    for number, more in drain(loop).items():
+        events[number] += more
+    assert [text_of(events[10 + number]) for number in range(3)] == alone
+    assert [events[10 + number][-1] for number in range(3)] == [Done("length", 60, 120, 0)] * 3
+    assert loop.stats.pauses >= 1
     small.close()
 
 
@@ -97,6 +125,70 @@ def test_reuses_a_prefix_inside_one_scope_only(loop: DecodeLoop, model: Model) -
     assert evaluated(4, None) == (length, 0)
     assert evaluated(5, ALICE) == (1, length - 1)
     assert evaluated(6, BOB) == (1, length - 1)
+
+
+def test_a_paused_stream_can_be_cancelled(library: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop._GROWTH", 16)
+    small = Model(library, model_path, LoopSettings(slots=2, context=256, kv_tokens=256))
+    loop = DecodeLoop(library, small, slots=2)
+    for number in (1, 2):
+        loop.submit(job(number, f"{number}" * 60, small, Sampling(max_tokens=120, temperature=0.0, ignore_eos=True)))
+    while not loop.stats.pauses:
+        loop.step()
+    loop.cancel(2)
+    events = drain(loop)
+    assert events[1][-1] == Done("length", 60, 120, 0)
+    assert not any(isinstance(event, Done) for event in events.get(2, []))
+    assert not loop.forgotten(2)
+    small.close()
+
+
+def test_prompts_that_come_together_read_what_they_share_once(loop: DecodeLoop, model: Model) -> None:
+    for number in range(4):
+        loop.submit(job(number, "one system prompt for everybody " * 8 + str(number), model, scope=ALICE))
+    shared = len("one system prompt for everybody " * 8)
+    events = drain(loop)
+    assert loop.stats.prompt_tokens_evaluated == shared + 4
+    assert [events[number][-1] for number in range(4)] == [
+        Done("length", shared + 1, 24, 0 if number == 0 else shared) for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("scopes", [(ALICE, BOB), (None, None)])
+def test_prompts_of_different_scopes_never_share(
+    loop: DecodeLoop, model: Model, scopes: tuple[bytes | None, bytes | None]
+) -> None:
+    for number, scope in enumerate(scopes):
+        loop.submit(job(number, "one system prompt for everybody " * 8 + str(number), model, scope=scope))
+    drain(loop)
+    assert loop.stats.prompt_tokens_reused == 0
+    assert loop.stats.prompt_tokens_evaluated == 2 * (len("one system prompt for everybody " * 8) + 1)
+
+
+def test_nothing_is_left_in_the_cache_at_rest(loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    erased = []
+    monkeypatch.setattr(model, "erase", lambda: erased.append(1))
+    loop.submit(job(1, "mine", model))
+    assert not loop.rest(forget=True), "busy"
+    drain(loop)
+    assert loop.rest(forget=False)
+    assert loop.rest(forget=False)
+    assert erased == [1], "once after each use"
+    loop.submit(job(2, "kept for the next turn", model, scope=ALICE))
+    drain(loop)
+    assert not loop.rest(forget=False)
+    assert erased == [1]
+    assert loop.rest(forget=True)
+    assert erased == [1, 1]
+
+
+def test_erasing_the_cache_forgets_what_it_held(loop: DecodeLoop, model: Model) -> None:
+    loop.submit(job(1, "kept for the next turn", model, scope=ALICE))
+    before = text_of(drain(loop)[1])
+    loop.rest(forget=True)
+    loop.submit(job(2, "kept for the next turn", model, scope=ALICE))
+    events = drain(loop)[2]
+    assert (text_of(events), events[-1]) == (before, Done("length", 21, 24, 0))
 
 
 def test_answers_the_same_from_a_reused_prefix(loop: DecodeLoop, model: Model) -> None:
@@ -187,6 +279,37 @@ def test_lets_running_streams_speak_while_a_long_prompt_is_read(library: Any, sl
     chunks, steps = loop.stats.prefill_chunks - chunks, loop.stats.decode_steps - steps
     assert steps >= chunks - 1 >= 5
     slow.close()
+
+
+@pytest.mark.parametrize(("running", "reading"), [(4, 1), (1, 4)])
+def test_reading_prompts_takes_half_of_the_time_or_their_part_by_number(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch, running: int, reading: int
+) -> None:
+    """By a clock that only the model's work moves: a decode takes 10 ms, reading 1 ms a token."""
+    now, spent, chunks = [0.0], {True: 0.0, False: 0.0}, []
+    decode = model.decode
+
+    def timed(items: Any) -> None:
+        decode(items)
+        prompt = len({sequence for _, _, sequence, _ in items}) < len(items)
+        seconds = len(items) / 1000 if prompt else 0.01
+        now[0] += seconds
+        spent[prompt] += seconds
+        chunks.append(seconds)
+
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for number in range(running):
+        loop.submit(job(number, "short", model, Sampling(max_tokens=900, temperature=0.0, ignore_eos=True)))
+    while loop.stats.decode_steps < 2:
+        loop.step()
+    monkeypatch.setattr(model, "decode", timed)
+    for number in range(reading):
+        loop.submit(job(100 + number, "z" * 900, model))
+    while not any(number >= 100 and isinstance(event, Delta) for number, event in loop.step()):
+        pass
+    expected = max(1.0, reading / running)
+    assert expected * 0.5 <= spent[True] / spent[False] <= expected * 1.5
+    assert max(chunks) <= 0.16
 
 
 def test_repeats_itself_with_a_seed_and_not_without(loop: DecodeLoop, model: Model) -> None:
@@ -302,6 +425,22 @@ def test_every_rung_of_the_ladder_runs(library: Any, model_path: Path, variant: 
     loop.submit(job(1, "once", model))
     assert isinstance(drain(loop)[1][-1], Done)
     model.close()
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_every_type_of_cache_serves(library: Any, tmp_path: Path, kv_type: str) -> None:
+    path = write_model(tmp_path / "wide.gguf", width=128)
+    model = Model(library, path, LoopSettings(slots=2, kv_type=kv_type))
+    loop = DecodeLoop(library, model, slots=2)
+    loop.submit(job(1, "once", model))
+    assert isinstance(drain(loop)[1][-1], Done)
+    model.close()
+
+
+def test_a_cache_that_the_model_cannot_have_is_refused_with_what_to_do(library: Any, model_path: Path) -> None:
+    with pytest.raises(MalformedModel) as caught:
+        Model(library, model_path, LoopSettings(slots=2, kv_type="q8_0"))  # heads of 16 values, blocks of 32
+    assert "f16" in caught.value.hint
 
 
 def test_a_model_that_computes_nonsense_fails_its_self_test(

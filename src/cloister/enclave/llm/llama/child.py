@@ -36,6 +36,10 @@ __all__ = ["BEAT_SIZE", "Service", "main", "read_beat"]
 BEAT_SIZE = mmap.PAGESIZE
 _BEAT = struct.Struct("<Q")
 _PROGRESS_STEP = 0.02
+_REST_SECONDS = 0.5
+"""Without work for so long, the cache is overwritten, unless conversations are kept in it;"""
+_KEEP_SECONDS = 600.0
+"""and they are, for so long after the last work of anybody."""
 _FIRST_TOKEN_PAUSE = 0.002
 """Seconds in which the front can pass a first token on. Where our threads fill every core, it would get its turn only
 after several milliseconds: it runs at lower priority."""
@@ -103,7 +107,7 @@ class Service:
             thread.start()
         crowded, waiting = model.fills_every_core, set[int]()
         try:
-            while self._take(inbox, wait=not loop.busy):
+            while self._take(inbox, loop):
                 if loop.busy:
                     events = loop.step()
                     self.live()
@@ -119,18 +123,22 @@ class Service:
             for thread in threads:
                 thread.join()
 
-    def _take(self, inbox: "queue.SimpleQueue[_Work]", *, wait: bool) -> bool:
+    def _take(self, inbox: "queue.SimpleQueue[_Work]", loop: DecodeLoop) -> bool:
         """Do what came in, waiting for something when there is nothing else to do. False: hang up."""
+        since, clean = time.monotonic(), False
         while True:
             try:
-                work = inbox.get(block=wait)
+                work = inbox.get(block=not loop.busy, timeout=None if clean else _REST_SECONDS)
             except queue.Empty:
-                return True
+                if loop.busy:
+                    return True
+                clean = loop.rest(forget=time.monotonic() - since >= _KEEP_SECONDS)
+                continue
             self.live()
             if work is None:
                 return False
             work()
-            wait = False
+            since, clean = time.monotonic(), False
 
     def live(self) -> None:
         """A sign of life, from either thread that works. Two at the same moment may count as one."""
@@ -257,7 +265,7 @@ def main() -> None:
     _lock_down(numbers[3])
     sys.setswitchinterval(0.0005)  # the decoding thread gets the interpreter back quickly from the others
     fields: dict[str, Any] = dict(word.split("=", 1) for word in settings)
-    loop_settings = LoopSettings.decode({k: v if k == "variant" else int(v) for k, v in fields.items()})
+    loop_settings = LoopSettings.decode({k: v if k in ("kv_type", "variant") else int(v) for k, v in fields.items()})
     connection = socket.socket(fileno=numbers[0])
     try:
         Service(connection, numbers[1], mmap.mmap(numbers[2], BEAT_SIZE), loop_settings).run()

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from cloister.errors import WrongUse
 
-__all__ = ["VARIANTS", "LlamaConfig", "LoopSettings", "cores", "physical_cores"]
+__all__ = ["KV_TYPES", "VARIANTS", "LlamaConfig", "LoopSettings", "cores", "physical_cores"]
 
 VARIANTS = ("native", "no-extra-buffers")
 """The ladder, best first: as built; then without llama.cpp's repacked weight layouts (AMX among them)."""
+
+KV_TYPES = {"f16": (1, 2.0), "q8_0": (8, 34 / 32)}
+"""How keys and values are kept: llama.cpp's number for the type, and bytes per value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,7 @@ class LoopSettings:
     """What the decode loop needs to know. Counts are tokens unless said otherwise.
 
     `context`: per stream; 0 takes the model's own, at most 16,384. `kv_tokens`: cells of the key-value cache that all
-    streams share; 0 takes `slots` contexts, within a gibibyte. `threads`: 0 takes the physical
+    streams share; 0 takes `slots` contexts, within a quarter of the free memory, one gibibyte at least, two at most. `threads`: 0 takes the physical
     cores, and one for a model under 64 MiB.
     """
 
@@ -28,6 +31,7 @@ class LoopSettings:
     kv_tokens: int = 0
     threads: int = 0
     chunk: int = 512
+    kv_type: str = "f16"
     variant: str = VARIANTS[0]
 
     def __post_init__(self) -> None:
@@ -41,6 +45,8 @@ class LoopSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise WrongUse(f"The engine's {name} must be between {low} and {high}.", got=str(value)[:40])
+        if self.kv_type not in KV_TYPES:
+            raise WrongUse("No such type of cache.", expected=" or ".join(KV_TYPES), got=str(self.kv_type)[:40])
         if self.variant not in VARIANTS:
             raise WrongUse("No such engine variant.", expected=" or ".join(VARIANTS), got=str(self.variant)[:40])
 

@@ -24,17 +24,21 @@ from typing import Any
 from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
 from cloister.enclave.llm.llama.model import AbortedError, Model
 from cloister.enclave.llm.llama.sampling import Sampler, logprob_of
-from cloister.enclave.llm.llama.sequences import Sequences
+from cloister.enclave.llm.llama.sequences import Sequences, common_prefix
 from cloister.enclave.llm.llama.text import TextStream
 from cloister.errors import CloisterError, WrongUse
 
 __all__ = ["DecodeLoop", "Job", "Stats"]
 
-_CHUNK_SECONDS = 0.1
-"""How long somebody's prompt may hold up the others, at least one small chunk."""
+_CHUNK_SECONDS = 0.15
+"""How long one chunk of somebody's prompt may hold up the others, at least one small chunk."""
+_MOST_OWED = 0.5
+"""Seconds of prompts that may be read between two decodes, however many prompts wait."""
 _ALONE_SECONDS = 5.0
 """How long it may run when there are no others: there is no sign of life in the midst of a chunk."""
 _SMALLEST_CHUNK = 32
+_GROWTH = 256
+"""Cells that a stream reserves beyond what it holds. Most answers end long before the most that they might become."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,7 @@ class Stats:
     decode_steps: int = 0
     prefill_chunks: int = 0
     aborts: int = 0
+    pauses: int = 0
 
 
 @dataclass(slots=True)
@@ -69,13 +74,24 @@ class _Stream:
     sampler: Sampler
     text: TextStream
     room: int
+    reserved: int
     past: int = 0
     cached: int = 0
     generated: int = 0
+    fresh: bool = True
+
+    @property
+    def goal(self) -> int:
+        """How many tokens must be evaluated before the next one can be decoded on its own."""
+        return len(self.tokens) - 1 if self.generated else len(self.job.prompt)
 
     @property
     def prefilling(self) -> bool:
-        return self.past < len(self.job.prompt)
+        return self.past < self.goal
+
+    @property
+    def longest(self) -> int:
+        return len(self.job.prompt) + self.room
 
 
 @dataclass(slots=True)
@@ -97,16 +113,18 @@ class DecodeLoop:
         self._sequences = Sequences(cells=model.kv_tokens, count=model.sequences, slots=slots)
         self._waiting: deque[Job] = deque()
         self._streams: dict[int, _Stream] = {}
+        self._paused: deque[_Stream] = deque()
         self._turns: deque[int] = deque()
         self._current = _Current()
         self._prefill_rate = 0.0
-        self._prefill_due = False
+        self._owed = 0.0
+        self._used = False
         self._events: list[tuple[int, Event | CloisterError]] = []
         self.stats = Stats()
 
     @property
     def busy(self) -> bool:
-        return bool(self._streams or self._waiting or self._events)
+        return bool(self._streams or self._paused or self._waiting or self._events)
 
     def expect(self, number: int) -> None:
         """A job of this number is being prepared: `cancel` knows it from now on."""
@@ -148,20 +166,42 @@ class DecodeLoop:
     def step(self) -> list[tuple[int, Event | CloisterError]]:
         """Do a bounded amount of work; the events it gave, in order. Raises: MalformedModel when decoding fails.
 
-        A token for everybody and a chunk of a prompt take turns, so that tokens are told before the chunk begins.
+        A token for everybody and chunks of prompts take turns by the clock: where no more prompts are read than answers
+        run, reading takes half of the time, so that an answer is at most twice as slow; else its part by their number.
         """
         self._drop_cancelled()
         self._admit()
         running = [s for s in self._streams.values() if not s.prefilling]
-        prefilling = len(running) < len(self._streams)
-        if running and not (self._prefill_due and prefilling):
+        prefilling = len(self._streams) - len(running)
+        started = time.monotonic()
+        if running and not (self._owed > 0 and prefilling):
             self._decode(running)
-            self._prefill_due = True
+            share = max(1.0, prefilling / len(running)) if prefilling else 0.0
+            self._owed = min(self._owed + share * (time.monotonic() - started), _MOST_OWED)
         elif prefilling:
             self._prefill()
-            self._prefill_due = False
+            self._owed -= time.monotonic() - started
+        if not running:
+            self._owed = 0.0
         events, self._events = self._events, []
         return events
+
+    def rest(self, *, forget: bool) -> bool:
+        """To be called while nothing is to be done: overwrite the cache memory with zeros, once after each use.
+
+        llama.cpp zeroes all of it or nothing, so it must wait while finished conversations are kept for their scope;
+        with `forget` they are dropped. Returns whether nothing of anybody's is in the cache any more.
+        """
+        if self.busy:
+            return False
+        if forget:
+            self._sequences.drop_kept()
+        if self._sequences.kept:
+            return False
+        if self._used:
+            self._model.erase()
+            self._used = False
+        return True
 
     # Coming and going.
 
@@ -173,41 +213,79 @@ class DecodeLoop:
         for number in cancelled & {job.number for job in self._waiting}:
             self._close(number)
         self._waiting = deque(job for job in self._waiting if job.number not in cancelled)
+        for stream in [one for one in self._paused if one.job.number in cancelled]:
+            self._paused.remove(stream)
+            stream.sampler.close()
+            self._close(stream.job.number)
         for number in cancelled & self._streams.keys():
             stream = self._streams[number]
             self._end(stream, keep=not stream.prefilling)
 
     def _admit(self) -> None:
-        """In order: a large request at the head waits for room rather than being overtaken."""
+        """In order, those who were paused first: a large request at the head waits for room, and is not overtaken."""
+        while self._paused:
+            need = self._paused[0].longest  # all that it can ever need: nobody is paused twice
+            if not self._sequences.fits(need):
+                return
+            self._settle(self._paused.popleft(), need)
         while self._waiting:
             job = self._waiting[0]
             room = self._model.context_length - len(job.prompt)
             room = min(room, job.sampling.max_tokens) if job.sampling.max_tokens is not None else room
-            scope = job.scope if self._model.reuses_prefixes else None
-            running: dict[int, Sequence[int]] = {}
-            if scope is not None:
-                running = {s.sequence: s.tokens[: s.past] for s in self._streams.values() if s.job.scope == scope}
-            place = self._sequences.place(scope, job.prompt, len(job.prompt) + room, running)
-            if place is None:
+            need = len(job.prompt) + min(room, _GROWTH)
+            if not self._sequences.fits(need):
                 return
             self._waiting.popleft()
-            for sequence in place.evict:
-                self._model.forget(sequence)
-            reused = self._take(place.sequence, place.source, place.reused)
             try:
                 sampler = Sampler(self._lib, self._model, job.sampling, prompt=job.prompt, length=room)
             except WrongUse as error:
-                self._model.forget(place.sequence)
-                self._sequences.release(place.sequence, (), keep=False)
                 self.reject(job.number, error)
                 continue
             stop = tuple(s for s in job.sampling.stop if s)
-            stream = _Stream(job, place.sequence, list(job.prompt), sampler, TextStream(stop), room, reused, reused)
-            self._streams[job.number] = stream
-            self._turns.append(job.number)
+            stream = _Stream(job, -1, list(job.prompt), sampler, TextStream(stop), room, 0)
+            self._settle(stream, need)
+            stream.cached = stream.past
             self.stats.requests += 1
-            self.stats.prompt_tokens_reused += reused
-            self._events.append((job.number, Started(len(job.prompt), reused, job.truncated)))
+            self.stats.prompt_tokens_reused += stream.past
+            self._events.append((job.number, Started(len(job.prompt), stream.past, job.truncated)))
+
+    def _settle(self, stream: _Stream, need: int) -> None:
+        """Give a stream a sequence with `need` cells, for which there is room, and what is known of its tokens."""
+        scope = stream.job.scope if self._model.reuses_prefixes else None
+        running: dict[int, Sequence[int]] = {}
+        if scope is not None:
+            running = {s.sequence: s.tokens[: s.past] for s in self._streams.values() if s.job.scope == scope}
+        place = self._sequences.place(scope, stream.tokens, need, running)
+        for sequence in place.evict:
+            self._model.forget(sequence)
+        stream.past = self._take(place.sequence, place.source, place.reused)
+        stream.sequence, stream.reserved, stream.fresh = place.sequence, need, True
+        self._streams[stream.job.number] = stream
+        self._turns.append(stream.job.number)
+
+    def _reserve(self, running: Sequence[_Stream]) -> list[_Stream]:
+        """Cells for one more token of each, oldest first; where they do not suffice, the youngest pause meanwhile."""
+        for stream in running:
+            while stream.job.number in self._streams and stream.past >= stream.reserved:
+                need = min(stream.longest, stream.past + _GROWTH)
+                evict = self._sequences.grow(stream.sequence, need)
+                if evict is None:
+                    growing = [s for s in self._streams.values() if s.reserved < s.longest]
+                    self._pause(growing[-1])
+                    continue
+                for sequence in evict:
+                    self._model.forget(sequence)
+                stream.reserved = need
+        return [stream for stream in running if stream.job.number in self._streams]
+
+    def _pause(self, stream: _Stream) -> None:
+        """Give up a stream's cells; its tokens are read again when there is room for all that it may become."""
+        del self._streams[stream.job.number]
+        self._turns.remove(stream.job.number)
+        self._sequences.release(stream.sequence, (), keep=False)
+        self._model.forget(stream.sequence)
+        self._paused.appendleft(stream)
+        self.stats.pauses += 1
 
     def _take(self, sequence: int, source: int, reused: int) -> int:
         """Make `sequence` hold exactly the first `reused` tokens of `source`; returns how many it really holds."""
@@ -234,8 +312,9 @@ class DecodeLoop:
     # The two kinds of batch.
 
     def _decode(self, running: list[_Stream]) -> None:
+        running = self._reserve(running)
         items = [(s.tokens[s.past], s.past, s.sequence, True) for s in running]
-        if not self._run(items, running):
+        if not items or not self._run(items, running):
             return
         self.stats.decode_steps += 1
         for row, stream in enumerate(running):
@@ -245,14 +324,16 @@ class DecodeLoop:
     def _prefill(self) -> None:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""
         turns = [self._streams[n] for n in self._turns if self._streams[n].prefilling]
+        turns = [stream for stream in turns if not self._waits_for_prefix(stream)]
         budget = self._chunk_size(alone=len(self._streams) == 1 and not self._waiting)
         items: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[_Stream, int, int]] = []
         for stream in turns:
-            end = min(len(stream.job.prompt), stream.past + budget - len(items))
+            end = min(stream.goal, stream.past + budget - len(items))
             if end <= stream.past:
                 break
-            last = len(stream.job.prompt) - 1
+            stream.fresh = False
+            last = -1 if stream.generated else stream.goal - 1
             items += [(stream.tokens[at], at, stream.sequence, at == last) for at in range(stream.past, end)]
             shares.append((stream, end, len(items) - 1))
         started = time.monotonic()
@@ -266,8 +347,35 @@ class DecodeLoop:
         self._turns.append(first)
         for stream, end, row in shares:
             stream.past = end
-            if not stream.prefilling:
+            if not stream.prefilling and not stream.generated:
                 self._next_token(stream, row)
+
+    def _waits_for_prefix(self, stream: _Stream) -> bool:
+        """Before a stream's first chunk: take what older ones of its scope have read of its tokens by now.
+
+        True: one of them is just reading some of them, so that this one had better wait for it.
+        """
+        scope = stream.job.scope
+        if scope is None or not stream.fresh or not self._model.reuses_prefixes:
+            return False
+        source, longest = stream, stream.past
+        older = [s for s in self._streams.values() if s.job.scope == scope and s.job.number < stream.job.number]
+        shared = [common_prefix(other.tokens, stream.tokens, len(stream.tokens) - 1) for other in older]
+        for other, length in zip(older, shared, strict=True):
+            if min(length, other.past) > longest:
+                source, longest = other, min(length, other.past)
+        for other, length in zip(older, shared, strict=True):
+            if other.prefilling and min(length, other.goal) - longest >= _SMALLEST_CHUNK:
+                return True
+        if source is stream:
+            return False
+        self._model.forget(stream.sequence)
+        self._model.share(source.sequence, stream.sequence, longest)
+        if not stream.generated:
+            self.stats.prompt_tokens_reused += longest - stream.past
+            stream.cached = longest
+        stream.past = longest
+        return False
 
     def _chunk_size(self, *, alone: bool) -> int:
         wanted = int(self._prefill_rate * (_ALONE_SECONDS if alone else _CHUNK_SECONDS))
@@ -280,6 +388,7 @@ class DecodeLoop:
 
     def _run(self, items: Sequence[tuple[int, int, int, bool]], streams: Sequence[_Stream]) -> bool:
         """Decode; False when it was aborted, and then nothing of it counts."""
+        self._used = True
         owners = frozenset(s.job.number for s in streams)
         with self._current.lock:
             self._current.owners = owners

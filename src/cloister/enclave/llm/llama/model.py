@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import ModelInfo
-from cloister.enclave.llm.llama.config import VARIANTS, LoopSettings, physical_cores
+from cloister.enclave.llm.llama.config import KV_TYPES, VARIANTS, LoopSettings, physical_cores
 from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core
 from cloister.errors import MalformedModel, WrongUse
 
 __all__ = ["AbortedError", "Model", "SelfTestError"]
 
 _CONTROL_ATTRIBUTES = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL
-_KV_BUDGET = 1 << 30
+_LEAST_CACHE, _MOST_CACHE = 1 << 30, 1 << 31  # bytes
 _MOST_CONTEXT = 16384
 _SMALL_MODEL = 1 << 26
 """Bytes. Below this, threads spend more time waiting for each other than computing, most of all on a busy machine."""
@@ -157,8 +157,8 @@ class Model:
         self.context_length: int = settings.context or min(trained, _MOST_CONTEXT)
         if self.context_length < 1:
             raise MalformedModel("The model file names no context length.")
-        cell = self._cell_bytes()
-        within = max(self.context_length, _KV_BUDGET // max(cell, 1))
+        number, width = KV_TYPES[settings.kv_type]
+        within = max(self.context_length, int(_cache_budget() / self._cell_bytes(width)))
         self.kv_tokens: int = max(
             self.context_length, settings.kv_tokens or min(settings.slots * self.context_length, within)
         )
@@ -171,6 +171,7 @@ class Model:
         params.n_outputs_max = self.sequences
         threads = 1 if lib.llama_model_size(self._model) < _SMALL_MODEL else physical_cores()
         params.n_threads = params.n_threads_batch = settings.threads or threads
+        params.type_k = params.type_v = number
         params.kv_unified = True
         params.swa_full = True  # a sliding window could not give up part of a sequence
         params.no_perf = True
@@ -179,17 +180,18 @@ class Model:
         params.abort_callback_data = ctypes.addressof(self._flag)
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
-            raise MalformedModel("The engine cannot open a context for this model.", hint="Is there memory enough?")
+            hint = "Is there memory enough?" if settings.kv_type == "f16" else "Try it with kv_type f16."
+            raise MalformedModel("The engine cannot open a context for this model.", hint=hint)
         self.fills_every_core = fill_every_core(params.n_threads)
         self._end_threads = attach_threads(self._context, params.n_threads)
         self._memory = lib.llama_get_memory(self._context)
 
-    def _cell_bytes(self) -> int:
-        """Roughly what one token takes in the cache (f16 keys and values)."""
+    def _cell_bytes(self, width: float) -> float:
+        """Roughly what one token takes in the cache, at `width` bytes a value."""
         lib = self._lib
         heads = max(lib.llama_model_n_head(self._model), 1)
-        width = lib.llama_model_n_embd(self._model) * lib.llama_model_n_head_kv(self._model) // heads
-        return int(4 * lib.llama_model_n_layer(self._model) * max(width, 1))
+        values = int(lib.llama_model_n_embd(self._model)) * int(lib.llama_model_n_head_kv(self._model)) // heads
+        return float(2 * width * max(int(lib.llama_model_n_layer(self._model)) * values, 1))
 
     @property
     def context(self) -> Any:
@@ -222,6 +224,10 @@ class Model:
         """Let `target` use `source`'s cells before position `end` too."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def erase(self) -> None:
+        """Forget every sequence, and overwrite the cache with zeros."""
+        self._lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
+
     def _self_test(self) -> None:
         """Both kinds of batch, a prompt's and a single token's, must give finite logits before anybody is served."""
         words = [(1 + at * 7) % self.vocabulary for at in range(8)]
@@ -230,7 +236,17 @@ class Model:
         self.decode([(words[0], 8, 0, True)])
         if not (finite and bool(np.isfinite(self.logits(0)).all())):
             raise SelfTestError("The model computes no finite numbers.", hint="The file may be damaged.")
-        self._lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
+        self.erase()
+
+
+def _cache_budget() -> int:
+    """Bytes that the cache may take where nobody said how many: a quarter of what is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        free = 0
+    return min(max(free // 4, _LEAST_CACHE), _MOST_CACHE)
 
 
 def _abort_callback(library: Any) -> Any:

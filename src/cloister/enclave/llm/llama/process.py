@@ -74,6 +74,7 @@ def _in_child(
     words += [f"{name}={value}" for name, value in settings.encode().items()]
     start = [json.dumps(_search_path()), json.dumps(sys.pycache_prefix)]
     environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
+    environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # asks for huge pages where the kernel gives them
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", *_bytecode_flag(), "-c", _START, *start, *words],
         env=environment,

@@ -36,8 +36,8 @@ class _Kept:
 class Sequences:
     """`cells` shared by `count` sequences, of which `slots` may be active at once.
 
-    An active stream has reserved all the cells that it can ever need, so that decoding never fails for lack of them.
-    What is left over may hold finished sequences of streams with a scope, the most recently used longest. A prefix is
+    An active stream has reserved the cells that it uses and will use soon, and asks for more with `grow`, so that
+    decoding never fails for lack of them. What is left over may hold finished sequences of streams with a scope, the most recently used longest. A prefix is
     only ever found by the same scope: 32 bytes, compared whole.
     """
 
@@ -59,15 +59,15 @@ class Sequences:
     def _reserved(self) -> int:
         return sum(stream.need for stream in self._active.values())
 
-    def place(
-        self, scope: bytes | None, prompt: Sequence[int], need: int, running: dict[int, Sequence[int]]
-    ) -> Place | None:
-        """A place for a stream that may grow to `need` cells, or None while there is none.
+    def fits(self, need: int) -> bool:
+        """Whether there is a place for one more stream that needs so many cells."""
+        return len(self._active) < self._slots and self._reserved() + need <= self._cells
+
+    def place(self, scope: bytes | None, prompt: Sequence[int], need: int, running: dict[int, Sequence[int]]) -> Place:
+        """A place for a stream that needs `need` cells for now, and fits.
 
         `running`: for active sequences, the tokens already in their cells.
         """
-        if len(self._active) >= self._slots or self._reserved() + need > self._cells:
-            return None
         source, reused = self._best(scope, prompt, running)
         evict: list[int] = []
         if reused and source in self._kept and 2 * reused >= len(self._kept[source].tokens):
@@ -80,12 +80,31 @@ class Sequences:
             if sequence == source:  # it was the oldest of all: there is nothing left to share
                 source, reused = -1, 0
         self._active[sequence] = _Active(scope, need)
-        while self._kept and self._reserved() + sum(len(k.tokens) for k in self._kept.values()) > self._cells:
-            oldest = self._drop_oldest(evict)
-            self._free.append(oldest)
-            if oldest == source:
-                source, reused = -1, 0
+        self._make_room(evict)
+        if source in evict:
+            source, reused = -1, 0
         return Place(sequence, reused, source, tuple(evict))
+
+    def grow(self, sequence: int, need: int) -> tuple[int, ...] | None:
+        """Reserve `need` cells in all for an active sequence; returns the sequences to drop first, None without room."""
+        stream = self._active[sequence]
+        if self._reserved() - stream.need + need > self._cells:
+            return None
+        stream.need = need
+        evict: list[int] = []
+        self._make_room(evict)
+        return tuple(evict)
+
+    def drop_kept(self) -> tuple[int, ...]:
+        """Keep nothing any longer; returns the sequences to drop."""
+        dropped = tuple(self._kept)
+        self._kept.clear()
+        self._free.extend(dropped)
+        return dropped
+
+    def _make_room(self, evict: list[int]) -> None:
+        while self._kept and self._reserved() + sum(len(k.tokens) for k in self._kept.values()) > self._cells:
+            self._free.append(self._drop_oldest(evict))
 
     def _drop_oldest(self, evict: list[int]) -> int:
         sequence, _ = self._kept.popitem(last=False)
