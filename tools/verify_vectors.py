@@ -8,7 +8,7 @@ and the evidence in files whose names say what they are (`_JUDGES`). The policy 
 accept   every check holds
 policy   genuine, and its vendor rates its firmware as not up to date: nothing else fails
 parse    nothing to judge: the parser takes it
-reject   malformed, or some other check fails
+reject   malformed (also where a file of the case is missing or cannot be read), or some other check fails
 
 Exits 0 only when every case gets the verdict that it expects.
 """
@@ -52,7 +52,13 @@ from cloister.verify import (
     vtpm,
 )
 from cloister.verify.boot_log import check_rtmr_log
+from cloister.verify.certificates import MALFORMED
+from cloister.verify.platform import Appraisal
+from cloister.verify.provenance import SIGSTORE_REFUSES, sigstore_verifier
 from cloister.verify.tpm_certificates import ATTESTATION_KEY, PROVIDER_ROOTS, judge_chain
+
+_UNREADABLE = (*MALFORMED, AttributeError, LookupError, OSError, RecursionError)
+"""What reading a case's files raises where they are missing, or are not what their names say."""
 
 _RATINGS = frozenset({"tcb.status", "tcb.advisories"})
 POLICY = Path(__file__).with_name("vectors.toml")
@@ -73,6 +79,12 @@ class Case:
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
+
+    @property
+    def expected(self) -> str:
+        """A verdict; "" where the case says none."""
+        expected = self.facts.get("expected")
+        return str(expected.get("verdict", "")) if isinstance(expected, dict) else ""
 
     @property
     def claims(self) -> Mapping[str, Any]:
@@ -98,6 +110,8 @@ def judge(case: Case) -> Outcome:
         return Outcome("reject", f"malformed {error.step}: {error.message}")
     except CloisterError as error:
         return Outcome("reject", f"{error.step}: {error.message}")
+    except _UNREADABLE as error:
+        return Outcome("reject", f"malformed case: {type(error).__name__}: {ascii(str(error))[1:-1][:200]}")
     if not factors:
         return Outcome("parse", "")
     wrong = [factor for factor in factors if factor.verdict == "fail"]
@@ -111,20 +125,24 @@ def judge(case: Case) -> Outcome:
 
 
 def _judge_of(case: Case) -> Callable[[Case], Iterable[Factor]]:
+    if not case.expected:
+        raise MalformedEvidence("No verdict that could be expected.", step="case.json")
     for needed, judged in _JUDGES:
         if all(case.has(name) for name in needed):
             return judged
     raise MalformedEvidence("No verifier knows these files.", step="case")
 
 
-def _quote(case: Case, name: str) -> Iterable[Factor]:
+def _intel(case: Case, name: str) -> Appraisal:
     quote = case.read(name)
     collateral = case.read("collateral.json") if case.has("collateral.json") else b""
     root = case.read("root.der") if case.has("root.der") else None
-    if quote[4:8] != b"\x81\0\0\0":
-        yield from intel.judge_sgx(quote, collateral, policy=case.policy, now=case.now, root=root).factors
-        return
-    appraisal = intel.judge_tdx(quote, collateral, policy=case.policy, now=case.now, root=root)
+    judged = intel.judge_tdx if quote[4:8] == b"\x81\0\0\0" else intel.judge_sgx
+    return judged(quote, collateral, policy=case.policy, now=case.now, root=root)
+
+
+def _quote(case: Case, name: str) -> Iterable[Factor]:
+    appraisal = _intel(case, name)
     yield from appraisal.factors
     if case.has("ccel.bin"):
         yield check_rtmr_log(
@@ -142,8 +160,12 @@ def _dcap_bare(case: Case) -> Iterable[Factor]:
 
 def _snp(case: Case) -> Iterable[Factor]:
     report = case.read("report.bin")
-    crl = pem_or_der_crl(case.read("crl.pem")) if case.has("crl.pem") else None
-    return sev_snp.judge(report, _snp_chain(case, report), crl, policy=case.policy, now=case.now).factors
+    chain, crl = _snp_chain(case, report), _snp_crl(case)
+    return sev_snp.judge(report, chain, crl, policy=case.policy, now=case.now).factors
+
+
+def _snp_crl(case: Case) -> bytes | None:
+    return pem_or_der_crl(case.read("crl.pem")) if case.has("crl.pem") else None
 
 
 def _snp_chain(case: Case, report: bytes) -> tuple[bytes, ...]:
@@ -159,6 +181,7 @@ def _amd_crl(case: Case) -> Iterable[Factor]:
     ask, ark = (x509.load_der_x509_certificate(der) for der in pem_or_der_certificates(case.read("ask_ark.pem")))
     crl = amd_certificates.load_crl(pem_or_der_crl(case.read("crl.pem")))
     yield amd_certificates.check_root(ark.fingerprint(SHA256()).hex(), sev_snp.ARK_SHA256)
+    yield amd_certificates.check_chain((ask, ark), case.now)
     yield amd_certificates.check_crl(crl, (ask, ark), case.policy, case.now)
 
 
@@ -222,9 +245,10 @@ def _log(case: Case) -> Iterable[Factor]:
 def _azure(case: Case) -> Iterable[Factor]:
     hcl = parse_hcl(case.read("hcl_report.bin"))
     if case.has("td_quote.bin"):
-        hardware = intel.judge_tdx(case.read("td_quote.bin"), b"", policy=case.policy, now=case.now)
+        hardware = _intel(case, "td_quote.bin")
     else:
-        hardware = sev_snp.judge(hcl.hardware, _snp_chain(case, hcl.hardware), None, policy=case.policy, now=case.now)
+        chain, crl = _snp_chain(case, hcl.hardware), _snp_crl(case)
+        hardware = sev_snp.judge(hcl.hardware, chain, crl, policy=case.policy, now=case.now)
     tpm = TpmEvidence(
         quote=case.read("tpm_message.bin"),
         signature=encode_rsassa(case.read("tpm_signature.bin")),
@@ -264,14 +288,13 @@ def _sigstore(case: Case) -> Iterable[Factor]:
     """By the installed sigstore, offline. The case names an issuer; whose identity it is is not judged."""
     from sigstore.errors import Error
     from sigstore.models import Bundle
-    from sigstore.verify import Verifier
     from sigstore.verify.policy import OIDCIssuer
 
     try:
         bundle = Bundle.from_json(case.read("bundle.sigstore"))
         policy = OIDCIssuer(case.facts["expected"]["issuer"])
-        Verifier.production(offline=True).verify_artifact(case.read("artifact.whl"), bundle, policy)
-    except (Error, ValueError) as error:
+        sigstore_verifier().verify_artifact(case.read("artifact.whl"), bundle, policy)
+    except (Error, *SIGSTORE_REFUSES) as error:
         yield Factor("provenance.signature", "fail", got=type(error).__name__)
         return
     yield Factor("provenance.signature", "pass")
@@ -296,13 +319,21 @@ _JUDGES: tuple[tuple[tuple[str, ...], Callable[[Case], Iterable[Factor]]], ...] 
 
 
 def cases(folder: Path, policy: Policy, now: float) -> list[Case]:
-    """Every folder below with a `case.json`, by name."""
+    """Every folder below with a `case.json`, by name. One that cannot be read expects nothing, and so never agrees."""
     found = []
     for path in sorted(folder.rglob("case.json")):
-        facts = json.loads(path.read_text())
+        facts = _facts(path)
         at = facts.get("now")
         found.append(Case(str(path.parent.relative_to(folder)), path.parent, facts, policy, now if at is None else at))
     return found
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    try:
+        facts = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def main() -> int:
@@ -320,13 +351,12 @@ def main() -> int:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         for case in bar.track(found, description="judging"):
             outcome = judge(case)
-            expected = case.facts["expected"]["verdict"]
             rows.append(
                 {
                     "case": case.name,
-                    "expected": expected,
+                    "expected": case.expected,
                     "got": outcome.verdict,
-                    "agrees": outcome.verdict == expected,
+                    "agrees": outcome.verdict == case.expected,
                     "reason": outcome.reason,
                 }
             )

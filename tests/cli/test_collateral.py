@@ -56,6 +56,7 @@ def clock(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CLOISTER_INTEL_PCS", service.url)
     monkeypatch.setenv("CLOISTER_AMD_KDS", service.url)
+    monkeypatch.setenv("CLOISTER_NVIDIA_RIM", service.url)
     return clock
 
 
@@ -92,17 +93,17 @@ def report(tmp_path: Path, snp: amd.Evidence) -> Path:
     return _save(tmp_path / "snp.json", snp.report)
 
 
-HEAD = "what                      platform             issued      until       days left\n"
+HEAD = "what                       platform            issued      until       days left\n"
 FETCHED = """\
-Intel PCK revocations     platform             2027-01-14  2027-02-13         29
-Intel root revocations    SGX                  2027-01-14  2027-02-13         29
-Intel TCB info            TDX 00906ed50000     2027-01-14  2027-02-13         29
-Intel QE identity         TDX                  2027-01-14  2027-02-13         29
+Intel PCK revocation list  platform            2027-01-14  2027-02-13         29
+Intel root revocation list SGX                 2027-01-14  2027-02-13         29
+Intel TCB info             TDX 00906ed50000    2027-01-14  2027-02-13         29
+Intel QE identity          TDX                 2027-01-14  2027-02-13         29
 """
 CHIP = """\
-AMD VCEK                  Milan 646566676869…  2026-12-16  2034-01-13       2555
-AMD VCEK's CA             Milan                2024-01-16  2047-01-10       7300
-AMD VCEK revocations      Milan                2027-01-05  2027-11-11        300
+AMD VCEK                   Milan 646566676869… 2026-12-16  2034-01-13       2555
+AMD VCEK's CA              Milan               2024-01-16  2047-01-10       7300
+AMD VCEK revocation list   Milan               2027-01-05  2027-11-11        300
 """
 
 
@@ -113,8 +114,8 @@ def test_fetching_asks_the_vendor_and_tells_what_is_kept_until_when(
     ran = run("collateral", "fetch", quote)
     assert (ran.exit_code, ran.stdout) == (0, HEAD + FETCHED)
     assert ran.stderr.splitlines() == [
-        "asking 127.0.0.1 for Intel PCK revocations",
-        "asking 127.0.0.1 for Intel root revocations",
+        "asking 127.0.0.1 for Intel PCK revocation list",
+        "asking 127.0.0.1 for Intel root revocation list",
         "asking 127.0.0.1 for Intel TCB info",
         "asking 127.0.0.1 for Intel QE identity",
     ]
@@ -153,7 +154,10 @@ def test_what_is_out_of_date_is_shown_as_not_usable(
     run("collateral", "fetch", quote)
     clock.now += 30 * DAY
     shown = run("collateral", "show").stdout
-    assert "Intel PCK revocations     platform             not usable: intel pck-crl platform is out of date" in shown
+    assert (
+        "Intel PCK revocation list  platform            not usable: Intel PCK revocation list (platform) is out of date"
+        in shown
+    )
     assert shown.count("not usable") == 4
     told = json.loads(run("collateral", "show", "--json").stdout)
     assert [(each["usable"], each["days_left"]) for each in told] == [(False, None)] * 4

@@ -64,6 +64,21 @@ def test_verifies_then_serves_until_ctrl_c(enclave: Enclave, connect: Start) -> 
 
 
 @pytest.mark.timeout(120)
+def test_first_use_is_said_before_anything_is_served(
+    run: Run, enclave: Enclave, connect: Start, tmp_path: Path
+) -> None:
+    policy = tmp_path / "p.toml"
+    assert run("policy", "init", "--from", enclave.url, "-o", policy, *enclave.trusted).exit_code == 0
+    accepted = tmp_path / "accepted.toml"
+    accepted.write_text(policy.read_text().replace('trust = "first-use"\n', ""))
+    for file, said in ((policy, True), (accepted, False)):
+        process, _, _ = connect(enclave.url, "--policy", str(file))
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate()
+        assert ("FIRST USE" in error) == said, error
+
+
+@pytest.mark.timeout(120)
 def test_its_own_key_goes_in_place_of_the_tools(start_enclave: Callable[..., Enclave], connect: Start) -> None:
     enclave = start_enclave(api_key="ck-right")
     _, base, _ = connect(enclave.url, *enclave.trusted, "--api-key", "ck-right")

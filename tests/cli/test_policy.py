@@ -26,7 +26,7 @@ from cloister.evidence.document import Document
 from cloister.evidence.launch import parse_launch
 from cloister.evidence.provenance import parse_payload, parse_provenance
 from cloister.verify import Factor, Limits, Policy, Tcb, parse_policy
-from cloister.verify.policy import _REQUIRED, GPUS, PLATFORMS
+from cloister.verify.policy import _REQUIRED, GPUS, PLATFORMS, TCB_STATUSES, UNKNOWN
 from cloister.verify.provenance import signed_measurements
 
 Run = Callable[..., Result]
@@ -93,17 +93,24 @@ def test_init_writes_what_runs_on_another_vendors_hardware(run: Run, hardware_ro
     assert ran.stdout.splitlines()[-1].startswith("OUT OF DATE, not an attack: ")
 
 
+CODE = {"mr_td": "aa", "rtmr1": "bb", "rtmr2": "cc"}
+"""By the byte, of 48."""
+
+
 def test_each_kind_of_gpu_is_written_down_once() -> None:
     steps = {"platform": "tdx", "owner": OWNER, "deployment": "a", "config": f"sha256:{'11' * 32}", "models": "22" * 32}
-    steps |= {"measurement.mr_td": "aa", "measurement.rtmr1": "bb", "measurement.rtmr2": "cc"}
+    steps |= {f"measurement.{name}": value * 48 for name, value in CODE.items()}
     for gpu, driver in (("gpu-0", "550"), ("gpu-1", "550"), ("gpu-2", "560")):
-        steps |= {f"{gpu}.measurement.{name}": "96" for name in ("vbios", "measurements")}
-        steps[f"{gpu}.measurement.driver"] = driver
+        steps |= {f"{gpu}.measurement.driver": driver, f"{gpu}.measurement.vbios": "96"}
+        steps[f"{gpu}.measurement.measurements"] = "96" * 32
+    steps["gpu-2.evidence.architecture"] = "hopper (GH100)"
+    steps["gpu-3.evidence.architecture"] = "ls10 (LS10)"  # a switch: it is pinned, and does not count
+    steps |= {"gpu-3.measurement.vbios": "97", "gpu-3.measurement.measurements": "97" * 32}
     policy = _pinned(Policy(), [Factor(step, "fail", "unknown", got) for step, got in steps.items()])
-    assert [entry["driver"] for entry in policy.measurements["nvidia"]] == ["550", "560"]
+    assert [entry.get("driver") for entry in policy.measurements["nvidia"]] == ["550", "560", None]
     assert policy.limits.gpus == 3
     assert policy.measurements["nvidia"][0].keys() == {"driver", "vbios", "measurements"}
-    assert dict(policy.measurements["tdx"][0]) == {"mr_td": "aa", "rtmr1": "bb", "rtmr2": "cc"}
+    assert dict(policy.measurements["tdx"][0]) == {name: value * 48 for name, value in CODE.items()}
 
 
 @pytest.mark.parametrize(
@@ -335,7 +342,7 @@ def test_a_fingerprint_is_of_the_content_alone() -> None:
 
 def test_a_fingerprint_changes_with_every_field() -> None:
     """One change to each; a field that is not named here turns this red."""
-    entry = {"mr_td": "aa", "rtmr1": "bb", "rtmr2": "cc"}
+    entry = {name: value * 48 for name, value in CODE.items()}
     changes: dict[str, Any] = {
         "deployment": "a",
         "owner_key": OWNER,
@@ -354,7 +361,7 @@ def test_a_fingerprint_changes_with_every_field() -> None:
     }
     assert {*changes, "trust"} == set(Policy.__dataclass_fields__)
     policies = [Policy(), *(Policy(**{name: value}) for name, value in changes.items())]
-    policies += [Policy(measurements={"tdx": ({**entry, "rtmr2": "cd"},)}), Policy(simulator_root=b"other root")]
+    policies += [Policy(measurements={"tdx": ({**entry, "rtmr2": "cd" * 48},)}), Policy(simulator_root=b"other root")]
     policies += [Policy(tcb=replace(Tcb(), **{name: value})) for name, value in _tcb_changes().items()]
     assert len({fingerprint(policy) for policy in policies}) == len(policies)
 
@@ -373,8 +380,8 @@ _TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), m
 
 @given(
     deployment=_TEXT,
-    component=st.one_of(_TEXT, st.integers(0, 1 << 40)).filter(lambda value: set(str(value)) != {"0"}),
-    tolerate=st.frozensets(_TEXT, max_size=3),
+    component=st.one_of(_TEXT.filter(lambda text: text != UNKNOWN), st.integers(0, 1 << 40)),
+    tolerate=st.frozensets(st.sampled_from(TCB_STATUSES), max_size=3),
     sigstore=st.one_of(st.none(), st.fixed_dictionaries({"identity": _TEXT, "issuer": _TEXT})),
 )
 def test_what_is_written_is_read_back(
@@ -384,7 +391,10 @@ def test_what_is_written_is_read_back(
         deployment=deployment,
         models=frozenset({"11" * 32}),
         platforms=("sev-snp",),
-        measurements={"sev-snp": ({"measurement": component}, {"measurement": "bb", "vcpus": 8})},
+        measurements={
+            "sev-snp": ({"measurement": "bb" * 48, "vcpus": 8},),
+            "nvidia": ({"driver": component, "vbios": "96"}, {"driver": "550", "vbios": component}),
+        },
         sigstore=sigstore,
         tcb=Tcb(tolerate=tolerate, tolerate_advisories=frozenset(), min_sev_snp={"microcode": 3}),
         limits=Limits(platform_ids=frozenset({"ab"}), dangerously_allow_missing_crl=True),
@@ -489,6 +499,27 @@ def test_check_tells_what_would_fail(run: Run, good: Path, tmp_path: Path) -> No
     assert "  FAIL deployment" in ran.stdout
 
 
+def test_check_tells_programs_too(run: Run, good: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "p.toml"
+    policy.write_text(hardware.POLICY)
+    told = json.loads(run("policy", "check", policy, "--json").stdout)
+    assert told == {
+        "v": 1,
+        "fingerprint": fingerprint(load_policy(policy)),
+        "first_use": False,
+        "signed_by": None,
+        "judged": None,
+    }
+    ran = run("policy", "check", policy, good, "--json")
+    judged = json.loads(ran.stdout)["judged"]
+    assert (ran.exit_code, judged["verdict"], judged["platform"]) == (0, "trusted", "tdx")
+    policy.write_text('trust = "first-use"\n' + hardware.POLICY.replace("acme", "acne"))
+    ran = run("policy", "check", policy, good, "--json")
+    told = json.loads(ran.stdout)
+    assert (ran.exit_code, told["first_use"], told["judged"]["verdict"]) == (3, True, "not-trusted")
+    assert "deployment" in {one["step"] for one in told["judged"]["factors"] if one["verdict"] == "fail"}
+
+
 def test_check_an_enclave(run: Run, enclave: Enclave, nowhere: str, tmp_path: Path) -> None:
     policy = tmp_path / "p.toml"
     policy.write_text(f'version = 1\nowner_key = "{OWNER}"\n')
@@ -522,6 +553,8 @@ def test_a_signature_is_checked_by_its_signer(run: Run, signed: tuple[Path, str]
     policy, signer = signed
     ran = run("policy", "check", policy, "--signer", signer)
     assert (ran.exit_code, ran.stdout) == (0, f"{policy} is well formed and signed by {signer}\n")
+    assert run("policy", "check", policy).stdout == ran.stdout
+    assert json.loads(run("policy", "check", policy, "--json").stdout)["signed_by"] == signer
     assert f"signed by     {signer}" in run("policy", "show", policy).stdout
     assert run("policy", "check", policy, "--signer", OWNER).exit_code == 3
     assert run("policy", "check", policy, "--signer", "somebody").exit_code == 2
@@ -541,6 +574,10 @@ def test_one_changed_byte_and_the_signature_does_not_fit(run: Run, signed: tuple
     policy, signer = signed
     policy.write_text(policy.read_text() + " ")
     assert run("policy", "check", policy, "--signer", signer).exit_code == 3
+    for options in ([], ["--json"]):
+        ran = run("policy", "check", policy, *options)
+        assert (ran.exit_code, ran.stdout) == (3, "")
+        assert "does not fit" in ran.stderr
     ran = run("policy", "show", policy)
     assert ran.exit_code == 3
     assert "NOBODY: the signature does not fit" in ran.stdout

@@ -148,6 +148,27 @@ def test_a_bare_document_needs_its_nonce(run: Run, enclave: Enclave, saved: Path
     assert run("verify", bare, *enclave.trusted).exit_code == 4
     assert run("verify", bare, "--nonce", raw["nonce"], *enclave.trusted).exit_code == 0
     assert run("verify", bare, "--nonce", "00" * 32, *enclave.trusted).exit_code == 3
+    for wrong in ("zz", raw["nonce"][1:], "00" * 31):
+        ran = run("verify", bare, "--nonce", wrong, *enclave.trusted)
+        assert (ran.exit_code, ran.stdout) == (2, "")
+        assert "no saved document" not in ran.stderr
+        assert "nonce" in ran.stderr
+
+
+def test_a_policy_at_fault_is_no_verdict(run: Run, saved: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "p.toml"
+    policy.write_text("version = 2\n")
+    ran = run("verify", saved, "--policy", policy)
+    assert (ran.exit_code, ran.stdout) == (4, "")
+    told = json.loads(run("verify", saved, "--policy", policy, "--json").stdout)
+    assert (told["verdict"], told["error"], told["reason"]) == ("not-verified", "MalformedPolicy", None)
+    settings = tmp_path / "config" / "cloister" / "config.toml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(f'[client]\npolicy_signer = "{OWNER}"\n')
+    policy.write_text("version = 1\n")
+    ran = run("verify", saved, "--policy", policy)
+    assert (ran.exit_code, ran.stdout) == (3, "")
+    assert "not signed" in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,8 @@ class _Stub:
 async def test_collateral_that_is_older_than_seen_is_refused_by_its_name(
     deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counters = {"tcb-evaluation-data-number": 18, "pck-crl": 7}
+    week = 7 * 86400
+    counters = {"tcb-evaluation-data-number": 18, "pck-crl": 7, "pck-crl-platform-issued": 2 * week}
 
     def judge(*arguments: Any, **options: Any) -> Any:
         return _Stub(verify(*arguments, **options), **counters)
@@ -211,7 +212,10 @@ async def test_collateral_that_is_older_than_seen_is_refused_by_its_name(
     await attest()
     counters["pck-crl"] = 8
     await attest()
-    for counter, value in (("pck-crl", 7), ("tcb-evaluation-data-number", 17)):
+    counters["pck-crl-platform-issued"] = week  # another server, which fetched its list some days before
+    await attest()
+    older = (("pck-crl", 7), ("tcb-evaluation-data-number", 17), ("pck-crl-platform-issued", week - 1))
+    for counter, value in older:
         kept = counters[counter]
         counters[counter] = value
         with pytest.raises(VerificationFailed) as caught:

@@ -1,5 +1,7 @@
 """The vendors' services on a loopback port: the paths that collateral is fetched by, with faults to order."""
 
+import base64
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -54,7 +56,7 @@ class Service:
         self.replies[path] = replace(self.replies[path], **changes)
 
     def vendor(self) -> Vendor:
-        return Vendor(Addresses(intel=self.url, amd=self.url))
+        return Vendor(Addresses(intel=self.url, amd=self.url, nvidia=self.url))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,6 +117,18 @@ def amd_replies(evidence: amd.Evidence) -> dict[str, Reply]:
     leaf, *issuers = evidence.chain
     pem = b"".join(x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM) for der in issuers)
     return {CHIP: Reply(leaf), AMD_CA: Reply(pem), AMD_CRL: Reply(evidence.crl or b"")}
+
+
+def nvidia_replies(rims: Mapping[str, bytes]) -> dict[str, Reply]:
+    """What NVIDIA's RIM service says: more than a client reads."""
+    return {
+        f"/v1/rim/{name}": Reply(
+            json.dumps(
+                {"id": name, "rim": base64.b64encode(rim).decode(), "rim_format": "TEXT", "sha256": "?"}
+            ).encode()
+        )
+        for name, rim in rims.items()
+    }
 
 
 def roots(*, tdx: intel.Evidence | None = None, snp: amd.Evidence | None = None) -> Roots:

@@ -119,10 +119,10 @@ def test_an_sgx_quote_gets_the_collateral_for_sgx(service: Service, vendor: Vend
     service.serve({path.replace("/tdx/", "/sgx/"): reply for path, reply in intel_replies(sgx).items()})
     completed = complete(document(sgx.quote), vendor=vendor, roots=roots(tdx=sgx), now=NOW)
     assert [str(found.piece.key) for found in completed.found] == [
-        "intel pck-crl platform",
-        "intel root-crl sgx",
-        "intel tcb-info sgx-00906ed50000",
-        "intel qe-identity sgx",
+        "Intel PCK revocation list (platform)",
+        "Intel root revocation list (SGX)",
+        "Intel TCB info (SGX 00906ed50000)",
+        "Intel QE identity (SGX)",
     ]
 
 
@@ -633,9 +633,9 @@ def test_progress_names_what_is_asked_for_and_where(service: Service, tdx: intel
     told: list[str] = []
     ask_tdx(progress=lambda key, source: told.append(f"{source}: {key}"))
     assert told[:3] == [
-        "document: intel pck-crl platform",
-        "cache: intel pck-crl platform",
-        "vendor: intel pck-crl platform",
+        "document: Intel PCK revocation list (platform)",
+        "cache: Intel PCK revocation list (platform)",
+        "vendor: Intel PCK revocation list (platform)",
     ]
 
 

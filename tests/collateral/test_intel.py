@@ -1,4 +1,5 @@
 import json
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_collateral_under_somebodys_own_root_is_not(folder: Path) -> None:
 
 
 def test_the_keys_say_which_platform_a_quote_is_from() -> None:
-    assert [str(key) for key in keys_of(vendor.sgx().quote)] == [
+    assert [" ".join(astuple(key)) for key in keys_of(vendor.sgx().quote)] == [
         "intel pck-crl platform",
         "intel root-crl sgx",
         "intel tcb-info sgx-00906ed50000",

@@ -5,17 +5,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from tests.enclave.attest.fakes import sev
+from tests.vendors import amd
 
 from cloister.channel.keys import KeyRing
+from cloister.enclave.attest.detect import Machine, detect, open_source
 from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import EnclaveConfig
 from cloister.enclave.llm.engine import EngineInfo, ModelInfo
 from cloister.errors import NotTrusted
 from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Item, parse_document
-from cloister.evidence.endorsements import Endorsements
+from cloister.evidence.endorsements import MEDIA_TYPE, Endorsements, parse_endorsements
 from cloister.evidence.launch import App, LaunchConfig
 from cloister.evidence.statement import parse_statement
+from cloister.verify import sev_snp
+from cloister.verify.policy import Policy
 
 CONFIG = EnclaveConfig(platform="sim").encode()
 LAUNCH = LaunchConfig(
@@ -89,20 +94,72 @@ def test_gpus_are_asked_first_and_covered_by_the_cpus_evidence() -> None:
     assert hardware.nonces == [nonce]
 
 
-def test_hands_out_the_hosts_collateral_only_where_the_driver_has_none() -> None:
-    shipped = Endorsements(intel=b"{}").item()
-    attestation = Attestation(
-        Hardware(), KeyRing(time.time()), LAUNCH, lambda: INFO, (), endorsements=lambda: shipped.content
-    )
-    assert parse_document(asyncio.run(attestation.document(b""))).items["endorsements"] == shipped
+WHOLE, LEAF = (b"leaf", b"ca", b"root"), (b"leaf",)
 
+
+@pytest.mark.parametrize(
+    ("own", "shipped", "given"),
+    [
+        (None, Endorsements(intel=b"{}"), Endorsements(intel=b"{}")),
+        (Endorsements(amd=WHOLE), None, Endorsements(amd=WHOLE)),
+        # A host's table gives the chain without a revocation list: with the operator's, a client needs no network.
+        (Endorsements(amd=WHOLE), Endorsements(amd_crl=b"new"), Endorsements(amd=WHOLE, amd_crl=b"new")),
+        (Endorsements(amd=WHOLE), Endorsements(amd=(b"1", b"2", b"3")), Endorsements(amd=WHOLE)),
+        (Endorsements(amd=LEAF), Endorsements(amd=(b"1", b"2", b"3")), Endorsements(amd=(b"1", b"2", b"3"))),
+        (Endorsements(amd=LEAF), Endorsements(amd_crl=b"new"), Endorsements(amd=LEAF, amd_crl=b"new")),
+        (Endorsements(amd_crl=b"old"), Endorsements(amd_crl=b"new"), Endorsements(amd_crl=b"new")),
+        (Endorsements(amd_crl=b"old"), Endorsements(tpm_crls=(b"tpm",)), Endorsements(amd_crl=b"old", tpm_crls=(b"tpm",))),
+    ],
+    ids=lambda value: None,
+)  # fmt: skip
+def test_the_operators_collateral_completes_the_drivers(
+    own: Endorsements | None, shipped: Endorsements | None, given: Endorsements
+) -> None:
     class Endorsed(Hardware):
         def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
-            return {**super().collect(report_data), "endorsements": Endorsements(amd_crl=b"own").item()}
+            items = super().collect(report_data)
+            return items if own is None else {**items, "endorsements": own.item()}
 
-    attestation = replace(attestation, source=Endorsed())
-    own = parse_document(asyncio.run(attestation.document(b""))).items["endorsements"]
-    assert own == Endorsements(amd_crl=b"own").item()
+    attestation = Attestation(
+        Endorsed(), KeyRing(time.time()), LAUNCH, lambda: INFO, (),
+        endorsements=lambda: shipped.item().content if shipped else b"",
+    )  # fmt: skip
+    item = parse_document(asyncio.run(attestation.document(b""))).items["endorsements"]
+    assert parse_endorsements(item.content) == given
+    assert item.media_type == MEDIA_TYPE
+
+
+def test_a_simulators_own_endorsements_stay_what_they_are() -> None:
+    own = Item("application/x-other", b"own")
+
+    class Simulator(Hardware):
+        def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
+            return {**super().collect(report_data), "endorsements": own}
+
+    shipped = Endorsements(intel=b"{}").item().content
+    attestation = Attestation(Simulator(), KeyRing(time.time()), LAUNCH, lambda: INFO, (), endorsements=lambda: shipped)
+    assert parse_document(asyncio.run(attestation.document(b""))).items["endorsements"] == own
+
+
+def test_an_snp_host_without_a_revocation_list_and_an_operator_with_one_satisfy_the_default_policy() -> None:
+    vendor = sev.genuine()
+    firmware = sev.Firmware(table=sev.whole_table())
+    kernel = sev.machine(firmware, tsm=sev.tsm_of(firmware))
+    source = open_source(detect(Machine(device=kernel)), Machine(device=kernel))
+    shipped = Endorsements(amd_crl=vendor.crl).item().content
+
+    def verdict(endorsements: bytes) -> str:
+        attestation = Attestation(
+            source, KeyRing(time.time()), LAUNCH, lambda: INFO, (), endorsements=lambda: endorsements
+        )
+        items = parse_document(asyncio.run(attestation.document(b""))).items
+        given = parse_endorsements(items["endorsements"].content)
+        judged = sev_snp.judge(
+            items["cpu"].content, given.amd, given.amd_crl, policy=Policy(), now=amd.NOW, roots=vendor.roots
+        )
+        return {factor.step: factor.verdict for factor in judged.factors}["evidence.crl"]
+
+    assert (verdict(b""), verdict(shipped)) == ("fail", "pass")
 
 
 def test_the_statement_names_the_engine_that_runs_now() -> None:
@@ -118,3 +175,10 @@ def test_the_statement_names_the_engine_that_runs_now() -> None:
     after = parse_statement(said())
     assert (after.engine.variant, after.insecure) == ("no-extra-buffers", ("padding-off",))
     assert after.ohttp_keys == parse_statement(before).ohttp_keys
+
+
+@pytest.mark.parametrize("lineage", [None, "cc" * 32])
+def test_the_statement_names_the_record_of_the_models_lineage_where_there_is_one(lineage: str | None) -> None:
+    attestation = Attestation(Hardware(), KeyRing(time.time()), LAUNCH, lambda: INFO, (), lineage_sha256=lineage)
+    (model,) = parse_statement(parse_document(asyncio.run(attestation.document(b""))).items["statement"].content).models
+    assert (model.sha256, model.lineage_sha256) == (INFO.model.sha256, lineage)

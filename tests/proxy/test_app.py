@@ -266,13 +266,24 @@ def test_refuses_another_user_s_connection(proxy: Served, http: httpx2.Client, m
 
 
 def test_shows_what_was_verified_and_what_was_not(http: httpx2.Client, deployment: Deployment) -> None:
-    assert http.get("/").json()["verdict"] == "not verified yet"
+    told = http.get("/").json()
+    assert (told["verdict"], told["first_use"]) == ("not verified yet", False)
     shown = http.get("/verification").json()
-    assert (shown["verdict"], shown["deployment"]) == ("simulated", "acme-chat")
+    assert (shown["verdict"], shown["first_use"], shown["deployment"]) == ("simulated", False, "acme-chat")
     assert "hardware" in {factor["step"] for factor in shown["not_proved"]}
     assert len(base64.b64decode(shown["nonce"])) == 32
     assert b"statement" in base64.b64decode(shown["document"])
     assert http.get("/").json()["verdict"] == "simulated"
+
+
+def test_first_use_is_said_on_every_page(deployment: Deployment, stage: Stage) -> None:
+    session = AsyncSession(stage.show(deployment.gateway), policy=replace(deployment.policy, trust="first-use"))
+    with (
+        Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port))) as served,
+        httpx2.Client(base_url=served.url, trust_env=False) as http,
+    ):
+        assert http.get("/verification").json()["first_use"] is True
+        assert http.get("/").json()["first_use"] is True
 
 
 def test_a_changed_measurement_is_blocked_with_old_and_new(http: httpx2.Client, deployment: Deployment) -> None:

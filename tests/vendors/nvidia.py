@@ -99,6 +99,11 @@ GPU_FIELDS: Mapping[int, bytes] = {
     11: b"\xaa",
     20: FWID,
 }
+BOARD_FIELDS: Mapping[int, bytes] = {**GPU_FIELDS, 15: b"885\0\0\0\0\0\0", 17: b"G520\0", 18: b"0200\0"}
+"""As a whole report has them: what NVIDIA's service files a VBIOS's manifest under."""
+
+DRIVER_RIM, VBIOS_RIM = "NV_GPU_DRIVER_GH100_590.12", "NV_GPU_VBIOS_G520_0200_885_9600A50001"
+
 SWITCH_FIELDS: Mapping[int, bytes] = {6: b"96.10.55.00.01", 22: bytes.fromhex("203eb31ad9ed0008")}
 
 
@@ -216,3 +221,8 @@ def signed_manifest(
         + f"<ds:KeyInfo><ds:X509Data>{certificates}</ds:X509Data></ds:KeyInfo></ds:Signature>"
     )
     return text.replace("</SoftwareIdentity>", block + "</SoftwareIdentity>").encode()
+
+
+def rims() -> dict[str, bytes]:
+    """NVIDIA's manifests for the device that `report(fields=BOARD_FIELDS)` speaks of, by name."""
+    return {DRIVER_RIM: signed_manifest(), VBIOS_RIM: signed_manifest(manifest(VBIOS, VBIOS_GOLDEN))}

@@ -50,6 +50,7 @@ class Terms:
     since: float = NOW - DAY
     until: float = NOW + 30 * DAY
     crl_point: bool = False
+    crl_address: str = "http://tpm.example/crl"
     critical: x509.ExtensionType | None = None
     serial: int = 7
     constraints: bool = True
@@ -83,7 +84,7 @@ def certify(public: object, terms: Terms, issuer: str, issuer_key: Key) -> bytes
         builder = builder.add_extension(x509.ExtendedKeyUsage([terms.extended]), critical=False)
     if terms.crl_point:
         point = x509.DistributionPoint(
-            [x509.UniformResourceIdentifier("http://tpm.example/crl")],
+            [x509.UniformResourceIdentifier(terms.crl_address)],
             relative_name=None,
             reasons=None,
             crl_issuer=None,

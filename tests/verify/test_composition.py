@@ -53,14 +53,20 @@ def ccel(*data: bytes) -> bytes:
 @cache
 def gpus() -> tuple[Issued, Issued]:
     """Two devices under one root."""
+    return nvidia.device(), beside("GH100", "48B02D0000000002")
+
+
+@cache
+def beside(product: str, serial: str) -> Issued:
+    """Another device under the same root."""
     first = nvidia.device()
     leaf, key = first.certificates[-1], ec.generate_private_key(ec.SECP384R1())
-    name, critical = nvidia.device_name("GH100", "48B02D0000000002")
+    name, critical = nvidia.device_name(product, serial)
     builder = (
         x509.CertificateBuilder()
         .subject_name(leaf.subject)
         .issuer_name(leaf.issuer)
-        .serial_number(2)
+        .serial_number(int(serial, 16))
         .public_key(key.public_key())
         .not_valid_before(leaf.not_valid_before_utc)
         .not_valid_after(leaf.not_valid_after_utc)
@@ -70,7 +76,7 @@ def gpus() -> tuple[Issued, Issued]:
         if not isinstance(extension.value, x509.SubjectAlternativeName):
             builder = builder.add_extension(extension.value, critical=extension.critical)
     second = builder.sign(first.keys[-2], hashes.SHA384())
-    return first, Issued((*first.certificates[:-1], second), (*first.keys[:-1], key))
+    return Issued((*first.certificates[:-1], second), (*first.keys[:-1], key))
 
 
 ROOTS = Roots(
@@ -722,6 +728,14 @@ def test_gpus_count_in_the_order_of_their_numbers() -> None:
     assert gpu_labels(_gpus_reordered()) == ("gpu-0", "gpu-1")
 
 
+def test_a_switch_stands_for_no_gpu() -> None:
+    switch, name = beside("LS_10", "48B02D0000000003"), "sev-snp+gpus"
+    assert refused(_gpus(gpus=(*gpus(), switch)), policy(name)) == set()
+    assert refused(_gpus(gpus=(gpus()[0], switch)), policy(name)) == {"gpus"}
+    limits = Limits(max_crl_age_days=30, gpus=3)
+    assert refused(_gpus(gpus=(*gpus(), switch)), policy(name, limits=limits)) == {"gpus"}
+
+
 def test_a_tpm_alone_needs_the_policy_to_name_it() -> None:
     assert refused(genuine("vtpm"), policy("vtpm", platforms=None)) == {"evidence.provider"}
 
@@ -755,7 +769,7 @@ PCRS = {"pcr4": LOADER.hex(), "pcr11": "bb" * 32}
         named("nvidia", {"arch": "hopper"}, name="a GPU's architecture"),
         named(
             "sgx",
-            {"mr_signer": "aa", "isv_prod_id": 1, "min_isv_svn": -1, "launch_sha256": "aa"},
+            {"mr_signer": "aa" * 32, "isv_prod_id": 1, "min_isv_svn": -1, "launch_sha256": "aa" * 32},
             name="a least number below zero",
         ),
     ],

@@ -35,7 +35,7 @@ from cloister.verify.appraisers import Subject
 from cloister.verify.platform import Appraisal
 
 OTHER = "ff" * 32
-MEASURED = {"mr_td": "aa", "rtmr1": "bb", "rtmr2": "cc"}
+MEASURED = {"mr_td": "aa" * 48, "rtmr1": "bb" * 48, "rtmr2": "cc" * 48}
 
 
 def refused(world: World, document: Document | None = None, **how: Any) -> dict[str, Any]:
@@ -93,6 +93,16 @@ def test_the_outcome_is_one_serializable_document(world: World) -> None:
     assert outcome["models"][0]["sha256"] == MODEL
     assert outcome["launch_sha256"] == STATEMENT.launch_sha256
     assert {"step", "verdict", "expected", "got", "hint"} == outcome["factors"][0].keys()
+    assert outcome["first_use"] is False
+    assert replace(world, pins={"trust": "first-use"}).verify().to_json()["first_use"] is True
+
+
+def test_the_message_names_a_step_once_however_often_it_failed(world: World) -> None:
+    both = (ModelStatement("demo", OTHER, "q8_0"), ModelStatement("more", "ee" * 32, "q8_0"))
+    with pytest.raises(VerificationFailed) as caught:
+        world.with_statement(models=both).verify()
+    assert sum(getattr(factor, "verdict", "") == "fail" for factor in caught.value.factors) == 2
+    assert caught.value.message == "Not trusted: statement.models."
 
 
 MUTANTS: dict[str, Callable[[World], World]] = {
@@ -113,7 +123,7 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     "insecure.plaintext": lambda w: w.with_statement(insecure=("plaintext",)),
     "platform": lambda w: replace(w, pins={"platforms": ("tdx", "sev-snp")}),
     "custody": lambda w: replace(w, pins={"limits": Limits(platform_ids=frozenset({OTHER}))}),
-    "measurement": lambda w: replace(w, pins={"measurements": {"sev-snp": ({"measurement": "01"},)}}),
+    "measurement": lambda w: replace(w, pins={"measurements": {"sev-snp": ({"measurement": "01" * 48},)}}),
     "measurement.code": lambda w: replace(w, measurement=replace(MEASUREMENT, code=f"sha256:{OTHER}")),
     "measurement.interpreter": lambda w: replace(w, measurement=replace(MEASUREMENT, interpreter="cpython 3.11.8")),
     "measurement.engine": lambda w: replace(

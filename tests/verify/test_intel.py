@@ -24,9 +24,9 @@ from cloister.verify import intel as verifier
 from cloister.verify import intel_chain
 from cloister.verify.intel import INTEL_ROOT_SHA256, judge_sgx, judge_tdx
 from cloister.verify.intel_library import library_policy
-from cloister.verify.intel_tcb import check_status
+from cloister.verify.intel_tcb import check_status, join
 from cloister.verify.platform import Appraisal, TcbLevel
-from cloister.verify.policy import Limits, Policy, Tcb
+from cloister.verify.policy import TCB_STATUSES, Limits, Policy, Tcb
 
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 
@@ -163,9 +163,36 @@ def test_says_what_ends_when_and_what_only_grows() -> None:
         "PCK revocation list": 3,
         "root revocation list": 29,
     }
-    assert dict(appraisal.counters) == {"tcb-evaluation-data-number": 17, "pck-crl": 12, "root-crl": 12}
+    assert dict(appraisal.counters) == {
+        "tcb-evaluation-data-number": 17,
+        "pck-crl-platform": 12,
+        "pck-crl-platform-issued": NOW - DAY,
+        "root-crl": 12,
+        "root-crl-issued": NOW - DAY,
+    }
     assert appraisal.tcb is not None
     assert appraisal.tcb.date == 1793491200.0  # 2026-11-01: the level's own date
+
+
+def test_a_revocation_list_that_goes_back_is_noticed_per_ca_though_its_number_stays() -> None:
+    """As Intel numbers them: every list is number 1."""
+
+    def counted(ca: str, since: float) -> dict[str, int]:
+        dates = dict.fromkeys(("pck_crl", "root_crl"), (since, NOW + DAY))
+        subjects = dict.fromkeys(("pck_ca", "pck_crl"), f"Intel SGX PCK {ca} CA")
+        appraisal = judge(vendor.sgx(crl_number=1, crl_dates=dates, subjects=subjects))
+        assert failures(appraisal) == set()
+        return dict(appraisal.counters)
+
+    newer, older = counted("Platform", NOW - DAY), counted("Platform", NOW - 2 * DAY)
+    assert {name: seen - older[name] for name, seen in newer.items() if seen > older[name]} == {
+        "pck-crl-platform-issued": DAY,
+        "root-crl-issued": DAY,
+    }
+    assert counted("Processor", NOW - 3 * DAY).keys() - newer.keys() == {
+        "pck-crl-processor",
+        "pck-crl-processor-issued",
+    }
 
 
 @dataclass(frozen=True)
@@ -455,6 +482,45 @@ def test_the_qe_identity_may_have_a_signer_of_its_own_which_has_its_time() -> No
     assert (factor.step, factor.expected) == ("evidence.expired", "QE identity signing certificate valid now")
 
 
+# All at once
+
+
+def forged(platform: str, *, root: bool = True, revoked: bool = True, old: bool = True, zero: bool = True) -> Evidence:
+    """A chain under a root of its own inside the quote, a revoked TCB, TCB info of 900 days ago, a zero signature."""
+    level = vendor.level("Revoked", tdx=TDX_LEVEL if platform == "tdx" else None)
+    tcb_info: dict[str, Any] = {"tcbLevels": [level]} if revoked else {}
+    if old:
+        tcb_info |= {"issueDate": vendor.iso(NOW - 930 * DAY), "nextUpdate": vendor.iso(NOW - 900 * DAY)}
+    maker, version = other_intel() if root else intel(), 4 if platform == "tdx" else 3
+    made = maker.make(vendor.Settings(platform=platform, version=version, tcb_info=tcb_info))
+    at = len(parse_quote(made.quote).signed) + 4
+    return replace(made, quote=made.quote[:at] + bytes(64) + made.quote[at + 64 :]) if zero else made
+
+
+FAULTS = {
+    "root": "evidence.root",
+    "revoked": "evidence.revoked",
+    "old": "evidence.expired",
+    "zero": "evidence.signature",
+}
+
+
+@pytest.mark.parametrize("platform", ["sgx", "tdx"])
+@pytest.mark.parametrize("library", ["asked", "credulous"])
+def test_what_others_accepted_all_at_once_is_refused_each_by_its_own_factor(
+    request: pytest.FixtureRequest, platform: str, library: str
+) -> None:
+    if library == "credulous":
+        request.getfixturevalue("credulous")
+    assert failures(judge(forged(platform))) == set(FAULTS.values())
+    for left in FAULTS:
+        alone = {name: name == left for name in FAULTS}
+        assert failures(judge(forged(platform, **alone))) == {FAULTS[left]}
+    appraisal = judge(forged(platform))
+    assert "900.0 days ago" in [factor.got for factor in appraisal.factors if factor.step == "evidence.expired"]
+    assert failures(judge(forged(platform, **dict.fromkeys(FAULTS, False)))) == set()
+
+
 # Time
 
 
@@ -532,16 +598,17 @@ def test_a_status_that_is_not_up_to_date_fails_there_alone_unless_tolerated(plat
 
 @pytest.mark.parametrize("platform", ["sgx", "tdx"])
 def test_revoked_is_never_tolerated(platform: str) -> None:
-    policy = Policy(tcb=Tcb(tolerate=frozenset({"Revoked"})))
-    appraisal = judge(rated(platform, "Revoked"), policy)
+    appraisal = judge(rated(platform, "Revoked"), Policy(tcb=Tcb(tolerate=frozenset(TCB_STATUSES))))
     assert failures(appraisal) == {"evidence.revoked"}
     assert "tcb.status" not in passes(appraisal)
-    assert [factor.verdict for factor in check_status(TcbLevel("Revoked"), policy.tcb)] == ["fail", "pass"]
+    tolerant = Tcb(tolerate=frozenset({"Revoked"}))  # which no policy can say
+    assert [factor.verdict for factor in check_status(TcbLevel("Revoked"), tolerant)] == ["fail", "pass"]
 
 
 def test_a_status_that_intel_may_add_counts_as_the_worst() -> None:
-    policy = Policy(tcb=Tcb(tolerate=frozenset({"Novel"})))
-    assert failures(judge(rated("sgx", "Novel"), policy)) == {"evidence.collateral"}  # the library knows no such word
+    policy = Policy(tcb=Tcb(tolerate=frozenset(TCB_STATUSES)))
+    got = failures(judge(rated("sgx", "Novel"), policy))
+    assert got == {"tcb.status", "evidence.collateral"}  # the library knows no such word
 
 
 @pytest.mark.usefixtures("credulous")
@@ -629,6 +696,75 @@ def test_a_domain_launched_on_older_firmware_should_be_launched_anew() -> None:
     assert failures(appraisal) == {"tcb.status"}
     assert appraisal.tcb is not None
     assert appraisal.tcb.status == "TDRelaunchAdvised"
+
+
+def launched_on(platform: str, module: str, running: str = "UpToDate", qe: str = "UpToDate") -> Evidence:
+    """TD report 1.5: words for what it was launched on, what it runs on, and the quoting enclave."""
+    levels = [vendor.level(running, tdx=TDX_LEVEL), vendor.level(platform, tdx=bytes([3, 0, 3]) + bytes(13))]
+    identity = {"id": "TDX_01", **MODULE, "tcbLevels": [vendor.svn_level(svn=5), vendor.svn_level(module, svn=3)]}
+    return vendor.tdx(
+        version=5,
+        td15=True,
+        report={"tee_tcb_svn": bytes([3, 1, 3]) + bytes(13)},
+        tcb_info={"tcbLevels": levels, "tdxModuleIdentities": [identity]},
+        qe_identity={"tcbLevels": [vendor.svn_level(qe)]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("evidence", "status"),
+    [
+        (launched_on("OutOfDate", "OutOfDate"), "TDRelaunchAdvised"),
+        (launched_on("OutOfDate", "UpToDate", "SWHardeningNeeded"), "TDRelaunchAdvised"),
+        (launched_on("UpToDate", "OutOfDate"), "TDRelaunchAdvised"),
+        (launched_on("OutOfDateConfigurationNeeded", "UpToDate"), "TDRelaunchAdvisedConfigurationNeeded"),
+        (launched_on("OutOfDate", "OutOfDate", "ConfigurationNeeded"), "TDRelaunchAdvisedConfigurationNeeded"),
+        (launched_on("OutOfDate", "OutOfDate", qe="ConfigurationNeeded"), "TDRelaunchAdvisedConfigurationNeeded"),
+        (launched_on("OutOfDate", "OutOfDate", qe="OutOfDate"), "OutOfDate"),
+        (launched_on("OutOfDate", "OutOfDate", qe="OutOfDateConfigurationNeeded"), "OutOfDateConfigurationNeeded"),
+        (launched_on("OutOfDate", "OutOfDate", "ConfigurationNeeded", "OutOfDate"), "OutOfDateConfigurationNeeded"),
+        (launched_on("OutOfDate", "OutOfDate", "OutOfDate"), "OutOfDate"),
+        (launched_on("SWHardeningNeeded", "UpToDate", "ConfigurationNeeded"), "ConfigurationAndSWHardeningNeeded"),
+    ],
+)
+@pytest.mark.parametrize("library", ["asked", "credulous"])
+def test_the_advice_to_launch_anew_hides_nothing(
+    request: pytest.FixtureRequest, evidence: Evidence, status: str, library: str
+) -> None:
+    if library == "credulous":
+        request.getfixturevalue("credulous")
+    appraisal = judge(evidence)
+    assert appraisal.tcb is not None
+    assert (failures(appraisal), appraisal.tcb.status) == ({"tcb.status"}, status)
+    advised = Policy(tcb=Tcb(tolerate=frozenset({"TDRelaunchAdvised"})))
+    assert failures(judge(evidence, advised)) == (set() if status == "TDRelaunchAdvised" else {"tcb.status"})
+
+
+@pytest.mark.parametrize("status", ["Revoked", "Novel"])
+@pytest.mark.usefixtures("credulous")
+def test_what_has_no_standing_is_never_advised_to_launch_anew(status: str) -> None:
+    step = {"Revoked": "evidence.revoked", "Novel": "tcb.status"}[status]
+    assert failures(judge(launched_on(status, "OutOfDate"))) == {step}
+    assert failures(judge(launched_on("OutOfDate", "OutOfDate", status))) == {step}
+    assert failures(judge(launched_on("OutOfDate", "OutOfDate", qe=status))) == {step}
+
+
+@pytest.mark.parametrize(
+    ("statuses", "joined"),
+    [
+        ("UpToDate", "UpToDate"),
+        ("UpToDate OutOfDate SWHardeningNeeded", "OutOfDate"),
+        ("SWHardeningNeeded ConfigurationNeeded", "ConfigurationAndSWHardeningNeeded"),
+        ("ConfigurationNeeded ConfigurationAndSWHardeningNeeded", "ConfigurationAndSWHardeningNeeded"),
+        ("ConfigurationNeeded OutOfDate", "OutOfDateConfigurationNeeded"),
+        ("ConfigurationAndSWHardeningNeeded TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded"),
+        ("TDRelaunchAdvisedConfigurationNeeded OutOfDate", "OutOfDateConfigurationNeeded"),
+        ("ConfigurationNeeded Revoked OutOfDate", "Revoked"),
+        ("ConfigurationNeeded Novel Revoked", "Novel"),
+    ],
+)
+def test_words_are_joined_to_the_worst_that_hides_none(statuses: str, joined: str) -> None:
+    assert join(*statuses.split()) == join(*reversed(statuses.split())) == joined
 
 
 @pytest.mark.usefixtures("credulous")

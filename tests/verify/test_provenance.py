@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from cloister.verify.factors import Factor
 from cloister.verify.policy import Policy
 from cloister.verify.provenance import joined, signed_measurements
 
+VECTORS = Path(__file__).resolve().parents[2].parent / "shared" / "vectors"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
 CODE = {"mr_td": "d2" * 48, "rtmr1": "a1" * 48, "rtmr2": "a2" * 48}
@@ -119,7 +121,7 @@ class Sigstore:
 @pytest.fixture
 def sigstore(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = SimpleNamespace(from_json=lambda data: data if data != b'{"x":1}' else int(data))
-    monkeypatch.setattr(verifier, "_sigstore", lambda: (Sigstore(), Refused, bundle, dict))
+    monkeypatch.setattr(verifier, "_sigstore", lambda: (Sigstore, Refused, bundle, dict))
 
 
 @pytest.mark.usefixtures("sigstore")
@@ -140,6 +142,72 @@ def test_believes_a_bundle_of_the_policys_identity() -> None:
 )
 def test_a_bundle_of_anybody_else_is_refused(provenance: Provenance, policy: Policy) -> None:
     assert judged(provenance, policy) == ({}, {"provenance.signature": "fail"})
+
+
+@pytest.mark.usefixtures("sigstore")
+@pytest.mark.parametrize("error", [AttributeError, KeyError, OverflowError, TypeError, ValueError])
+def test_whatever_sigstore_raises_is_a_refusal(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def surprised(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Sigstore, "verify_artifact", surprised)
+    assert judged(BUNDLE, BY_SIGSTORE) == ({}, {"provenance.signature": "fail"})
+
+
+@pytest.fixture(params=["no home", "a home that others write"])
+def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where sigstore's own offline mode looks for the root to believe: nothing in it may matter, nor may it change."""
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if request.param == "no home":
+        monkeypatch.setenv("HOME", "/dev/null")
+        return tmp_path
+    cache = tmp_path / ".cache" / "sigstore-python" / "tuf" / "https%3A%2F%2Ftuf-repo-cdn.sigstore.dev"
+    cache.mkdir(parents=True)
+    (cache / "trusted_root.json").write_text(
+        '{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}'
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_the_root_is_sigstores_own_and_no_file_of_the_users(home: Path) -> None:
+    before = contents(home)
+    certificates = verifier.sigstore_verifier()._fulcio_certificate_chain
+    assert {each.subject.rfc4514_string() for each in certificates} >= {"CN=sigstore,O=sigstore.dev"}
+    assert judged(BUNDLE, BY_SIGSTORE) == ({}, {"provenance.signature": "fail"})
+    assert contents(home) == before
+
+
+@pytest.mark.skipif(not VECTORS.is_dir(), reason="real evidence lies beside the repository, and is absent here")
+@pytest.mark.usefixtures("home")
+def test_a_real_bundle_is_judged_under_sigstores_own_root() -> None:
+    folder = VECTORS / "sigstore" / "sigstore-python" / "bundle_v3_github_whl"
+    artifact, bundle = (folder / "artifact.whl").read_bytes(), (folder / "bundle.sigstore").read_bytes()
+    signer = {
+        "identity": "https://github.com/trailofbits/rfc8785.py/.github/workflows/release.yml@refs/tags/v0.1.2",
+        "issuer": "https://token.actions.githubusercontent.com",
+    }
+    good = Provenance(artifact, bundle=bundle)
+    cases = {
+        "as it is": (good, signer),
+        "another artifact": (replace(good, payload=artifact + b" "), signer),
+        "another bundle": (replace(good, bundle=b"{}"), signer),
+        "another identity": (good, {**signer, "identity": signer["identity"][:-1] + "3"}),
+        "another issuer": (good, {**signer, "issuer": "https://accounts.google.com"}),
+    }
+    got = {name: verifier._check_sigstore(each, Policy(sigstore=who)).verdict for name, (each, who) in cases.items()}
+    assert got == {name: "pass" if name == "as it is" else "fail" for name in cases}
+
+
+def test_a_sigstore_without_its_root_can_judge_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "_SIGSTORE_ROOT", ("_store", "absent.json"))
+    factor = verifier._check_sigstore(BUNDLE, BY_SIGSTORE)
+    assert (factor.verdict, factor.expected, factor.got) == ("fail", "sigstore's own root", "FileNotFoundError")
 
 
 def test_without_the_extra_a_sigstore_signer_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 from urllib.parse import urldefrag, urlsplit
 
@@ -13,12 +12,13 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.judgement import moment
-from cloister.cli.trust import AmdService, IntelService, Offline
+from cloister.cli.trust import AmdService, IntelService, NvidiaService, Offline
 from cloister.cli.verify import Saved, is_address, read_saved
 from cloister.client import Session
 from cloister.collateral import (
     AMD_KDS,
     INTEL_PCS,
+    NVIDIA_RIM,
     Addresses,
     Cache,
     Completed,
@@ -43,22 +43,6 @@ Target = Annotated[
 
 _DAY = 86400.0
 _SOON = 7
-_WORDS: Mapping[str, str] = MappingProxyType(
-    {
-        "pck-crl": "PCK revocations",
-        "root-crl": "root revocations",
-        "tcb-info": "TCB info",
-        "tcb-info-early": "TCB info, early",
-        "qe-identity": "QE identity",
-        "qe-identity-early": "QE identity, early",
-        "vcek": "VCEK",
-        "vcek-ca": "VCEK's CA",
-        "vcek-crl": "VCEK revocations",
-        "vlek": "VLEK",
-        "vlek-ca": "VLEK's CA",
-        "vlek-crl": "VLEK revocations",
-    }
-)
 
 
 def register(app: typer.Typer) -> None:
@@ -77,13 +61,14 @@ def fetch(
     early: Annotated[bool, typer.Option("--early", help="Intel's early update set too, for the forecast.")] = False,
     intel: IntelService = INTEL_PCS,
     amd: AmdService = AMD_KDS,
+    nvidia: NvidiaService = NVIDIA_RIM,
 ) -> None:
     """Ask the vendor for what verifying URL or FILE needs, check it, and keep it. Nothing about you is sent.
 
-    The vendor learns which platform is asked about: Intel the model, AMD the very chip.
+    The vendor learns which platform is asked about: Intel the model, AMD the very chip, NVIDIA its GPUs' firmware.
     """
     saved = _read(target)
-    addresses = Addresses(intel, amd)
+    addresses = Addresses(intel, amd, nvidia)
     with Vendor(addresses) as vendor:
         fetched = [_complete(saved, vendor, addresses, now=_now(), refresh=True)]
         if early:
@@ -120,10 +105,11 @@ def export(
     offline: Offline = False,
     intel: IntelService = INTEL_PCS,
     amd: AmdService = AMD_KDS,
+    nvidia: NvidiaService = NVIDIA_RIM,
 ) -> None:
     """Write a document with the collateral inside, so that anybody can verify it later, offline, at its time."""
     saved = _read(target)
-    addresses = Addresses(intel, amd)
+    addresses = Addresses(intel, amd, nvidia)
     with Vendor(addresses) as vendor:
         exported = _export(saved, None if offline else vendor, addresses)
     try:
@@ -155,7 +141,7 @@ def _complete(saved: Saved, vendor: Vendor | None, addresses: Addresses, **optio
     def progress(key: Key, source: str) -> None:
         if source == Vendor.name:
             host = urlsplit(addresses.of(key)).hostname
-            output.note(f"asking {host} for {_what(key)}", "dim")
+            output.note(f"asking {host} for {output.one_line(key.what)}", "dim")
 
     document = parse_document(saved.document)
     return complete(document, vendor=vendor, cache=Cache(), roots=PINNED, progress=progress, **options)
@@ -186,7 +172,7 @@ def _check_alive(saved: Saved, at: float) -> None:
 def _tell(completed: Completed) -> None:
     for complaint in completed.complaints:
         output.note(output.one_line(complaint), "yellow")
-    if not completed.found:
+    if not (completed.found or completed.complaints):
         output.note("This platform's evidence needs no collateral beyond what it brings along.", "dim")
 
 
@@ -198,7 +184,7 @@ def _show_found(found: Mapping[Key, Piece]) -> None:
 
 
 def _show_head() -> None:
-    output.line(f"{'what':<26}{'platform':<21}{'issued':<12}{'until':<10}  days left", "dim")
+    output.line(f"{'what':<27}{'platform':<20}{'issued':<12}{'until':<10}  days left", "dim")
 
 
 def _show_piece(piece: Piece, now: float) -> None:
@@ -208,7 +194,7 @@ def _show_piece(piece: Piece, now: float) -> None:
 
 
 def _row(key: Key) -> str:
-    return f"{_what(key):<25} {_platform(key):<20} "
+    return f"{output.one_line(key.what, 26):<26} {output.one_line(key.about, 19):<19} "
 
 
 def _to_json(each: Reviewed, now: float) -> dict[str, Any]:
@@ -224,21 +210,6 @@ def _to_json(each: Reviewed, now: float) -> dict[str, Any]:
         "days_left": _days(piece.next_update, now) if piece else None,
         "fetched_at": each.entry.fetched_at,
     }
-
-
-def _what(key: Key) -> str:
-    vendor = {"intel": "Intel", "amd": "AMD"}.get(key.vendor, key.vendor)
-    return output.one_line(f"{vendor} {_WORDS.get(key.kind, key.kind)}", 25)
-
-
-def _platform(key: Key) -> str:
-    """A chip by the first digits of its id."""
-    name, *chip = key.platform.split("-")
-    if key.vendor == "intel":
-        words = [name.upper() if name in ("sgx", "tdx") else name, *chip]
-    else:
-        words = [name.capitalize(), *(f"{part[:12]}…" for part in chip[:1])]
-    return output.one_line(" ".join(words), 20)
 
 
 def _days(until: float, now: float) -> int:

@@ -221,7 +221,7 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
         "gpu.chain": Explanation("The GPU's certificates lead to NVIDIA's root.", _VENDOR_ROOT),
         "gpu.rim": Explanation(
             "The GPU's firmware measures as NVIDIA's reference values say; without them only your own pins can tell.",
-            "Pin the GPU's measurements in the policy, or have the reference values shipped with the evidence.",
+            "Have NVIDIA's asked for (`pip install 'cloister[rim]'`), or pin the GPU's measurements in the policy.",
         ),
         "gpu.ocsp": Explanation(
             "Whether NVIDIA has withdrawn the GPU's certificate can only be asked online, and was not.",
@@ -365,7 +365,7 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             "Send nothing: there is nothing to seal a request to.",
         ),
         "post-quantum": Explanation(
-            "A key that withstands quantum computers is offered: what is recorded today stays closed tomorrow.",
+            "Whether a key that withstands quantum computers is offered: then what is recorded today stays closed tomorrow.",
             "Ask the operator to offer one, or do without require_pq.",
         ),
         # What was seen before

@@ -6,17 +6,17 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from cloister.cli import output
 from cloister.cli.explanations import explain
 from cloister.cli.trust import first_use, verdict
-from cloister.errors import CloisterError, Malformed, NotTrusted, VerificationFailed
+from cloister.errors import CloisterError, Malformed, MalformedPolicy, NotTrusted, VerificationFailed
 from cloister.verify import Factor, Verified
 from cloister.verify.factors import Verdict
 from cloister.verify.platform import Expiry, TcbLevel
 
-__all__ = ["Reason", "moment", "reason_of", "show", "show_json", "show_refusal"]
+__all__ = ["Reason", "moment", "reason_of", "refusal_json", "show", "show_json", "show_refusal"]
 
 Reason: TypeAlias = Literal["out-of-date", "expired", "attack-or-mistake"]
 
@@ -80,7 +80,7 @@ def show(verified: Verified, *, explained: bool = False, early: TcbLevel | None 
 
 
 def show_json(verified: Verified, *, explained: bool = False, early: TcbLevel | None = None) -> None:
-    told = {**verified.to_json(), "first_use": bool(first_use(verified))}
+    told = verified.to_json()
     if early is not None:
         told["tcb_early"] = asdict(early)
     output.json_value(told | ({"explanations": _explanations(verified.factors)} if explained else {}))
@@ -152,27 +152,41 @@ def _urgency(days: float) -> tuple[str, str]:
 
 def show_refusal(error: CloisterError, *, as_json: bool = False, explained: bool = False) -> None:
     """The verdict to standard output, if there could be one; the error to standard error, where all are."""
-    judged = isinstance(error, NotTrusted | Malformed)
-    factors = error.factors if isinstance(error, VerificationFailed) else ()
-    known = tuple(factor for factor in factors if isinstance(factor, Factor))
+    known = _factors_of(error)
     if as_json:
-        told = {
-            "v": 1,
-            "verdict": "not-trusted" if judged else "not-verified",
-            "reason": reason_of(known) if known else None,
-            "error": type(error).__name__,
-            "message": error.message,
-            "hint": error.hint,
-            "factors": [factor.to_json() for factor in known],
-        }
-        output.json_value(told | ({"explanations": _explanations(known)} if explained else {}))
-    elif judged:
+        output.json_value(refusal_json(error) | ({"explanations": _explanations(known)} if explained else {}))
+    elif _was_judged(error):
         word, style = verdict(None)
         output.line(output.styled((word, style)))
         _show_factors(known, explained=explained)
         if known:
             output.line(output.styled((_SENTENCES[reason_of(known)], style)), hang=0)
     output.show_error(error, factors=False)
+
+
+def refusal_json(error: CloisterError) -> dict[str, Any]:
+    """The verification document of what was not verified."""
+    known = _factors_of(error)
+    return {
+        "v": 1,
+        "verdict": "not-trusted" if _was_judged(error) else "not-verified",
+        "reason": reason_of(known) if known else None,
+        "error": type(error).__name__,
+        "message": error.message,
+        "hint": error.hint,
+        "factors": [factor.to_json() for factor in known],
+    }
+
+
+def _factors_of(error: CloisterError) -> tuple[Factor, ...]:
+    factors = error.factors if isinstance(error, VerificationFailed) else ()
+    return tuple(factor for factor in factors if isinstance(factor, Factor))
+
+
+def _was_judged(error: CloisterError) -> bool:
+    """Whether it is about the evidence: a policy at fault judges nothing."""
+    policy = isinstance(error, MalformedPolicy) or error.step.startswith("policy.")
+    return isinstance(error, NotTrusted | Malformed) and not policy
 
 
 def _explanations(factors: Iterable[Factor]) -> dict[str, dict[str, str]]:

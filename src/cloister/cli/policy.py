@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cloister.cli import output
-from cloister.cli.judgement import show_refusal
+from cloister.cli.judgement import refusal_json, show_refusal
 from cloister.cli.policy_file import (
     canonical,
     fingerprint,
@@ -33,11 +33,10 @@ from cloister.evidence.provenance import Payload, Provenance, signed_bytes
 from cloister.evidence.simulated import COMPONENTS
 from cloister.evidence.simulated import PLATFORM as SIMULATED
 from cloister.verify import Factor, Policy, Tcb, Verified, parse_policy
-from cloister.verify.policy import GPUS, SNP_TCB
+from cloister.verify.policy import GPUS, SNP_TCB, UNKNOWN
 
 __all__ = ["register"]
 
-_UNKNOWN = "unknown"
 _CODE: Mapping[str, tuple[str, ...]] = {
     SIMULATED: COMPONENTS,
     "sgx": ("mr_enclave", "launch_sha256"),
@@ -104,7 +103,7 @@ def init(
 def _open_policy(source: str, tolerated: Iterable[str], root: Path | None) -> Policy:
     """Whatever is genuine: it names no code (whose factors then tell what runs), and what the address names."""
     policy = Policy(
-        measurements={name: (dict.fromkeys(components, _UNKNOWN),) for name, components in _CODE.items()},
+        measurements={name: (dict.fromkeys(components, UNKNOWN),) for name, components in _CODE.items()},
         tcb=Tcb(tolerate=frozenset(tolerated), min_sev_snp={"snp": 0}),
         simulator_root=read_file(root) if root else None,
         tolerate_insecure=frozenset({"api-keys-off"} if root else ()),
@@ -170,7 +169,7 @@ def _pinned(opened: Policy, factors: Iterable[Factor]) -> Policy:
         app=got.get("app", "").removeprefix("sha256:") or None,
         tcb=replace(opened.tcb, min_sev_snp=_least_firmware(got.get("tcb.minimum", ""))),
         measurements={platform: (_measured(got, ""),), **_measured_gpus(got, gpus)},
-        limits=replace(opened.limits, gpus=len(gpus) or None),
+        limits=replace(opened.limits, gpus=sum(not _is_switch(got, gpu) for gpu in gpus) or None),
     )
 
 
@@ -185,6 +184,10 @@ def _measured(got: Mapping[str, str], label: str) -> dict[str, str]:
     return {
         step.removeprefix(start): value for step, value in got.items() if step.startswith(start) and value != "nothing"
     }
+
+
+def _is_switch(got: Mapping[str, str], label: str) -> bool:
+    return got.get(f"{label}.evidence.architecture", "").startswith("ls10")
 
 
 def _measured_gpus(got: Mapping[str, str], gpus: Iterable[str]) -> dict[str, tuple[dict[str, str], ...]]:
@@ -301,10 +304,7 @@ def show(file: File, as_json: Annotated[bool, typer.Option("--json", help="As JS
     if as_json:
         output.json_value(
             {
-                "v": 1,
-                "fingerprint": fingerprint(policy),
-                "first_use": policy.trust == "first-use",
-                "signed_by": signer or None,
+                **_said(policy, signer),
                 "signature_fits": None if wrong is None and not signer else wrong is None,
                 "policy": canonical(policy),
             }
@@ -380,25 +380,52 @@ def check(
         str, typer.Option("--signer", metavar="ed25519:…", help="Demand this person's signature in FILE.sig.")
     ] = "",
     dangerously_trust_simulator: SimulatorRoot = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Whether a policy is well formed, signed by whom it must be, and (with a target) what would fail under it.
 
-    Exit code 0 when nothing is wrong. 3: not signed, or the target is not trusted. 4: malformed. 5: unreachable.
+    Exit code 0 when nothing is wrong. 3: not signed, signed for other bytes, or the target is not trusted. 4: malformed.
+    5: unreachable.
     """
     if signer and not OWNER_KEY.fullmatch(signer):
         raise WrongUse("--signer names no key.", expected="ed25519: and 43 characters of base64url", got=signer)
     policy = load_policy(file, [*configured_signers(), *([signer] if signer else [])])
-    output.line(f"{file} is well formed{' and signed by ' + signer if signer else ''}")
-    if policy.trust == "first-use":
-        words = ("  written from a running server, and not accepted yet", "")
-        output.line(output.styled(("FIRST USE", "bold yellow"), words))
-    if not target:
-        return
+    found = signed_by(file, read_file(file))
+    if not as_json:
+        output.line(f"{file} is well formed{' and signed by ' + found if found else ''}")
+        if policy.trust == "first-use":
+            words = ("  written from a running server, and not accepted yet", "")
+            output.line(output.styled(("FIRST USE", "bold yellow"), words))
+    verified, refusal = _examined(target, Trust(file, dangerously_trust_simulator)) if target else (None, None)
+    if as_json:
+        judged = refusal_json(refusal) if refusal else verified.to_json() if verified else None
+        output.json_value({**_said(policy, found), "judged": judged})
+    elif verified:
+        _show_open_points(verified)
+    elif refusal:
+        show_refusal(refusal)
+    if refusal:
+        raise typer.Exit(refusal.exit_code)
+
+
+def _said(policy: Policy, signer: str) -> dict[str, Any]:
+    """What `show` and `check` say of the file itself."""
+    return {
+        "v": 1,
+        "fingerprint": fingerprint(policy),
+        "first_use": policy.trust == "first-use",
+        "signed_by": signer or None,
+    }
+
+
+def _examined(target: str, trust: Trust) -> tuple[Verified | None, CloisterError | None]:
     try:
-        verified = examine(target, Trust(file, dangerously_trust_simulator))
+        return examine(target, trust), None
     except CloisterError as error:
-        show_refusal(error)
-        raise typer.Exit(error.exit_code) from error
+        return None, error
+
+
+def _show_open_points(verified: Verified) -> None:
     open_points = [factor.step for factor in verified.factors if factor.verdict == "not-checked"]
     output.line(f"nothing fails; not proved: {', '.join(open_points) or 'nothing listed'}")
 

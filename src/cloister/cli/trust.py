@@ -26,7 +26,7 @@ from cloister.cli import output
 from cloister.cli.policy_file import load_policy, read_file
 from cloister.client import AUTHORITY, AsyncSession, SealedTransport, Session
 from cloister.client.memory import FileMemory
-from cloister.collateral import AMD_KDS, INTEL_PCS, Addresses, Cache, Completed, Vendor, complete
+from cloister.collateral import AMD_KDS, INTEL_PCS, NVIDIA_RIM, Addresses, Cache, Completed, Vendor, complete
 from cloister.errors import CloisterError, MalformedPolicy, WrongUse
 from cloister.evidence.document import Document
 from cloister.evidence.launch import OWNER_KEY
@@ -36,6 +36,7 @@ __all__ = [
     "AmdService",
     "ApiKey",
     "IntelService",
+    "NvidiaService",
     "Offline",
     "PolicyFile",
     "RequirePq",
@@ -93,6 +94,12 @@ AmdService = Annotated[
     str,
     typer.Option("--amd", envvar="CLOISTER_AMD_KDS", metavar="URL", help="A mirror to ask instead of AMD's service."),
 ]
+NvidiaService = Annotated[
+    str,
+    typer.Option(
+        "--nvidia", envvar="CLOISTER_NVIDIA_RIM", metavar="URL", help="A mirror to ask instead of NVIDIA's service."
+    ),
+]
 Offline = Annotated[
     bool, typer.Option("--offline", envvar="CLOISTER_OFFLINE", help="Ask no vendor: what is here has to do.")
 ]
@@ -112,6 +119,7 @@ class Trust:
     offline: bool = field(default_factory=lambda: os.environ.get("CLOISTER_OFFLINE", "") not in ("", "0", "false"))
     intel: str = field(default_factory=lambda: os.environ.get("CLOISTER_INTEL_PCS", INTEL_PCS))
     amd: str = field(default_factory=lambda: os.environ.get("CLOISTER_AMD_KDS", AMD_KDS))
+    nvidia: str = field(default_factory=lambda: os.environ.get("CLOISTER_NVIDIA_RIM", NVIDIA_RIM))
 
     def policy(self, url: str = "") -> Policy:
         """The policy that these options and the address's fragment (`#owner=…&deployment=…`) make together.
@@ -158,7 +166,7 @@ class Trust:
 
     def completed(self, document: Document, now: float, *, early: bool = False) -> Completed:
         """Raises: what `cloister.collateral.complete` raises."""
-        with Vendor(Addresses(self.intel, self.amd)) as vendor:
+        with Vendor(Addresses(self.intel, self.amd, self.nvidia)) as vendor:
             asked = None if self.offline else vendor
             return complete(document, vendor=asked, cache=Cache(), now=now, early=early)
 
@@ -278,7 +286,7 @@ def summary(verified: Verified) -> list[Text]:
 
 def first_use(verified: Verified) -> list[Text]:
     """The line that every screen shows until the policy was compared; [] once it was."""
-    if not any(factor.step == "trust" for factor in verified.factors):
+    if not verified.first_use:
         return []
     words = "  the policy was written from a running server: compare it with the owner's, by another way."
     return [output.styled(("FIRST USE", "bold yellow"), (words, ""))]

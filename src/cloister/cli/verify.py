@@ -12,8 +12,17 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.judgement import moment, show, show_json, show_refusal
-from cloister.cli.trust import AmdService, IntelService, Offline, PolicyFile, RequirePq, SimulatorRoot, Trust
-from cloister.collateral import AMD_KDS, INTEL_PCS
+from cloister.cli.trust import (
+    AmdService,
+    IntelService,
+    NvidiaService,
+    Offline,
+    PolicyFile,
+    RequirePq,
+    SimulatorRoot,
+    Trust,
+)
+from cloister.collateral import AMD_KDS, INTEL_PCS, NVIDIA_RIM
 from cloister.errors import CloisterError, MalformedEvidence, WrongUse
 from cloister.evidence.document import parse_document
 from cloister.verify import Policy, Verified
@@ -68,13 +77,14 @@ def verify(
     offline: Offline = False,
     intel: IntelService = INTEL_PCS,
     amd: AmdService = AMD_KDS,
+    nvidia: NvidiaService = NVIDIA_RIM,
 ) -> None:
     """Verify an enclave, or a saved document at the time it was saved. Nothing but a nonce is sent to the enclave; its
     vendor is asked for collateral that neither the enclave nor this machine has, unless --offline.
 
     Exit code 0: trusted under the policy. 3: not trusted. 4: malformed. 5: unreachable.
     """
-    trust = Trust(policy, dangerously_trust_simulator, require_pq, offline, intel, amd)
+    trust = Trust(policy, dangerously_trust_simulator, require_pq, offline, intel, amd, nvidia)
     judged: list[Saved] = []
     try:
         verified = examine(target, trust, save=save, at=at, nonce=nonce, judged=judged)
@@ -182,13 +192,22 @@ def read_saved(path: Path, nonce: str = "") -> Saved:
     except OSError as error:
         hint = "An address begins with https:// or http://."
         raise WrongUse(f"{path} cannot be read: {error.strerror}.", hint=hint) from error
+    if nonce:
+        return Saved(data, _nonce(nonce), time.time())
     try:
-        if nonce:
-            return Saved(data, bytes.fromhex(nonce), time.time())
         return _from_json(json.loads(data))
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:  # OSError: no such time
         hint = "`cloister verify URL --save FILE` writes one. A bare attestation document needs --nonce HEX."
         raise MalformedEvidence(f"{path} is no saved document.", hint=hint) from error
+
+
+def _nonce(text: str) -> bytes:
+    """Raises: WrongUse."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        hint = "64 hexadecimal digits: the nonce that the document was asked for with."
+        raise WrongUse("--nonce is not hexadecimal.", hint=hint, step="nonce", got=ascii(text)[:80]) from error
 
 
 def _from_json(raw: dict[str, Any]) -> Saved:

@@ -136,7 +136,7 @@ class Attestor:
             _fallen(name, seen, value)
             for scope, counters in _counted(verified).items()
             for name, value in sorted(counters.items())
-            if value < (seen := self._memory.highest(scope, name))
+            if value < (seen := self._memory.highest(scope, name)) - _slack(name)
         )
         if fallen:
             raise _refused(verified, *fallen, message="This is older than what was seen before.")
@@ -154,6 +154,7 @@ class Attestor:
             raise _refused(verified, *changed, message="What runs there is not what was verified first.")
 
 
+_ISSUED_SLACK = 7 * 86400
 _FAR = "Anybody can simulate hardware: a simulator is trusted on this machine only."
 _ROLLBACK = "An earlier release may have faults that were mended since. Ask the owner."
 _OLDER = "Newer collateral was seen before; older may hide a revoked key or a known fault. Ask for current evidence."
@@ -166,6 +167,11 @@ def _counted(verified: Verified) -> dict[str, dict[str, int]]:
     launch = verified.launch
     release = {"release": launch.release}
     return {release_scope(launch.owner_key, launch.deployment): release, platform_scope(verified.platform): collateral}
+
+
+def _slack(name: str) -> int:
+    """Lists are issued anew every few days, each with a date of its own, and servers fetch theirs at different times."""
+    return _ISSUED_SLACK if name.endswith("-issued") else 0
 
 
 def _fallen(name: str, seen: int, value: int) -> Factor:

@@ -3,11 +3,12 @@
 from cloister.collateral.completion import Completed, Found, Progress, Reviewed, complete, review
 from cloister.collateral.pieces import Answer, CollateralSource, Key, Piece
 from cloister.collateral.store import Cache, Entry
-from cloister.collateral.vendor import AMD_KDS, INTEL_PCS, Addresses, Vendor
+from cloister.collateral.vendor import AMD_KDS, INTEL_PCS, NVIDIA_RIM, Addresses, Vendor
 
 __all__ = [
     "AMD_KDS",
     "INTEL_PCS",
+    "NVIDIA_RIM",
     "Addresses",
     "Answer",
     "Cache",

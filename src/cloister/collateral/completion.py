@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
-from cloister.collateral import amd, intel
+from cloister.collateral import amd, intel, nvidia, tpm
 from cloister.collateral.pieces import Answer, CollateralSource, Key, Piece, Pieces
 from cloister.collateral.store import Cache, Entry
-from cloister.errors import ConnectionFailed, Malformed, MalformedEvidence, NotTrusted, WrongUse
-from cloister.evidence.document import Document
-from cloister.evidence.endorsements import MEDIA_TYPE, Endorsements, parse_endorsements
+from cloister.errors import ConnectionFailed, Malformed, MalformedEvidence, NotTrusted, Unreachable, WrongUse
+from cloister.evidence.document import Document, gpu_labels
+from cloister.evidence.endorsements import MAX_LIST, MAX_RIMS, MEDIA_TYPE, Endorsements, parse_endorsements
+from cloister.evidence.nvidia import parse_gpu
 from cloister.evidence.sev_snp import REPORT_SIZE, parse_report
+from cloister.evidence.tpm import parse_tpm
 from cloister.verify.roots import PINNED, Roots
 
 __all__ = ["Completed", "Found", "Progress", "Reviewed", "complete", "review"]
@@ -20,6 +22,7 @@ Progress: TypeAlias = Callable[[Key, str], None]
 """Called with a piece's key and the name of the source that is about to be asked for it."""
 
 _RAW = "application/octet-stream"
+_NO_EXTRA = "NVIDIA's manifests for the GPUs are not asked for: judging them takes pip install 'cloister[rim]'."
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,29 @@ class _Search:
 
     def gather(self, keys: Iterable[Key], document: Document) -> tuple[Found, ...]:
         self.complaints = []
-        sources = [self._own(document), self.cache, self.vendor]
+        return self._gather(keys, self._own(document))
+
+    def gather_manifests(self, keys: Sequence[Key], carried: Mapping[str, bytes]) -> tuple[Found, ...]:
+        """All of one device's, or none: one without the other convicts the device instead of saying nothing."""
+        names = {key.kind: nvidia.name_of(key) for key in keys}
+        own = {kind: Answer(carried[name]) for kind, name in names.items() if name in carried}
+        try:
+            return self._gather(keys, _Carried(own))
+        except (Unreachable, NotTrusted, Malformed) as error:
+            self.complaints.append(error.message)
+            return ()
+
+    def find_list(self, point: tpm.Point, carried: Sequence[bytes]) -> Found | None:
+        own = point.own(carried)
+        sources = [_Carried({tpm.CRL: own} if own is not None else {}), self.cache, self.vendor]
+        try:
+            return self._find(point.key, [one for one in sources if one is not None], {}, issuers=point.chain)
+        except (Unreachable, NotTrusted, Malformed) as error:
+            self.complaints.append(error.message)
+            return None
+
+    def _gather(self, keys: Iterable[Key], own: _Carried) -> tuple[Found, ...]:
+        sources = [own, self.cache, self.vendor]
         present = [source for source in sources if source is not None]
         found: dict[str, Found] = {}
         for key in keys:
@@ -93,8 +118,8 @@ class _Search:
             self.complaints.append(f"{_Carried.name}: {error.message}")
             return _Carried({})
 
-    def _find(self, key: Key, sources: Sequence[CollateralSource], before: Pieces) -> Found:
-        """The first good answer. What is wrong with the vendor's is raised, with another's noted."""
+    def _find(self, key: Key, sources: Sequence[CollateralSource], before: Pieces, issuers: bytes = b"") -> Found:
+        """The first good answer; `issuers`: those that the document names, where an answer brings none. What is wrong with the vendor's is raised, with another's noted."""
         for source in sources:
             lasting = key.kind in amd.LEAVES.values()  # a certificate of a chip, or of a cloud, stays what it is
             if self.refresh and source is not self.vendor and not lasting:
@@ -102,6 +127,8 @@ class _Search:
             self.progress(key, source.name)
             try:
                 answer = source.get(key)
+                if answer is not None and issuers:
+                    answer = replace(answer, chain=issuers)
                 piece = self._checked(key, answer, before)
             except (NotTrusted, Malformed) as error:
                 if source is self.vendor:
@@ -156,7 +183,7 @@ def complete(
     refresh: bool = False,
     progress: Progress | None = None,
 ) -> Completed:
-    """The document with good collateral for its CPU's evidence, piece by piece from the first source that has one.
+    """The document with good collateral for its CPU, GPUs and TPM, piece by piece from the first source that has one.
 
     (1) the document itself: where all of it is good, the document comes back as it was, and nobody is asked
     (2) `cache`
@@ -168,21 +195,79 @@ def complete(
     a standard, it tells how far behind a platform will be. `refresh` passes over document and cache, but for the
     certificate of an AMD chip or its cloud, which stays what it is.
 
-    Does not check the evidence itself, nor its nonce. GPUs and TPMs bring their own certificates.
+    Manifests for GPUs and revocation lists for a TPM's certificates are no condition here: those that are not to be had (or
+    cannot be judged, without the extra `rim`) leave a complaint, for the judgement to miss. GPUs and TPMs bring their own
+    certificates, which say where lists are: they are asked there, once they lead to a pinned root.
+
+    Does not check the evidence itself, nor its nonce.
 
     Raises: Unreachable when a piece is nowhere to be had; NotTrusted or Malformed for what the vendor's service said;
     MalformedEvidence for evidence or endorsements that cannot be read.
     """
     carried = _endorsements(document)
     alternatives = _alternatives(document, carried, early=early)
-    if not alternatives:
-        return Completed(document)
-    *guesses, last = alternatives
     search = _Search(cache=cache, vendor=vendor, roots=roots, now=now, refresh=refresh, progress=progress or _silent)
-    for keys in guesses:
+    completed = _with_manifests(_with_collateral(document, carried, alternatives, search), search)
+    return _with_lists(completed, search)
+
+
+def _with_collateral(
+    document: Document, carried: Endorsements, alternatives: Sequence[tuple[Key, ...]], search: _Search
+) -> Completed:
+    for keys in alternatives[:-1]:
         with suppress(_Unknown):
             return _completed(document, carried, search.gather(keys, document), search)
-    return _completed(document, carried, search.gather(last, document), search)
+    if alternatives:
+        return _completed(document, carried, search.gather(alternatives[-1], document), search)
+    return Completed(document)
+
+
+def _with_manifests(completed: Completed, search: _Search) -> Completed:
+    """NVIDIA's, for every kind of device beside the CPU."""
+    document, carried = completed.document, _endorsements(completed.document)
+    wanted = dict.fromkeys(filter(None, (_manifest_keys(document, label) for label in gpu_labels(document))))
+    if not wanted:
+        return completed
+    if not nvidia.installed():
+        return replace(completed, complaints=(*completed.complaints, _NO_EXTRA))
+    search.complaints = list(completed.complaints)
+    found = {each.piece.key: each for keys in wanted for each in search.gather_manifests(keys, carried.rims)}
+    rims = {**carried.rims, **{nvidia.name_of(key): each.piece.answer.body for key, each in found.items()}}
+    if len(rims) > MAX_RIMS:
+        rims, found = dict(carried.rims), {}
+        search.complaints.append(f"These are more than {MAX_RIMS} manifests: no document holds as many.")
+    if rims != carried.rims:
+        document = Document({**document.items, "endorsements": replace(carried, rims=rims).item()})
+    return Completed(document, (*completed.found, *found.values()), tuple(search.complaints), search.not_stored)
+
+
+def _with_lists(completed: Completed, search: _Search) -> Completed:
+    """Those that the certificates of a TPM's attestation key name."""
+    document, carried = completed.document, _endorsements(completed.document)
+    search.complaints = list(completed.complaints)
+    wanted = [search.find_list(point, carried.tpm_crls) for point in _points(document, search)]
+    found = [each for each in wanted if each is not None]
+    if any(each.source != _Carried.name for each in found):
+        lists = dict.fromkeys((*(each.piece.answer.body for each in found), *carried.tpm_crls))
+        endorsements = replace(carried, tpm_crls=tuple(lists)[:MAX_LIST])
+        document = Document({**document.items, "endorsements": endorsements.item()})
+    return Completed(document, (*completed.found, *found), tuple(search.complaints), search.not_stored)
+
+
+def _points(document: Document, search: _Search) -> tuple[tpm.Point, ...]:
+    """() for what is no TPM's evidence, or names no certificate: it is for the judgement to say so."""
+    item = document.items.get("tpm")
+    with suppress(MalformedEvidence):
+        certificates = parse_tpm(item.content).certificates if item is not None else ()
+        return tpm.points_of(certificates, roots=search.roots.ak, now=search.now) if certificates else ()
+    return ()
+
+
+def _manifest_keys(document: Document, label: str) -> tuple[Key, ...]:
+    """() for what is no GPU's evidence: it is for the judgement to say so."""
+    with suppress(MalformedEvidence):
+        return nvidia.keys_of(parse_gpu(document.items[label].content))
+    return ()
 
 
 def _silent(_key: Key, _source: str) -> None:
@@ -192,6 +277,10 @@ def _silent(_key: Key, _source: str) -> None:
 def _check(key: Key, answer: Answer, before: Pieces, roots: Roots, now: float) -> Piece:
     if key.vendor == intel.VENDOR:
         return intel.check(key, answer, found=before, root=roots.intel, now=now)
+    if key.vendor == tpm.VENDOR:
+        return tpm.check(key, answer, roots=roots.ak, now=now)
+    if key.vendor == nvidia.VENDOR:
+        return nvidia.check(key, answer, root_sha256=roots.rim, now=now)
     return amd.check(key, answer, found=before, roots=roots.amd, now=now)
 
 
@@ -245,7 +334,7 @@ def review(cache: Cache, *, roots: Roots = PINNED, now: float) -> tuple[Reviewed
         else:
             known[entry.key.kind] = piece
             reviewed.append(Reviewed(entry, piece))
-    return tuple(sorted(reviewed, key=lambda each: str(each.entry.key)))
+    return tuple(sorted(reviewed, key=lambda each: astuple(each.entry.key)))
 
 
 def _rank(key: Key) -> int:

@@ -1,10 +1,13 @@
 """Pieces of collateral: what is asked for, what a source says to that, and what of it has been checked."""
 
+import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from cloister.errors import MalformedEvidence, NotTrusted
 
@@ -18,12 +21,35 @@ __all__ = [
     "check_form",
     "check_fresh",
     "refuse",
+    "text_of",
 ]
 
 MAX_PIECE = 512 * 1024
 """Bytes of one answer; an answer and its issuers' certificates are tens of kilobytes at most."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_VENDORS = MappingProxyType({"intel": "Intel", "amd": "AMD", "nvidia": "NVIDIA", "tpm": "TPM"})
+_WORDS = MappingProxyType(
+    {
+        "pck-crl": "PCK revocation list",
+        "root-crl": "root revocation list",
+        "tcb-info": "TCB info",
+        "tcb-info-early": "TCB info, early",
+        "qe-identity": "QE identity",
+        "qe-identity-early": "QE identity, early",
+        "vcek": "VCEK",
+        "vcek-ca": "VCEK's CA",
+        "vcek-crl": "VCEK revocation list",
+        "vlek": "VLEK",
+        "vlek-ca": "VLEK's CA",
+        "vlek-crl": "VLEK revocation list",
+        "gpu-driver": "driver manifest",
+        "gpu-cc-driver": "driver manifest",
+        "gpu-vbios": "VBIOS manifest",
+        "switch-bios": "switch manifest",
+        "crl": "revocation list",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +57,8 @@ class Key:
     """One piece for one platform. `vendor`, `kind` and `platform` hold lower-case letters, digits and single dashes.
 
     `platform`: "tdx-" or "sgx-" and the FMSPC; "tdx" or "sgx"; the CA ("processor", "platform"); AMD's product;
-    product, chip and TCB version of one AMD processor.
+    product, chip and TCB version of one AMD processor; chip and driver, or board and VBIOS, of an NVIDIA device; a TPM
+    list's address in base32.
     """
 
     vendor: str
@@ -43,8 +70,33 @@ class Key:
             if not _NAME.fullmatch(part):
                 raise MalformedEvidence("This names no collateral.", step="collateral", got=ascii(part)[:64])
 
+    @property
+    def what(self) -> str:
+        """In words: "Intel PCK revocation list"."""
+        return f"{_VENDORS.get(self.vendor, self.vendor)} {_WORDS.get(self.kind, self.kind)}"
+
+    @property
+    def about(self) -> str:
+        """The platform in words: "TDX 00906ed50000"; a chip by the first digits of its id."""
+        if self.vendor == "tpm":
+            return urlsplit(text_of(self.platform)).hostname or "nowhere"
+        name, *rest = self.platform.split("-")
+        if self.vendor == "intel":
+            return " ".join((name.upper() if name in ("sgx", "tdx") else name, *rest))
+        if self.vendor == "nvidia":
+            return f"{name} {('.' if self.kind.endswith('-driver') else ' ').join(rest)}".upper()
+        return " ".join((name.capitalize(), *(f"{part[:12]}…" for part in rest[:1])))
+
     def __str__(self) -> str:
-        return f"{self.vendor} {self.kind} {self.platform}"
+        return f"{self.what} ({self.about})"
+
+
+def text_of(platform: str) -> str:
+    """What a platform in base32 says: of a TPM's revocation list, its address. "" for what says nothing."""
+    try:
+        return base64.b32decode(platform.upper() + "=" * (-len(platform) % 8)).decode("ascii")
+    except ValueError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

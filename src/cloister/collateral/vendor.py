@@ -1,39 +1,46 @@
-"""The vendors' own services, asked over HTTPS: Intel's PCS (or an operator's PCCS) and AMD's KDS (or a mirror)."""
+"""The vendors' own services, asked over HTTPS: Intel's PCS (or an operator's PCCS), AMD's KDS and NVIDIA's RIM service;
+and whoever issued a TPM's certificates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from urllib.parse import unquote
 
-from cloister.collateral import amd, intel
+from cloister.collateral import amd, intel, nvidia, tpm
 from cloister.collateral.https import Fetched, Https, check_address
 from cloister.collateral.pieces import Answer, Key
 from cloister.errors import ConnectionFailed, MalformedEvidence
 from cloister.evidence.sev_snp import VLEK, pem_or_der_certificates, pem_or_der_crl
 
-__all__ = ["AMD_KDS", "INTEL_PCS", "Addresses", "Vendor"]
+__all__ = ["AMD_KDS", "INTEL_PCS", "NVIDIA_RIM", "Addresses", "Vendor"]
 
 INTEL_PCS = "https://api.trustedservices.intel.com"
 INTEL_ROOT_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 AMD_KDS = "https://kdsintf.amd.com"
+NVIDIA_RIM = "https://rim.attestation.nvidia.com"
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where to ask. `intel` may be a PCCS, which serves the same paths and the root's revocation list too; `amd` a
-    mirror of its paths. Neither is believed more than the network between: what they say is checked.
+    """Where to ask. `intel` may be a PCCS, which serves the same paths and the root's revocation list too; `amd` and
+    `nvidia` a mirror of their paths. None is believed more than the network between: what they say is checked.
 
     Raises: WrongUse unless https, or http on this machine.
     """
 
     intel: str = INTEL_PCS
     amd: str = AMD_KDS
+    nvidia: str = NVIDIA_RIM
 
     def __post_init__(self) -> None:
-        for name in ("intel", "amd"):
+        for name in ("intel", "amd", "nvidia"):
             object.__setattr__(self, name, check_address(getattr(self, name)))
 
     def of(self, key: Key) -> str:
+        if key.vendor == tpm.VENDOR:
+            return tpm.address_of(key)  # its issuer's own
+        if key.vendor == nvidia.VENDOR:
+            return f"{self.nvidia}/v1/rim/{nvidia.name_of(key)}"
         return _intel_address(self.intel, key) if key.vendor == intel.VENDOR else _amd_address(self.amd, key)
 
 
@@ -89,6 +96,10 @@ class Vendor:
         fetched = self._https.get(self.addresses.of(key))
         if fetched is None:
             return None
+        if key.vendor == tpm.VENDOR:
+            return Answer(fetched.body)
+        if key.vendor == nvidia.VENDOR:
+            return nvidia.answer_of(key, fetched.body)
         return _intel_answer(key, fetched) if key.vendor == intel.VENDOR else _amd_answer(key, fetched)
 
 

@@ -14,6 +14,7 @@ from cloister.enclave.llm.engine import EngineInfo
 from cloister.errors import NotTrusted
 from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Document, Item
+from cloister.evidence.endorsements import AMD_CHAIN, Endorsements, parse_endorsements
 from cloister.evidence.endorsements import MEDIA_TYPE as ENDORSEMENTS_MEDIA_TYPE
 from cloister.evidence.launch import LaunchConfig, parse_launch
 from cloister.evidence.statement import EngineStatement, ModelStatement, Statement
@@ -38,8 +39,8 @@ class Attestation:
     """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names, and as the
     engine that `info` tells of: one that had to be restarted may run as another variant.
 
-    `endorsements` gives what the host shipped for verifiers, b"" for nothing: the driver's own go before it, and a client
-    believes neither before it has judged them."""
+    `endorsements` gives what the host shipped for verifiers, b"" for nothing: it completes the driver's own, and a client
+    believes neither before it has judged them. `lineage_sha256` (hex): of the record that came with the model."""
 
     source: EvidenceSource
     ring: KeyRing
@@ -47,6 +48,7 @@ class Attestation:
     info: Callable[[], EngineInfo]
     insecure: tuple[str, ...]
     gpus: GpuSource | None = None
+    lineage_sha256: str | None = None
     endorsements: Callable[[], bytes] = bytes
     clock: Callable[[], float] = time.time
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
@@ -68,8 +70,8 @@ class Attestation:
         gpus = {} if self.gpus is None else dict(self.gpus.collect(gpu_nonce(nonce, statement)))
         bound = report_data(nonce, statement, [item.content for item in gpus.values()])
         items = {**self.source.collect(bound, nonce=nonce), **gpus}
-        if "endorsements" not in items and (shipped := self.endorsements()):
-            items["endorsements"] = Item(ENDORSEMENTS_MEDIA_TYPE, shipped)
+        if shipped := self.endorsements():
+            items["endorsements"] = _endorsed(items.get("endorsements"), shipped)
         return items
 
     def _current(self) -> bytes:
@@ -93,9 +95,26 @@ class Attestation:
             ohttp_keys=self.ring.ohttp_keys,
             receipt_key=receipt,
             engine=EngineStatement(info.sha256, info.variant),
-            models=(ModelStatement(model.name, model.sha256, model.quantization),),
+            models=(ModelStatement(model.name, model.sha256, model.quantization, self.lineage_sha256),),
             egress=(),
             code="open",
             key_scope="replica",
             insecure=self.insecure,
         )
+
+
+def _endorsed(driver: Item | None, shipped: bytes) -> Item:
+    """The driver's certificates of this very chip, and all else as the operator shipped it: a host's table holds no
+    revocation list, or an old one. A simulator's own are of another kind, and complete."""
+    if driver is None:
+        return Item(ENDORSEMENTS_MEDIA_TYPE, shipped)
+    if driver.media_type != ENDORSEMENTS_MEDIA_TYPE:
+        return driver
+    own, given = parse_endorsements(driver.content), parse_endorsements(shipped)
+    return Endorsements(
+        intel=given.intel or own.intel,
+        amd=own.amd if len(own.amd) == AMD_CHAIN else given.amd or own.amd,
+        amd_crl=given.amd_crl or own.amd_crl,
+        tpm_crls=given.tpm_crls or own.tpm_crls,
+        rims=given.rims or own.rims,
+    ).item()

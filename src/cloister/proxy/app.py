@@ -154,7 +154,13 @@ class Proxy:
     def _status(self) -> dict[str, Any]:
         verified = self._session.verified
         verdict = "not verified yet" if verified is None else verified.to_json()["verdict"]
-        return {"proxy": "cloister", "enclave": self._session.url, "verdict": verdict, "details": "/verification"}
+        return {
+            "proxy": "cloister",
+            "enclave": self._session.url,
+            "verdict": verdict,
+            "first_use": verified is not None and verified.first_use,
+            "details": "/verification",
+        }
 
     async def _verification(self) -> dict[str, Any]:
         """What is believed, what is not proved, and the bytes to check it by (for somebody else's verifier too)."""

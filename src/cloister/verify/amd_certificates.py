@@ -181,17 +181,19 @@ def check_root(got: str, roots: Mapping[str, str]) -> Factor:
 
 
 def check_chain(certificates: Sequence[x509.Certificate], now: float) -> Factor:
-    """(leaf, ASK, ARK): each signed by the next, the ARK by itself; each valid at `now`, and used for what it is for.
+    """(leaf, ASK, ARK), or (ASK, ARK): each signed by the next, the ARK by itself; each valid at `now`, and used for
+    what it is for.
 
     Does not check: whether the ARK is AMD's (`check_root`), revocation (`check_crl`), which key signed the report.
     """
+    names = _CHAIN[-len(certificates) :]
     faults = [
         fault
-        for at, (name, certificate) in enumerate(zip(_CHAIN, certificates, strict=True))
-        for fault in _certificate_faults(name, certificate, certificates[min(at + 1, len(_CHAIN) - 1)], now)
+        for at, (name, certificate) in enumerate(zip(names, certificates, strict=True))
+        for fault in _certificate_faults(name, certificate, certificates[min(at + 1, len(names) - 1)], now)
     ]
     if not faults:
-        return passed("evidence.chain", "leaf, ASK, ARK")
+        return passed("evidence.chain", ", ".join(names))
     timely = all("is valid" in fault for fault in faults)
     hint = "Expired, not valid yet, or a clock is wrong." if timely else "The chain was changed, or forged."
     return failed("evidence.chain", expected="a valid chain", got="; ".join(faults)[:400], hint=hint)

@@ -11,7 +11,8 @@ from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Document, gpu_labels
 from cloister.evidence.endorsements import MEDIA_TYPE as ENDORSEMENTS_MEDIA_TYPE
 from cloister.evidence.endorsements import Endorsements, parse_endorsements
-from cloister.evidence.nvidia import parse_gpu
+from cloister.evidence.nvidia import GpuEvidence, parse_gpu, parse_report
+from cloister.evidence.nvidia_rim import rim_names
 from cloister.evidence.tpm import parse_tpm
 from cloister.verify import azure, intel, nitro, nvidia, sev_snp, simulated, vtpm
 from cloister.verify.boot_log import check_rtmr_log
@@ -32,6 +33,7 @@ _COSE = "application/cose"
 _SNP_SIZE = 1184
 _COLLATERAL = "`cloister collateral export` puts the vendor's answers into a document."
 _GPU_SHOWN = frozenset({"arch", "driver", "vbios", "measurements"})
+_SWITCH = "ls10"
 _TDX = b"\x81\0\0\0"
 
 _CPU = {"cpu", "endorsements", "eventlog"}
@@ -129,7 +131,7 @@ def appraise(subject: Subject) -> Appraisal:
     (2a) the CPU's evidence, by its platform's verifier (or a vTPM's, where it stands alone)
     (2b) a TPM in front of a confidential VM: its quote names this CPU's evidence
     (2c) each GPU: its report names this nonce and statement, and no two are the same device
-    (2d) as many GPUs as the policy asks for, if it does
+    (2d) as many GPUs as the policy asks for, if it does; the switches between them are none
 
     Raises: MalformedEvidence; MalformedPolicy.
     """
@@ -140,7 +142,8 @@ def appraise(subject: Subject) -> Appraisal:
     seen: dict[str, str] = {}
     for label in gpu_labels(subject.document):
         appraisal = _with_gpu(appraisal, label, subject, seen)  # (2c)
-    return _with_count(appraisal, len(seen), subject.policy.limits.gpus)  # (2d)
+    count = sum(appraisal.measurement.get(f"{label}.arch") != _SWITCH for label in seen.values())
+    return _with_count(appraisal, count, subject.policy.limits.gpus)  # (2d)
 
 
 def _simulated(subject: Subject) -> Appraisal:
@@ -291,6 +294,8 @@ def _with_gpu(appraisal: Appraisal, label: str, subject: Subject, seen: dict[str
         policy=subject.policy,
         now=subject.now,
         root_sha256=subject.roots.nvidia,
+        rims=_rims(evidence, subject.endorsements),
+        rim_root_sha256=subject.roots.rim,
     )
     pins = check_measurement({gpu.platform: subject.policy.measurements.get(gpu.platform, ())}, gpu)
     first = seen.setdefault(gpu.platform_id, label)
@@ -300,6 +305,12 @@ def _with_gpu(appraisal: Appraisal, label: str, subject: Subject, seen: dict[str
     )
     measured = {f"{label}.{name}": value for name, value in gpu.measurement.items() if name in _GPU_SHOWN}
     return _joined(appraisal, replace(gpu, factors=(*gpu.factors, *pins, once)), label, measured)
+
+
+def _rims(evidence: GpuEvidence, endorsements: Endorsements) -> tuple[bytes, ...]:
+    """The manifests in the document that speak about this device, by their names: whether they do is judged."""
+    names = rim_names(parse_report(evidence.report), product=nvidia.product_of(evidence.chain))
+    return tuple(endorsements.rims[name] for name in names if name in endorsements.rims)
 
 
 def _with_count(appraisal: Appraisal, count: int, wanted: int | None) -> Appraisal:

@@ -103,7 +103,7 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, root
 def _raise_if_failed(factors: tuple[Factor, ...]) -> None:
     wrong = [factor for factor in factors if factor.verdict == "fail"]
     if wrong:
-        names = ", ".join(factor.step for factor in wrong)
+        names = ", ".join(dict.fromkeys(factor.step for factor in wrong))
         raise VerificationFailed(f"Not trusted: {names}.", factors=factors, hint=wrong[0].hint, step=wrong[0].step)
 
 

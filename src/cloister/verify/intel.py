@@ -278,8 +278,7 @@ def _outcome(case: _Case, own: tuple[Factor, ...]) -> _Outcome:
     expiries = (*intel_chain.expiries(signers), *(Expiry(what, until) for what, _, until in _dates(case)))
     counters = (
         ("tcb-evaluation-data-number", min(case.tcb_info.evaluation, case.identity.evaluation)),
-        ("pck-crl", case.pck_crl.number),
-        ("root-crl", case.root_crl.number),
+        *intel_chain.crl_counters(case.pck_crl, case.root_crl, signers),
     )
     pck = _pck_extension(case.quote) if all(factor.verdict == "pass" for factor in chains) else None
     if pck is None:

@@ -7,6 +7,7 @@ issues the PCK CAs (Processor, Platform) and the TCB signer, a PCK CA issues the
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -28,6 +29,7 @@ __all__ = [
     "check_crls",
     "check_revoked",
     "check_root",
+    "crl_counters",
     "expiries",
     "load_crl",
     "load_signers",
@@ -35,7 +37,7 @@ __all__ = [
     "validity",
 ]
 
-_PCK_CAS = frozenset({"Intel SGX PCK Processor CA", "Intel SGX PCK Platform CA"})
+_PCK_CAS = MappingProxyType({"Intel SGX PCK Processor CA": "processor", "Intel SGX PCK Platform CA": "platform"})
 _TCB_SIGNER = "Intel SGX TCB Signing"
 _DAY = 86400.0
 
@@ -229,6 +231,14 @@ def _signed_list(crl: x509.CertificateRevocationList, issuer: x509.Certificate) 
         )
     except MALFORMED:
         return False
+
+
+def crl_counters(pck_crl: Crl, root_crl: Crl, signers: Signers) -> Iterator[tuple[str, int]]:
+    """Per CA, each list's number and when it was issued, in Unix seconds: Intel gives every list the number 1."""
+    pck = f"pck-crl-{_PCK_CAS.get(_cn(signers.pck_ca), 'unknown')}"
+    for name, crl in ((pck, pck_crl), ("root-crl", root_crl)):
+        yield name, crl.number
+        yield f"{name}-issued", int(crl.this_update)
 
 
 def check_revoked(pck_crl: Crl, root_crl: Crl, signers: Signers) -> Iterator[Factor]:

@@ -105,12 +105,10 @@ def ask_library(
 
 
 def _merged(level: TcbLevel | None, rated: TcbLevel) -> TcbLevel:
-    """The library knows Intel's rules for joining statuses, and has the word, but never for the better; only that a
-    trust domain should be launched anew, on firmware that is current by now, may stand for what it was launched on."""
+    """The library knows Intel's rules for joining statuses too, and never has the word for the better."""
     if level is None:
         return rated
-    better = intel_tcb.rank(rated.status) < intel_tcb.rank(level.status)
-    status = level.status if better and rated.status not in intel_tcb.RELAUNCH else rated.status
+    status = intel_tcb.join(level.status, rated.status)
     return TcbLevel(status, tuple(dict.fromkeys((*level.advisories, *rated.advisories))), level.date)
 
 

@@ -11,7 +11,7 @@ from cloister.evidence.intel import EnclaveReport, TdReport
 from cloister.evidence.intel_collateral import ModuleIdentity, PlatformLevel, QeIdentity, SvnLevel, TcbInfo
 from cloister.verify.factors import Factor, failed, passed
 from cloister.verify.platform import TcbLevel
-from cloister.verify.policy import Tcb
+from cloister.verify.policy import TCB_STATUSES, Tcb
 
 __all__ = [
     "RELAUNCH",
@@ -21,6 +21,7 @@ __all__ = [
     "Reached",
     "check_evaluation",
     "check_status",
+    "join",
     "module_of",
     "rank",
     "reach",
@@ -30,23 +31,25 @@ UP_TO_DATE = "UpToDate"
 REVOKED = "Revoked"
 RELAUNCH = ("TDRelaunchAdvised", "TDRelaunchAdvisedConfigurationNeeded")
 
-STATUSES = (
-    UP_TO_DATE,
-    "SWHardeningNeeded",
-    "ConfigurationNeeded",
-    "ConfigurationAndSWHardeningNeeded",
-    *RELAUNCH,
-    "OutOfDate",
-    "OutOfDateConfigurationNeeded",
-    REVOKED,
-)
+STATUSES = (*TCB_STATUSES, REVOKED)
 """Intel's words, from the best to the worst; a word that is not among them counts as the worst."""
+
+_OLD = ("OutOfDate", "OutOfDateConfigurationNeeded")
+_CONFIGURATION = "Configuration"
+_BOTH = (
+    ("OutOfDate", _CONFIGURATION, "OutOfDateConfigurationNeeded"),
+    ("TDRelaunchAdvised", _CONFIGURATION, "TDRelaunchAdvisedConfigurationNeeded"),
+    ("ConfigurationNeeded", "SWHardening", "ConfigurationAndSWHardeningNeeded"),
+)
+"""The worst of several words, what another of them asks for too, and the word that says both."""
+
+_LAUNCHED, _RUNNING, _QE = "launched", "running", "quoting enclave"
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
     """What platform, TDX module and quoting enclave reach. `level` is None, and `missing` says of what, where one of
-    them is below every level. `level.status` is the worst of them, `level.date` the platform's."""
+    them is below every level. `level.status` is all their words in one (`join`), `level.date` the platform's."""
 
     level: TcbLevel | None
     missing: str = ""
@@ -61,15 +64,38 @@ def reach(
     qe: EnclaveReport,
     td: TdReport | None = None,
 ) -> Reached:
-    """`cpu_svn`, `pce_svn` from the PCK certificate; `td` for TDX. A TD report 1.5 is rated as launched and as it runs."""
-    found: list[PlatformLevel | SvnLevel] = []
-    for name, level in _levels(tcb_info, identity, cpu_svn, pce_svn, qe, td):
+    """`cpu_svn`, `pce_svn` from the PCK certificate; `td` for TDX. A TD report 1.5 is rated as launched and as it runs:
+    where it runs on firmware that stands, what it was launched on being old is Intel's TDRelaunchAdvised. That says
+    nothing about the quoting enclave, whose own word is joined to it."""
+    found: dict[str, list[PlatformLevel | SvnLevel]] = {}
+    for part, name, level in _levels(tcb_info, identity, cpu_svn, pce_svn, qe, td):
         if level is None:
             return Reached(None, name)
-        found.append(level)
-    advisories = tuple(dict.fromkeys(advisory for level in found for advisory in level.advisories))
-    status = max((level.status for level in found), key=rank)
-    return Reached(TcbLevel(status, advisories, found[0].date))
+        found.setdefault(part, []).append(level)
+    said = {part: join(*(level.status for level in levels)) for part, levels in found.items()}
+    firmware = _firmware(said[_LAUNCHED], said.get(_RUNNING))
+    advisories = tuple(
+        dict.fromkeys(name for levels in found.values() for level in levels for name in level.advisories)
+    )
+    return Reached(TcbLevel(join(firmware, said[_QE]), advisories, found[_LAUNCHED][0].date))
+
+
+def join(*statuses: str) -> str:
+    """One word for several: the worst, and what another one asks for beside it, where Intel has a word for both."""
+    worst = max(statuses, key=rank)
+    for word, other, both in _BOTH:
+        if worst == word and any(other in status for status in statuses):
+            return both
+    return worst
+
+
+def _firmware(launched: str, running: str | None) -> str:
+    """Platform and TDX module, as launched and as they run; None: the report does not say how they run."""
+    if running is None:
+        return launched
+    if launched in _OLD and rank(running) < rank(RELAUNCH[0]):
+        return RELAUNCH[1] if _CONFIGURATION in launched + running else RELAUNCH[0]
+    return join(launched, running)
 
 
 def rank(status: str) -> int:
@@ -79,19 +105,20 @@ def rank(status: str) -> int:
 
 def _levels(
     tcb_info: TcbInfo, identity: QeIdentity, cpu_svn: bytes, pce_svn: int, qe: EnclaveReport, td: TdReport | None
-) -> Iterator[tuple[str, PlatformLevel | SvnLevel | None]]:
+) -> Iterator[tuple[str, str, PlatformLevel | SvnLevel | None]]:
+    """(part, what of it, its level)"""
     if td is None:
-        yield "platform", _platform_level(tcb_info.levels, cpu_svn, b"", pce_svn)
+        yield _LAUNCHED, "platform", _platform_level(tcb_info.levels, cpu_svn, b"", pce_svn)
     else:
-        for tdx_svn in (td.tee_tcb_svn, td.tee_tcb_svn2):
+        for part, tdx_svn in ((_LAUNCHED, td.tee_tcb_svn), (_RUNNING, td.tee_tcb_svn2)):
             if tdx_svn is not None:
-                yield "platform", _platform_level(tcb_info.levels, cpu_svn, tdx_svn, pce_svn)
+                yield part, "platform", _platform_level(tcb_info.levels, cpu_svn, tdx_svn, pce_svn)
                 module = module_of(tcb_info, tdx_svn)
                 if module is None:
-                    yield "TDX module", None
+                    yield part, "TDX module", None
                 elif module.levels:
-                    yield "TDX module", _svn_level(module.levels, tdx_svn[0])
-    yield "quoting enclave", _svn_level(identity.levels, qe.isv_svn)
+                    yield part, "TDX module", _svn_level(module.levels, tdx_svn[0])
+    yield _QE, _QE, _svn_level(identity.levels, qe.isv_svn)
 
 
 def _platform_level(levels: Iterable[PlatformLevel], cpu: bytes, tdx: bytes, pce_svn: int) -> PlatformLevel | None:

@@ -19,7 +19,7 @@ from cloister.verify.p384 import chain_expiries, check_chain, check_root, check_
 from cloister.verify.platform import Appraisal, Expiry
 from cloister.verify.policy import Policy
 
-__all__ = ["ARCHITECTURES", "PLATFORM", "ROOT_SHA256", "judge"]
+__all__ = ["ARCHITECTURES", "PLATFORM", "ROOT_SHA256", "judge", "product_of"]
 
 PLATFORM = "nvidia"
 
@@ -112,6 +112,12 @@ def judge(
     )
 
 
+def product_of(chain: bytes) -> str:
+    """Such as "GH100": the device's own word, in its certificate, believed no further than `judge` finds the chain good;
+    "" where it says none. Raises: MalformedEvidence."""
+    return _device(load_certificate(parse_chain(chain)[0], what="gpu.chain")).product
+
+
 def _device(leaf: x509.Certificate) -> _Device:
     try:
         names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -192,6 +198,11 @@ def _check_rims(
 ) -> tuple[tuple[Factor, ...], tuple[Expiry, ...]]:
     if not rims:
         hint = "RIM not checked: nothing here says that driver and firmware are NVIDIA's own. Pin their measurements."
+        return (not_checked("gpu.rim", hint),), ()
+    if not rim.judgeable():
+        hint = (
+            "RIM not checked: this machine lacks what judges the manifests that came along. pip install 'cloister[rim]'"
+        )
         return (not_checked("gpu.rim", hint),), ()
     judged = [rim.judge(data, now=now, root_sha256=root_sha256) for data in rims]
     factors = [replace(f, step=f"gpu.rim.{f.step.rpartition('.')[2]}") for each in judged for f in each.factors]

@@ -17,7 +17,7 @@ from cloister.evidence.launch import OWNER_KEY
 from cloister.evidence.statement import INSECURE_NAMES
 from cloister.evidence.strict_json import Fields
 
-__all__ = ["PLATFORMS", "Limits", "Measurements", "Policy", "Tcb", "check_entry", "parse_policy"]
+__all__ = ["PLATFORMS", "TCB_STATUSES", "Limits", "Measurements", "Policy", "Tcb", "check_entry", "parse_policy"]
 
 PLATFORMS = ("sim", "sgx", "tdx", "sev-snp", "nitro", "azure-sev-snp", "azure-tdx", "vtpm")
 
@@ -29,6 +29,9 @@ LEAST = "min_"
 
 NOTES = frozenset({"vcpus"})
 """In an entry, for people: what its measurement was computed for. Never compared."""
+
+UNKNOWN = "unknown"
+"""In an entry made in code, for a value that is yet to be learnt: nothing matches it, and the factor says what runs."""
 
 _EMPTY_MEANS_NOTHING = frozenset({"mr_enclave", "measurement", "id_key_digest", *(f"pcr{at}" for at in range(24))})
 
@@ -58,6 +61,18 @@ SGX has no field of its own for the launch config: the enclave's measurement cov
 Azure the paravisor is the root of all PCRs: without it, any guest could bring a TPM of its own making.
 """
 
+TCB_STATUSES = (
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+)
+"""Intel's words for firmware, from the best to the worst, that can be tolerated: all but "Revoked"."""
+
 SNP_TCB = ("bootloader", "tee", "snp", "microcode", "fmc")
 
 MAX_POLICY = 1024 * 1024
@@ -69,6 +84,25 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _COMPONENT = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _SIM_COMPONENTS = frozenset({*simulated.COMPONENTS, "measurement"})
+
+_BYTES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("mr_enclave", "mr_signer", "launch_sha256", "measurements"), 32),
+        **dict.fromkeys(("mr_td", "mr_seam", "mr_config_id", "mr_owner", "mr_owner_config"), 48),
+        **dict.fromkeys(("measurement", "id_key_digest", "author_key_digest"), 48),
+        **{f"rtmr{at}": 48 for at in range(4)},
+        **{f"pcr{at}": 32 for at in range(24)},
+        **dict.fromkeys(("family_id", "image_id"), 16),
+        **dict.fromkeys(("td_attributes", "xfam"), 8),
+    }
+)
+"""Component of hardware -> its bytes, written as twice as many digits."""
+
+_NITRO_PCR = 48
+_NUMBERS = frozenset({"isv_prod_id", "isv_svn", "guest_svn"})
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+_BITS = frozenset({"policy", "platform_info"})
+_BIT_FIELD = re.compile(r"0x(0|[1-9a-f][0-9a-f]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +123,7 @@ class Tcb:
 class Limits:
     """`platform_ids` None: any machine. `max_crl_age_days` None: the collateral's own nextUpdate alone.
 
-    `gpus`: how many confidential GPUs there must be; None: any number, also none.
+    `gpus`: how many confidential GPUs there must be, not counting switches; None: any number, also none.
     `dangerously_allow_missing_crl`: where no revocation list came with the evidence, say "not checked" instead of failing.
     """
 
@@ -147,6 +181,7 @@ class Policy:
         for platform, entries in self.measurements.items():
             for entry in entries:
                 check_entry(platform, entry)
+        _check_names("tcb.tolerate", self.tcb.tolerate, TCB_STATUSES)
         _check_names("tcb.min_sev_snp", self.tcb.min_sev_snp, SNP_TCB)
         frozen = {name: tuple(MappingProxyType(dict(e)) for e in es) for name, es in self.measurements.items()}
         object.__setattr__(self, "measurements", MappingProxyType(frozen))
@@ -202,6 +237,21 @@ def _covers_code(platform: str, entry: Mapping[str, str | int]) -> bool:
     return not required or any(names <= said for names in required)
 
 
+def _misformed(platform: str, component: str, value: str) -> str:
+    """How the component is written, where this is not; "" for what may be, and for what is text."""
+    if value == UNKNOWN:
+        return ""
+    name = component.removeprefix(LEAST)
+    size = _NITRO_PCR if platform == "nitro" and name.startswith("pcr") else _BYTES.get(name, 0)
+    if size and (name != component or not re.fullmatch(rf"[0-9a-f]{{{2 * size}}}", value)):
+        return f"{2 * size} lower-case hexadecimal digits"
+    if name in _NUMBERS and not _NUMBER.fullmatch(value):
+        return "a number"
+    if name in _BITS and (name != component or not _BIT_FIELD.fullmatch(value)):
+        return "0x and lower-case hexadecimal digits, as text"
+    return ""
+
+
 def check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
     """Raises: MalformedPolicy for an entry that could never match, or that any code could."""
     where = f"policy.measurements.{platform}"
@@ -215,6 +265,10 @@ def check_entry(platform: str, entry: Mapping[str, str | int]) -> None:
             raise MalformedPolicy(f"{where}.{component} is neither text nor an integer.", step=where)
         if component.startswith(LEAST) and (type(value) is not int or value < 0):
             raise MalformedPolicy(f"{where}.{component} is no least number.", step=where)
+        expected = "" if platform == simulated.PLATFORM else _misformed(platform, component, str(value))
+        if expected:
+            message = f"{where}.{component} could never match."
+            raise MalformedPolicy(message, step=where, expected=expected, got=ascii(str(value))[1:65])
     if not _covers_code(platform, entry):
         expected = " or ".join(", ".join(sorted(names)) for names in _REQUIRED[platform])
         raise MalformedPolicy(f"{where} has an entry that any code could match.", step=where, expected=expected)
@@ -265,6 +319,8 @@ def _parse_measurements(fields: Fields) -> Measurements:
 def _parse_entry(entry: object, platform: str) -> Mapping[str, str | int]:
     if not isinstance(entry, dict):
         _refuse(f"measurements.{ascii(platform)[1:17]}", "a list of tables")
+    if UNKNOWN in entry.values():
+        _refuse(f"measurements.{ascii(platform)[1:17]}", "known")
     return entry
 
 

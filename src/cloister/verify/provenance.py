@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterator
+from importlib.resources import as_file, files
 from types import MappingProxyType
 from typing import Any
 
@@ -11,10 +12,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cloister.errors import MalformedPolicy, WrongUse
 from cloister.evidence.launch import LaunchConfig
 from cloister.evidence.provenance import Payload, Provenance, parse_payload, signed_bytes
+from cloister.verify.certificates import MALFORMED
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
 from cloister.verify.policy import Measurements, Policy, check_entry
 
-__all__ = ["joined", "public_key", "signed_measurements"]
+__all__ = ["SIGSTORE_REFUSES", "joined", "public_key", "signed_measurements", "sigstore_verifier"]
+
+_SIGSTORE_ROOT = ("_store", "https%3A%2F%2Ftuf-repo-cdn.sigstore.dev", "trusted_root.json")
+"""Inside the package sigstore: the public instance's certificates and logs, as trustworthy as its code beside them."""
+
+SIGSTORE_REFUSES = (*MALFORMED, ArithmeticError, AttributeError, LookupError)
+"""What sigstore raises beside its own errors, for bundles that it did not expect."""
 
 
 def signed_measurements(
@@ -27,7 +35,8 @@ def signed_measurements(
     (3) they are about the deployment and release that runs
     (4) each entry pins code, as the policy's own would have to
 
-    A sigstore bundle is verified offline, from the root that the installed sigstore carries (extra `sigstore`).
+    A sigstore bundle is verified offline, from the root that the installed sigstore carries (extra `sigstore`), never
+    from a cache.
 
     Raises: MalformedEvidence; WrongUse when the policy names a sigstore signer and the extra is not installed.
     """
@@ -93,30 +102,47 @@ def _check_sigstore(provenance: Provenance, policy: Policy) -> Factor:
     if policy.sigstore is None:
         hint = "The policy's signer is a key, and these measurements were signed through sigstore."
         return failed(step, expected=_signer(policy), got="a sigstore bundle", hint=hint)
-    verifier, errors, bundle_type, identity_type = _sigstore()
+    make_verifier, errors, bundle_type, identity_type = _sigstore()
+    try:
+        verifier = make_verifier()
+    except (errors, OSError, *SIGSTORE_REFUSES) as error:
+        hint = "Install sigstore afresh: without its root nothing that it signed can be judged."
+        return failed(step, expected="sigstore's own root", got=type(error).__name__, hint=hint)
     identity, issuer = policy.sigstore["identity"], policy.sigstore["issuer"]
     try:
         bundle = bundle_type.from_json(provenance.bundle)
         verifier.verify_artifact(provenance.payload, bundle, identity_type(identity=identity, issuer=issuer))
-    except (errors, ValueError) as error:
+    except (errors, *SIGSTORE_REFUSES) as error:
         got = type(error).__name__
         return failed(step, expected=_signer(policy), got=got, hint="Not signed by that identity, or changed since.")
     return passed(step, f"{identity} ({issuer})")
 
 
 def _sigstore() -> tuple[Any, Any, Any, Any]:
-    """An offline verifier and the types around it: an extra that only this needs."""
+    """What makes an offline verifier, and the types around it: an extra that only this needs."""
     try:
         from sigstore.errors import Error
         from sigstore.models import Bundle
-        from sigstore.verify import Verifier
         from sigstore.verify.policy import Identity
     except ModuleNotFoundError as error:
         raise WrongUse(
             "The policy names a sigstore signer, and sigstore is not installed.",
             hint='pip install "cloister[sigstore]"',
         ) from error
-    return Verifier.production(offline=True), Error, Bundle, Identity
+    return sigstore_verifier, Error, Bundle, Identity
+
+
+def sigstore_verifier() -> Any:
+    """One that asks nobody. Not `Verifier.production(offline=True)`: that believes, unverified, a root in the user's
+    cache folder, and writes that folder.
+
+    Raises: OSError, sigstore's errors, SIGSTORE_REFUSES where the installed sigstore has no such root.
+    """
+    from sigstore.models import TrustedRoot
+    from sigstore.verify import Verifier
+
+    with as_file(files("sigstore").joinpath(*_SIGSTORE_ROOT)) as path:
+        return Verifier(trusted_root=TrustedRoot.from_file(str(path)))
 
 
 def joined(own: Measurements, signed: Measurements) -> Measurements:

@@ -1,6 +1,7 @@
 """NVIDIA's reference integrity manifests (RIM): signed XML that names the golden measurements of a driver or VBIOS."""
 
 import base64
+import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from cloister.verify.factors import Factor, failed, not_checked, passed
 from cloister.verify.p384 import chain_expiries, check_chain, check_root
 from cloister.verify.platform import Expiry
 
-__all__ = ["ROOT_SHA256", "Manifest", "RimAppraisal", "compare", "judge"]
+__all__ = ["ROOT_SHA256", "Manifest", "RimAppraisal", "compare", "judge", "judgeable"]
 
 # "NVIDIA CoRIM signing Root CA": https://github.com/NVIDIA/nvtrust, guest_tools/gpu_verifiers/local_gpu_verifier/src/
 # verifier/certs/verifier_RIM_root.pem
@@ -82,6 +83,11 @@ class RimAppraisal:
     @property
     def failed(self) -> bool:
         return any(factor.verdict == "fail" for factor in self.factors)
+
+
+def judgeable() -> bool:
+    """Whether the extra `rim` is installed."""
+    return importlib.util.find_spec("signxml") is not None
 
 
 def judge(data: bytes, *, now: float, root_sha256: str = ROOT_SHA256) -> RimAppraisal:

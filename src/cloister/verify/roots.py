@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cloister.verify import nitro, nvidia, sev_snp
+from cloister.verify import nitro, nvidia, rim, sev_snp
 from cloister.verify.tpm_certificates import PROVIDER_ROOTS
 
 __all__ = ["PINNED", "Roots"]
@@ -13,7 +13,7 @@ __all__ = ["PINNED", "Roots"]
 class Roots:
     """Digests are SHA-256 of the DER certificate, 64 lower-case hexadecimal digits.
 
-    `intel` is the root certificate itself (DER), None for the one built into the library that judges quotes; `amd` maps
+    `rim` is the root of NVIDIA's reference manifests. `intel` is the root certificate itself (DER), None for the one built into the library that judges quotes; `amd` maps
     a product to its ARK; `ak` holds the roots of cloud providers' TPM certificates.
     """
 
@@ -21,6 +21,7 @@ class Roots:
     amd: Mapping[str, str]
     nitro: str
     nvidia: str
+    rim: str = rim.ROOT_SHA256
     ak: frozenset[str]
 
 

@@ -49,6 +49,11 @@ class Verified:
         if made_by is not _ONLY_VERIFY:
             raise WrongUse("Only cloister.verify.verify makes a Verified.", step="verified")
 
+    @property
+    def first_use(self) -> bool:
+        """The policy was written from a running server, and nobody has compared it yet."""
+        return any(factor.step == "trust" for factor in self.factors)
+
     def to_json(self) -> dict[str, Any]:
         """The verification document: plain data, for `json.dumps`."""
         return {
@@ -56,6 +61,7 @@ class Verified:
             "verdict": "simulated" if self.simulated else "trusted",
             "platform": self.platform,
             "simulated": self.simulated,
+            "first_use": self.first_use,
             "deployment": self.launch.deployment,
             "owner_key": self.launch.owner_key,
             "release": self.launch.release,

@@ -118,11 +118,10 @@ def test_whatever_the_quote_file_holds_only_our_errors_escape(content: bytes) ->
 
 def test_the_launch_config_is_the_trusted_file() -> None:
     source = GramineSgx(machine())
-    assert source.holds_launch(LAUNCH)
-    assert not source.holds_launch(LAUNCH + b" ")
     source.fix_launch(LAUNCH)
-    with pytest.raises(NotTrusted):
-        source.fix_launch(b'{"v":2}')
+    for other in (LAUNCH + b" ", b'{"v":2}'):
+        with pytest.raises(NotTrusted):
+            source.fix_launch(other)
 
 
 def test_a_manifest_without_a_launch_config_is_told() -> None:

@@ -98,13 +98,12 @@ def read_hcl(tpm: Tpm) -> HclReport:
 class AzureCvm:
     """An `EvidenceSource` for SEV-SNP and TDX alike. Blocking; safe to call from several threads.
 
-    `vtpm` has the attestation key `AK_HANDLE`. `endorsements` stand in where the metadata service has no certificates.
+    `vtpm` has the attestation key `AK_HANDLE`.
     """
 
     vtpm: Vtpm
     kind: int
     metadata: Metadata
-    endorsements: Endorsements = field(default_factory=Endorsements)
     pause: Callable[[float], None] = time.sleep
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -112,15 +111,12 @@ class AzureCvm:
     def platform(self) -> str:
         return "azure-tdx" if self.kind == TDX else "azure-sev-snp"
 
-    def holds_launch(self, launch: bytes) -> bool:
-        return self.vtpm.holds_launch(launch)
-
     def fix_launch(self, launch: bytes) -> None:
         self.vtpm.fix_launch(launch)
 
     def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
-        """`cpu`, `runtime`, `tpm`, `eventlog` and (SEV-SNP) `endorsements`. One question at a time: its data go through
-        one NV index.
+        """`cpu`, `runtime`, `tpm`, `eventlog` and (SEV-SNP, while the metadata service answers) `endorsements`. One
+        question at a time: its data go through one NV index.
 
         (1) write the 64 bytes into the user data's NV index
         (2) read the paravisor's report until its runtime data name them
@@ -139,8 +135,8 @@ class AzureCvm:
                 raise MalformedEvidence("The hardware vouches for other runtime data.", step="attest.azure")
             quoted = self.vtpm.collect_over(hashlib.sha256(cpu).digest())  # (5)
         items = {"cpu": Item(_RAW, cpu), "runtime": Item(_RAW, hcl.runtime), **quoted}
-        given = self._endorsements(hcl.kind)
-        return items if given == Endorsements() else {**items, "endorsements": given.item()}
+        chain = self._chain(hcl.kind)
+        return {**items, "endorsements": Endorsements(amd=chain).item()} if chain else items
 
     def _refreshed(self, report_data: bytes) -> HclReport:
         for _ in range(REFRESH_ATTEMPTS):
@@ -164,17 +160,16 @@ class AzureCvm:
             raise MalformedEvidence("The quote has bytes after its end.", step="attest.azure")
         return encoded[: len(encoded) - quote.padding], quote.report.report_data
 
-    def _endorsements(self, kind: int) -> Endorsements:
+    def _chain(self, kind: int) -> tuple[bytes, ...]:
+        """The chip's certificate, its CA's, the root; () where the service is down, for the operator or AMD to give."""
         if kind == TDX:
-            return self.endorsements
+            return ()
         try:
             answer = _json(self.metadata.request("GET", CERTIFICATES))
         except ConnectionFailed:
-            if not self.endorsements.amd:
-                raise
-            return self.endorsements
+            return ()
         leaf, issuers = (_certificates(answer.get(name)) for name in ("vcekCert", "certificateChain"))
-        return Endorsements(intel=None, amd=(*leaf, *issuers), amd_crl=self.endorsements.amd_crl)
+        return (*leaf, *issuers)
 
 
 def _snp_report(hcl: HclReport) -> tuple[bytes, bytes]:

@@ -23,7 +23,6 @@ from cloister.enclave.attest.tpm import SubprocessTools, Tpm, TpmTools, Vtpm
 from cloister.enclave.attest.tsm import REPORTS, SEV_GUEST, TDX_GUEST, ConfigfsTsm
 from cloister.errors import CloisterError, WrongUse
 from cloister.evidence.azure import SNP, TDX
-from cloister.evidence.endorsements import Endorsements
 
 __all__ = ["Detection", "Finding", "Machine", "detect", "open_source"]
 
@@ -90,19 +89,17 @@ def detect(machine: Machine) -> Detection:
     return Detection(platform, gpus, (*findings, finding))
 
 
-def open_source(
-    detection: Detection, machine: Machine, *, endorsements: Endorsements | None = None, with_tpm: bool = False
-) -> EvidenceSource:
+def open_source(detection: Detection, machine: Machine, *, with_tpm: bool = False) -> EvidenceSource:
     """The driver of the platform that was found.
 
-    `endorsements`: certificates that the operator shipped. `with_tpm`: on TDX and SEV-SNP also the TPM's quote, which
-    needs an attestation key that clients can believe. Raises: WrongUse where nothing was found, or no such driver.
+    `with_tpm`: on TDX and SEV-SNP also the TPM's quote, which needs an attestation key that clients can believe.
+    Raises: WrongUse where nothing was found, or no such driver.
     """
-    device, given = machine.device, endorsements or Endorsements()
+    device = machine.device
     tsm, tpm = ConfigfsTsm(device), Vtpm(device, Tpm(machine.tools))
     cpus: dict[str, Callable[[], Tdx | SevSnp]] = {
         "tdx": lambda: Tdx(device, tsm),
-        "sev-snp": lambda: SevSnp(device, tsm, given),
+        "sev-snp": lambda: SevSnp(device, tsm),
     }
     match detection.platform:
         case "sgx":
@@ -115,7 +112,7 @@ def open_source(
         case "azure-tdx" | "azure-sev-snp":
             provided = Vtpm(device, Tpm(machine.tools), ak_handle=AK_HANDLE, certificate_index=AK_CERTIFICATE)
             kind = TDX if detection.platform == "azure-tdx" else SNP
-            return AzureCvm(provided, kind, machine.metadata, given)
+            return AzureCvm(provided, kind, machine.metadata)
         case "vtpm":
             return tpm
     raise WrongUse(

@@ -23,9 +23,6 @@ class FrontedByTpm:
     def platform(self) -> str:
         return self.cpu.platform
 
-    def holds_launch(self, launch: bytes) -> bool:
-        return self.cpu.holds_launch(launch)
-
     def fix_launch(self, launch: bytes) -> None:
         self.cpu.fix_launch(launch)
 

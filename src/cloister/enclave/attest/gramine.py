@@ -50,13 +50,13 @@ class GramineSgx:
                 "Gramine does not attest by DCAP.", step="attest", expected="dcap", got=ascii(kind)[1:-1], hint=_HINT
             )
 
-    def holds_launch(self, launch: bytes) -> bool:
+    def _holds_launch(self, launch: bytes) -> bool:
         """The trusted file: Gramine checked its content against the measured manifest when it was opened."""
         return hmac.compare_digest(self._launch(), launch)
 
     def fix_launch(self, launch: bytes) -> None:
         """Nothing is left to fix: MRENCLAVE covers it. Raises: NotTrusted when this is not what it covers."""
-        if not self.holds_launch(launch):
+        if not self._holds_launch(launch):
             raise NotTrusted(
                 "The manifest's trusted launch config is another one.",
                 step="attest.launch",

@@ -121,13 +121,9 @@ class Nitro:
     nsm: Nsm
     platform: str = field(default="nitro", init=False)
 
-    def holds_launch(self, launch: bytes) -> bool:
-        """PCR 16 is exactly one extension by SHA-384(launch), and locked: unlocked ones stand in no document."""
-        pcr = self.nsm.describe_pcr(LAUNCH_PCR)
-        return register_holds(pcr.value, launch_pcr(launch)) and pcr.locked
-
     def fix_launch(self, launch: bytes) -> None:
-        """Extends PCR 16 once, and locks it. Does nothing where that was done already.
+        """Extends PCR 16 once by SHA-384(launch), and locks it: unlocked ones stand in no document. Does nothing where
+        that was done already.
 
         Raises: NotTrusted where it holds something else; ConnectionFailed; MalformedEvidence.
         """

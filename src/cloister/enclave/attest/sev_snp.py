@@ -16,34 +16,24 @@ from cloister.evidence.sev_snp import Report, parse_certificate_table, parse_rep
 
 __all__ = ["SevSnp", "snp_endorsements"]
 
-_CHAIN = 3
-
 
 @dataclass(frozen=True, slots=True)
 class SevSnp:
-    """An `EvidenceSource`. Blocking; safe to call from several threads.
-
-    `endorsements` (a chain and a revocation list given by the operator, from AMD's KDS) stands in where the host's table
-    lacks them.
-    """
+    """An `EvidenceSource`. Blocking; safe to call from several threads."""
 
     device: Device
     tsm: ConfigfsTsm
-    endorsements: Endorsements = field(default_factory=Endorsements)
     path: str = DEVICE
     platform: str = field(default="sev-snp", init=False)
 
-    def holds_launch(self, launch: bytes) -> bool:
-        """HOST_DATA is SHA-256(launch)."""
-        return register_holds(self._host_data(), hashlib.sha256(launch).digest())
-
     def fix_launch(self, launch: bytes) -> None:
-        """HOST_DATA is set when the guest is made, never from inside. Raises: NotTrusted when it is another."""
+        """HOST_DATA is SHA-256(launch), set when the guest is made and never from inside. Raises: NotTrusted when it is
+        another."""
         if not register_holds(held := self._host_data(), hashlib.sha256(launch).digest()):
             raise refuse_launch("HOST_DATA", held, "Start the guest with this launch config's SHA-256 as host-data.")
 
     def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
-        """`cpu`, a report over exactly 64 bytes at VMPL 0; `endorsements` where there are certificates. `nonce` is in
+        """`cpu`, a report over exactly 64 bytes at VMPL 0; `endorsements` where the host's table holds any. `nonce` is in
         `report_data` already; SNP has no field for it.
 
         Raises: WrongUse, ConnectionFailed, NotTrusted, MalformedEvidence.
@@ -51,8 +41,8 @@ class SevSnp:
         check_question(report_data, nonce)
         report, table = self._report(report_data)
         items = {"cpu": Item("application/octet-stream", report.encoded)}
-        given = snp_endorsements(table, report.signing_key, self.endorsements)
-        return items if given == Endorsements() else {**items, "endorsements": given.item()}
+        found = snp_endorsements(table, report.signing_key)
+        return items if found == Endorsements() else {**items, "endorsements": found.item()}
 
     def _host_data(self) -> bytes:
         """From a report over 64 zero bytes, which binds nothing and so proves nothing to anybody else."""
@@ -70,18 +60,13 @@ class SevSnp:
         return report, table
 
 
-def snp_endorsements(table: bytes, signing_key: int, given: Endorsements) -> Endorsements:
-    """The host's chain where it is whole, else the operator's; either one's revocation list.
+def snp_endorsements(table: bytes, signing_key: int) -> Endorsements:
+    """The host's chain, as much of it as there is, and its revocation list.
 
     A host's table that cannot be read is no evidence of anything: it is passed over, as one that is absent.
     """
     try:
         found = parse_certificate_table(table)
     except MalformedEvidence:
-        return given
-    chain = found.chain(signing_key)
-    return Endorsements(
-        intel=given.intel,
-        amd=chain if len(chain) == _CHAIN else given.amd or chain,
-        amd_crl=found.crl or given.amd_crl,
-    )
+        return Endorsements()
+    return Endorsements(amd=found.chain(signing_key), amd_crl=found.crl)

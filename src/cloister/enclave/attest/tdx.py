@@ -44,7 +44,7 @@ class Tdx:
     connect: Callable[[], Connection] = connect_to_qgs
     platform: str = field(default="tdx", init=False)
 
-    def holds_launch(self, launch: bytes) -> bool:
+    def _holds_launch(self, launch: bytes) -> bool:
         """MRCONFIGID is SHA-256(launch) and zeros; or, where it is all zero, RTMR3 is exactly one extend from zero by
         SHA-384(launch)."""
         registers = read_registers(self.device)
@@ -59,7 +59,7 @@ class Tdx:
 
         Raises: NotTrusted where they hold another; ConnectionFailed where this kernel cannot extend.
         """
-        if self.holds_launch(launch):
+        if self._holds_launch(launch):
             return
         registers = read_registers(self.device)
         if any(registers.mr_config_id):
@@ -67,7 +67,7 @@ class Tdx:
         if any(registers.rtmr3):
             raise refuse_launch("RTMR3", registers.rtmr3)
         extend_rtmr3(self.device, hashlib.sha384(launch).digest())
-        if not self.holds_launch(launch):
+        if not self._holds_launch(launch):
             raise NotTrusted("Somebody else extended RTMR3 in the same moment.", step="attest.launch")
 
     def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:

@@ -31,7 +31,6 @@ __all__ = [
     "TpmTools",
     "Vtpm",
     "extend_launch",
-    "holds_launch",
 ]
 
 LAUNCH_PCR = 14
@@ -261,7 +260,7 @@ def der_prefix(data: bytes) -> bytes:
     return data[:end] if end <= len(data) else b""
 
 
-def holds_launch(tpm: Tpm, launch: bytes) -> bool:
+def _holds_launch(tpm: Tpm, launch: bytes) -> bool:
     """PCR 14 is exactly one extend from zero by SHA-256(launch)."""
     return register_holds(tpm.pcr(LAUNCH_PCR), extended("sha256", hashlib.sha256(launch).digest()))
 
@@ -276,7 +275,7 @@ def extend_launch(tpm: Tpm, launch: bytes) -> None:
         tpm.extend_pcr(LAUNCH_PCR, hashlib.sha256(launch).digest())
     elif register_holds(value, extended("sha256", hashlib.sha256(launch).digest())):
         return
-    if not holds_launch(tpm, launch):
+    if not _holds_launch(tpm, launch):
         hint = "shim measures its keys into PCR 14: boot a unified kernel image directly."
         raise refuse_launch("PCR 14", tpm.pcr(LAUNCH_PCR), hint)
 
@@ -300,14 +299,10 @@ class Vtpm:
     _keys: tuple[EndorsementKey | None, AttestationKey] | None = field(default=None, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
-    def holds_launch(self, launch: bytes) -> bool:
-        with self._lock:
-            return holds_launch(self.tpm, launch)
-
     def fix_launch(self, launch: bytes) -> None:
         """The initrd did it (`extend_launch`). Raises: NotTrusted where it did not, or by another launch config."""
         with self._lock:
-            if not holds_launch(self.tpm, launch):
+            if not _holds_launch(self.tpm, launch):
                 hint = "The image's initrd extends PCR 14 by the launch config, before anything else runs."
                 raise refuse_launch("PCR 14", self.tpm.pcr(LAUNCH_PCR), hint)
 
