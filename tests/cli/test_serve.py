@@ -42,6 +42,21 @@ def test_refuses_a_model_that_is_not_there() -> None:
     assert "nowhere.gguf" in refused.stderr
 
 
+def test_says_what_a_model_takes_and_refuses_one_that_cannot_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.cli.serve.available_memory", lambda: 300_000)
+    refused = run(app, "serve", "tiny", "--platform", "sim")
+    assert refused.exit_code == 2
+    assert "memory  " in refused.stderr
+    assert "does not fit" in refused.stderr
+    assert "models quantize" in refused.stderr
+
+
+def test_refuses_a_cache_of_another_type() -> None:
+    refused = run(app, "serve", "tiny", "--platform", "sim", "--kv-type", "q2_K")
+    assert refused.exit_code == 2
+    assert "f16 or q8_0" in refused.stderr
+
+
 def test_two_starts_at_once_have_one_owner() -> None:
     with ThreadPoolExecutor(8) as pool:
         assert len({owner_name(key) for key in pool.map(lambda _: owner_key(), range(8))}) == 1

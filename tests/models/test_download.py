@@ -7,7 +7,8 @@ import pytest
 from tests.models.conftest import REPOSITORY, REVISION, Hub
 
 from cloister.errors import ConnectionFailed, MalformedModel, WrongUse
-from cloister.models.download import pull, resolve
+from cloister.models.download import pull, resolve, split_quantization
+from cloister.models.lineage import Fetched, lineage_path, read_lineage
 from cloister.models.reference import HubModel
 from cloister.models.store import LocalModel, embedded_path, records
 
@@ -187,3 +188,40 @@ def test_an_embedded_model_that_is_not_there_is_said_clearly(tmp_path: Path, mon
     monkeypatch.setattr("cloister.models.store.__file__", str(tmp_path / "store.py"))
     with pytest.raises(WrongUse, match="does not hold the embedded model 'demo'"):
         resolve("default")
+
+
+def test_records_where_the_file_came_from(filled: Hub) -> None:
+    path = pull(HubModel(REPOSITORY)).local_model().path
+    lineage = read_lineage(path)
+    assert lineage is not None
+    assert lineage.steps == (Fetched(REPOSITORY, REVISION, "toy-q8_0.gguf", hashlib.sha256(Q8).hexdigest()),)
+    assert (lineage.sha256, lineage.size) == (hashlib.sha256(Q8).hexdigest(), len(Q8))
+
+
+def test_the_record_has_the_digests_of_a_models_tensors(hub: Hub) -> None:
+    content = embedded_path("tiny").read_bytes()
+    hub.files = {"tiny.gguf": content}
+    lineage = read_lineage(pull(HubModel(REPOSITORY)).local_model().path)
+    assert lineage is not None
+    assert len(lineage.tensors) == 38
+
+
+def test_a_newer_file_has_a_record_of_its_own_and_a_lost_one_is_written_again(filled: Hub) -> None:
+    path = pull(HubModel(REPOSITORY)).local_model().path
+    first = lineage_path(path).read_bytes()
+    lineage_path(path).unlink()
+    pull(HubModel(REPOSITORY))
+    assert lineage_path(path).read_bytes() == first
+    filled.files["toy-q8_0.gguf"] = Q8[::-1]
+    pull(HubModel(REPOSITORY))
+    lineage = read_lineage(path)
+    assert lineage is not None
+    assert lineage.sha256 == hashlib.sha256(Q8[::-1]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("stem", "parts"),
+    [("toy-q8_0", ("toy", "Q8_0")), ("a.F16", ("a", "F16")), ("toy", ("toy", "")), ("Q4_K_M", ("", "Q4_K_M"))],
+)
+def test_a_quantization_at_the_end_of_a_name_is_split_off(stem: str, parts: tuple[str, str]) -> None:
+    assert split_quantization(stem) == parts

@@ -4,6 +4,7 @@ import pytest
 
 from cloister.errors import WrongUse
 from cloister.models.reference import EmbeddedModel, HubModel, ModelFile, parse_reference
+from cloister.models.store import quantized_path
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,18 @@ def test_reads_what_a_person_writes(text: str, expected: object) -> None:
 def test_a_local_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     assert parse_reference(str(tmp_path / "m.gguf")) == ModelFile(tmp_path / "m.gguf")
+
+
+def test_what_was_quantized_here_goes_by_its_name(cache: Path) -> None:
+    made = quantized_path("toy-Q4_0")
+    with pytest.raises(WrongUse):
+        parse_reference("toy-Q4_0")
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert parse_reference("toy-Q4_0") == ModelFile(made)
+    for text in ("../quantized/toy-Q4_0", "./toy-Q4_0", "toy-Q4_0.gguf"):
+        with pytest.raises(WrongUse):
+            parse_reference(text)
 
 
 @pytest.mark.parametrize(

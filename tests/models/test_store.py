@@ -4,7 +4,22 @@ from typing import Any
 
 import pytest
 
-from cloister.models.store import Record, cache_directory, file_path, read_record, records, save_record
+from cloister.errors import WrongUse
+from cloister.models.lineage import lineage_path
+from cloister.models.store import (
+    Record,
+    cache_directory,
+    embedded_path,
+    file_path,
+    find_record,
+    quantized_models,
+    quantized_name,
+    quantized_path,
+    read_record,
+    records,
+    remove,
+    save_record,
+)
 
 RECORD = Record(
     repository="acme/toy",
@@ -62,3 +77,67 @@ def test_the_cache_follows_xdg_and_ignores_a_relative_one(
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_directory() == tmp_path / ".cache" / "cloister" / "models"
+
+
+@pytest.mark.parametrize("tag", ["", "q8_0", "Q8_0", "sub/toy-q8_0.gguf"])
+def test_finds_a_model_by_what_it_was_asked_for_or_is(stored: Path, tag: str) -> None:
+    assert find_record("acme/toy", tag) == RECORD
+    assert find_record("acme/toy", "Q4_0") is None
+    assert find_record("acme/other", tag) is None
+
+
+def test_removing_a_fetched_model_leaves_nothing_of_it(stored: Path) -> None:
+    other = stored.with_name("other.gguf")
+    for path in (lineage_path(stored), stored.with_name(stored.name + ".lock"), other):
+        path.touch()
+    stored.with_name(stored.name + ".0123.partial").touch()
+    remove(stored)
+    assert list(stored.parent.iterdir()) == [other]
+
+
+def make(name: str) -> Path:
+    path = quantized_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_lists_and_removes_what_was_quantized_here(cache: Path) -> None:
+    assert list(quantized_models()) == []
+    path, other = make("toy-Q4_0"), make("atoy-Q8_0")
+    make(".toy-Q4_0.gguf.x")  # a draft
+    assert list(quantized_models()) == [other, path]
+    remove(path)
+    assert list(quantized_models()) == [other]
+
+
+def test_removes_a_file_anywhere_that_has_a_record_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "toy.gguf"
+    path.touch()
+    lineage_path(path).touch()
+    remove(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_removes_neither_embedded_models_nor_what_others_made(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="comes with the package"):
+        remove(embedded_path("tiny"))
+    link = tmp_path / "link.gguf"
+    link.symlink_to(embedded_path("tiny"))
+    lineage_path(link).touch()
+    with pytest.raises(WrongUse, match="comes with the package"):
+        remove(link)
+    own = tmp_path / "own.gguf"
+    own.touch()
+    with pytest.raises(WrongUse, match="neither fetched nor made"):
+        remove(own)
+    assert embedded_path("tiny").is_file()
+    assert own.is_file()
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("toy", "toy-Q4_0"), ("Qwen2.5 (new)", "Qwen2.5-new-Q4_0"), ("..", "model-Q4_0"), ("a--b..c", "a-b.c-Q4_0")],
+)
+def test_a_quantized_model_gets_a_name_that_a_reference_may_have(stem: str, name: str) -> None:
+    assert quantized_name(stem, "Q4_0") == name

@@ -44,7 +44,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "connect": ("cloister.cli.connect", "Verify, then serve an OpenAI-compatible API locally."),
         "serve": ("cloister.cli.serve", "Run a model in an enclave on this machine."),
         "doctor": ("cloister.cli.doctor", "Say which TEE this machine is."),
-        "models": ("cloister.cli.models", "Fetch and list models."),
+        "models": ("cloister.cli.models", "Fetch, describe, quantize and remove models."),
         "keys": ("cloister.cli.keys", "Make and list API keys."),
         "bench": ("cloister.cli.bench", "Measure speed and overhead on this machine."),
         "demo": ("cloister.cli.demo", "Play the attacker, and see each attack blocked."),

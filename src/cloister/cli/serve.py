@@ -1,5 +1,6 @@
 """`cloister serve MODEL`: an enclave on this machine."""
 
+import contextlib
 import ipaddress
 import signal
 from pathlib import Path
@@ -13,9 +14,11 @@ from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
 from cloister.enclave.attest.detect import Machine, detect
 from cloister.enclave.llm.llama.config import KV_TYPES
-from cloister.errors import EngineDied, WrongUse
+from cloister.errors import EngineDied, MalformedModel, WrongUse
 from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
+from cloister.models.gguf import read_description
+from cloister.models.memory import available_memory, estimate, has_amx, judge
 
 __all__ = ["register", "wait_for_end"]
 
@@ -59,6 +62,7 @@ def serve(
     keys = read_keys(api_keys) if api_keys else ()
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
+    _weigh(found.path, context, slots, kv_type)
     output.note("measuring the code that will run", "dim")
     plan = Plan.make(
         found,
@@ -104,6 +108,17 @@ def _check_host(host: str) -> None:
         raise WrongUse("A simulated enclave listens on loopback only.", hint=hint, got=host)
 
 
+def _weigh(model: Path, context: int | None, streams: int, kv_type: str) -> None:
+    """What loading will take, before it is tried. A file that cannot be described is the engine's to refuse."""
+    with contextlib.suppress(MalformedModel):
+        free = available_memory()
+        described = read_description(model)
+        needed = estimate(described, context=context, streams=streams, kv_type=kv_type, amx=has_amx(), available=free)
+        output.note(f"memory  {needed}", "dim", hang=8)
+        if tight := judge(needed, free):
+            output.note(f"warning: {tight}", "yellow", hang=9)
+
+
 def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
     simulated = enclave.plan.config.platform == PLATFORM
     if simulated:
@@ -120,6 +135,8 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
         f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}", hang=8
     )
     output.note(f"engine  {ready.get('variant')}, {ready.get('slots')} streams of {ready.get('context_length')} tokens")
+    if warning := ready.get("lineage_warning"):
+        output.note(f"warning: {output.one_line(str(warning))}", "yellow", hang=9)
     output.note(f"owner   {enclave.plan.owner}")
     output.note("")
     if simulated:

@@ -31,6 +31,7 @@ from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
+from cloister.enclave.lineage import read_lineage_digest
 from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
@@ -154,6 +155,7 @@ class _Enclave:
                 hint="Start the enclave again with the model it was launched for.",
                 step="launch.models",
             )
+        lineage, trouble = read_lineage_digest(Path(self.boot.model_path), info.model.sha256)
         self.attestation = Attestation(
             self.source,
             self.ring,
@@ -161,9 +163,10 @@ class _Enclave:
             lambda: self.engine.info,
             self.config.insecure,
             gpus=self.gpus,
+            lineage_sha256=lineage,
             endorsements=lambda: _read_endorsements(self.boot.endorsements_path),
         )
-        _say("ready", **_describe(info))
+        _say("ready", **_describe(info), lineage_sha256=lineage, lineage_warning=trouble)
 
     async def _tell_progress(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):

@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from cloister.errors import ConnectionFailed, MalformedModel, WrongUse
+from cloister.models.lineage import Fetched, digest_model, lineage_path, save_lineage, trace
 from cloister.models.reference import EmbeddedModel, HubModel, ModelFile, Reference, parse_reference
 from cloister.models.store import (
     LocalModel,
@@ -33,7 +34,7 @@ from cloister.models.store import (
     save_record,
 )
 
-__all__ = ["PREFERRED", "Progress", "pull", "resolve"]
+__all__ = ["PREFERRED", "Progress", "pull", "resolve", "split_quantization"]
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with (file's name, bytes so far, bytes in all) while a model is fetched."""
@@ -67,12 +68,17 @@ class _HubFile:
 
     @property
     def quantization(self) -> str:
-        found = _QUANTIZATION.search(self.stem)
-        return found.group(1).upper() if found else ""
+        return split_quantization(self.stem)[1]
 
     @property
     def in_parts(self) -> bool:
         return _PART.search(PurePosixPath(self.name).stem) is not None
+
+
+def split_quantization(stem: str) -> tuple[str, str]:
+    """A file's name without its ending, in two: `toy-q8_0` is ("toy", "Q8_0"); without a quantization ("toy", "")."""
+    found = _QUANTIZATION.search(stem)
+    return (stem[: found.start()], found.group(1).upper()) if found else (stem, "")
 
 
 def resolve(reference: str | Reference, *, progress: Progress | None = None) -> LocalModel:
@@ -117,6 +123,9 @@ def pull(model: HubModel, *, progress: Progress | None = None) -> Record:
                 record = replace(here, tags=tuple(sorted({*here.tags, model.tag})))
             else:
                 record = _fetch(model, revision, chosen, path, progress)
+            if not lineage_path(path).is_file():
+                step = Fetched(record.repository, record.revision, record.file, record.sha256)
+                save_lineage(path, trace(digest_model(path), step))
             save_record(record)
     return record
 
@@ -211,6 +220,7 @@ def _fetch(model: HubModel, revision: str, file: _HubFile, path: Path, progress:
         arriving.receive_all(url)
     _check(file, partial, arriving.sha256)
     drop_record(model.repository, file.name)
+    lineage_path(path).unlink(missing_ok=True)
     partial.replace(path)
     for other in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         other.unlink()

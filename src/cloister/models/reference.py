@@ -1,4 +1,5 @@
-"""How a person names a model: an embedded one, a file on this machine, or a repository on the Hugging Face hub."""
+"""How a person names a model: an embedded one, one that was quantized here, a file, or a repository on the Hugging Face
+hub."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cloister.errors import WrongUse
+from cloister.models.store import quantized_path
 
 __all__ = ["EmbeddedModel", "HubModel", "ModelFile", "Reference", "parse_reference"]
 
@@ -26,7 +28,8 @@ class EmbeddedModel:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A GGUF file on this machine. It was there when the reference was read."""
+    """A GGUF file on this machine, named by its path or, when it was quantized here, by its name. It was there when the
+    reference was read."""
 
     path: Path
 
@@ -74,6 +77,8 @@ def _parse_path(text: str) -> ModelFile:
     path = Path(text).expanduser()
     if path.is_file():
         return ModelFile(path.absolute())
+    if _NAME.fullmatch(text) and (made := quantized_path(text)).is_file():
+        return ModelFile(made)
     if path.is_dir():
         raise WrongUse(f"{text[:200]!r} is a folder; a model is one .gguf file.", hint=_HINT)
     if re.fullmatch(rf"{_NAME.pattern}/{_NAME.pattern}(:.*)?", text) and not text.lower().endswith(".gguf"):

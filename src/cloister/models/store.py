@@ -1,18 +1,25 @@
-"""Where fetched models lie, and what was known about each when it was fetched.
+"""Where fetched and quantized models lie, and what was known about each when it was fetched.
 
     <cache>/org--repo/<file>.gguf
     <cache>/org--repo/<file>.gguf.cloister.json      the record; written last, so a file without one is not whole
+    <cache>/quantized/<name>.gguf                    made here; put in place only when whole
+    <either file>.lineage.json                       see `cloister.models.lineage`
 
 `<cache>` is `$XDG_CACHE_HOME/cloister/models`, or `~/.cache/cloister/models`.
 """
 
+import glob
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from cloister.errors import WrongUse
+from cloister.models.lineage import lineage_path
 
 __all__ = [
     "LocalModel",
@@ -21,8 +28,13 @@ __all__ = [
     "drop_record",
     "embedded_path",
     "file_path",
+    "find_record",
+    "quantized_models",
+    "quantized_name",
+    "quantized_path",
     "read_record",
     "records",
+    "remove",
     "save_record",
 ]
 
@@ -104,6 +116,46 @@ def records(repository: str | None = None) -> Iterator[Record]:
     for path in sorted(cache_directory().glob(f"{folder}/*{_RECORD_SUFFIX}")):
         if record := _read(path.with_name(path.name.removesuffix(_RECORD_SUFFIX))):
             yield record
+
+
+def find_record(repository: str, tag: str) -> Record | None:
+    """A whole model of the repository that was fetched by that tag, or has that quantization or file name."""
+    for record in records(repository):
+        if tag.upper() in {name.upper() for name in (*record.tags, record.quantization, record.file)}:
+            return record
+    return None
+
+
+def quantized_path(name: str) -> Path:
+    """Of a model that was made here: `toy-Q4_0`. Does not say whether there is one."""
+    return cache_directory() / "quantized" / f"{name}.gguf"
+
+
+def quantized_name(stem: str, quantization: str) -> str:
+    """A name by which it can be referred to, whatever letters the source's has."""
+    plain = re.sub(r"\.\.+", ".", re.sub(r"[^A-Za-z0-9._]+", "-", stem)).strip("-._")
+    return f"{plain[:80] or 'model'}-{quantization}"
+
+
+def quantized_models() -> Iterator[Path]:
+    """Every model that was made here and lies in the cache, in the order of their names."""
+    yield from sorted(path for path in quantized_path("x").parent.glob("[!.]*.gguf") if path.is_file())
+
+
+def remove(model: Path) -> None:
+    """Remove a model's file, all that is recorded of it and what is left of fetching it.
+
+    Raises: WrongUse for an embedded model, and for a file that cloister neither fetched nor made.
+    """
+    if model.resolve() in {embedded_path(name).resolve() for name in _EMBEDDED_FILES}:
+        raise WrongUse(f"{model.name} comes with the package and stays.")
+    beside = (_record_path(model), lineage_path(model))
+    if not any(path.is_file() for path in beside) and model not in quantized_models():
+        raise WrongUse(f"cloister neither fetched nor made {model}.", hint="Remove it yourself, if it shall go.")
+    for path in (*beside, model, model.with_name(model.name + ".lock")):
+        path.unlink(missing_ok=True)
+    for path in model.parent.glob(f"{glob.escape(model.name)}.*.partial"):
+        path.unlink()
 
 
 def _record_path(model: Path) -> Path:

@@ -1,0 +1,128 @@
+from pathlib import Path
+
+import pytest
+
+from cloister.enclave.llm.llama import LoopSettings
+from cloister.enclave.llm.llama.library import load_library
+from cloister.enclave.llm.llama.model import Model
+from cloister.errors import WrongUse
+from cloister.models.gguf import Description, Tensor, read_description
+from cloister.models.memory import Estimate, available_memory, estimate, has_amx, judge, kv_bytes, kv_cells
+from cloister.models.store import embedded_path
+
+GIB = 1 << 30
+MODEL = Description(
+    architecture="llama",
+    name="",
+    licence="",
+    quantization="Q8_0",
+    chat_template=None,
+    context=32768,
+    vocabulary=1000,
+    width=512,
+    feed_forward=1024,
+    heads=8,
+    kv_heads=(4, 4, 2),
+    key_length=64,
+    value_length=32,
+    tensors=(
+        Tensor("token_embd.weight", (512, 1000), "Q8_0", 1024, 544_000),
+        Tensor("blk.0.attn_q.weight", (512, 512), "Q8_0", 545_024, 278_528),
+        Tensor("norm.weight", (512,), "F32", 823_552, 2048),
+    ),
+    file_size=825_600,
+)
+
+
+def test_a_cells_bytes_are_those_of_every_layers_keys_and_values() -> None:
+    assert kv_bytes(MODEL, 1) == (4 + 4 + 2) * (64 + 32) * 2
+    assert kv_bytes(MODEL, 256, "q8_0") == 256 * (4 + 4 + 2) * (64 + 32) * 34 // 32
+
+
+@pytest.mark.parametrize(
+    ("context", "streams", "budget", "cells"),
+    [
+        (512, 4, GIB, 2048),
+        (4096, 64, 1920 * 10_000, 10_000),  # what the budget allows
+        (4096, 64, 1, 4096),  # never less than one conversation
+    ],
+)
+def test_the_cache_holds_all_streams_within_the_budget(context: int, streams: int, budget: int, cells: int) -> None:
+    assert kv_cells(MODEL, context=context, streams=streams, budget=budget) == cells
+
+
+def test_adds_up_what_is_resident_and_what_there_is_while_loading() -> None:
+    needed = estimate(MODEL, context=1024, streams=2)
+    assert (needed.cells, needed.kv) == (2048, 2048 * 1920)
+    assert needed.weights == 544_000 * 2 + 278_528 + 2048  # the output shares the embedding's matrix
+    assert needed.resident == needed.weights + needed.kv + needed.buffers
+    assert needed.peak == needed.resident + 825_600
+
+
+def test_amx_takes_more_for_q8_0_but_not_for_the_embedding() -> None:
+    weights = estimate(MODEL, context=1024, streams=2, amx=True).weights
+    assert weights == 544_000 + (544_000 + 278_528) * 38 // 34 + 2048
+
+
+def test_the_context_is_the_models_own_up_to_the_engines_limit() -> None:
+    assert estimate(MODEL).context == 16384
+    assert estimate(MODEL, context=64).context == 64
+
+
+def test_a_quarter_of_the_free_memory_is_the_caches_between_one_and_two_gibibytes() -> None:
+    sizes = {free: estimate(MODEL, context=32768, streams=64, available=free * GIB).kv / GIB for free in (0, 1, 6, 100)}
+    assert sizes == pytest.approx({0: 1.0, 1: 1.0, 6: 1.5, 100: 2.0}, rel=0.001)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("slots", [2, 16])
+def test_the_engine_takes_as_many_cells(slots: int, kv_type: str) -> None:
+    path = embedded_path("tiny")
+    model = Model(load_library(), path, LoopSettings(slots=slots, kv_type=kv_type))
+    needed = estimate(read_description(path), streams=slots, kv_type=kv_type)
+    try:
+        assert (model.kv_tokens, model.context_length) == (needed.cells, needed.context)
+    finally:
+        model.close()
+
+
+def needs(weights: int, kv: int = 0) -> Estimate:
+    return Estimate(context=1, streams=1, cells=1, file=weights, weights=weights, kv=kv, buffers=0)
+
+
+def test_says_in_one_line_what_it_takes() -> None:
+    told = "4.00 GiB, 7.00 GiB while loading: weights 3.00 GiB, cache 1.00 GiB for 1 streams of 1 tokens"
+    assert str(needs(3 * GIB, GIB)) == told
+
+
+def test_refuses_only_what_certainly_does_not_fit_and_warns_when_it_is_near() -> None:
+    assert judge(needs(2 * GIB, GIB), 8 * GIB) == ""
+    assert "5.00 GiB" in judge(needs(2 * GIB, GIB), 5 * GIB)
+    assert judge(needs(2 * GIB, GIB), 4 * GIB)
+    with pytest.raises(WrongUse) as caught:
+        judge(needs(2 * GIB, GIB), 4 * GIB - 1)
+    assert "quantize" in caught.value.hint
+
+
+def write(root: Path, name: str, content: str) -> None:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(content)
+
+
+def test_free_memory_is_the_kernels_word_and_the_control_groups_limit(tmp_path: Path) -> None:
+    assert available_memory(tmp_path) == 1 << 62
+    write(tmp_path, "proc/meminfo", "MemTotal:  9000 kB\nMemAvailable:   5000 kB\n")
+    assert available_memory(tmp_path) == 5000 * 1024
+    write(tmp_path, "sys/fs/cgroup/memory.max", "max\n")
+    write(tmp_path, "sys/fs/cgroup/memory.current", "2048\n")
+    assert available_memory(tmp_path) == 5000 * 1024
+    write(tmp_path, "sys/fs/cgroup/memory.max", "4096\n")
+    assert available_memory(tmp_path) == 2048
+    write(tmp_path, "sys/fs/cgroup/memory.current", "5000\n")
+    assert available_memory(tmp_path) == 0
+
+
+def test_finds_amx_among_the_cpus_flags(tmp_path: Path) -> None:
+    assert not has_amx(tmp_path)
+    write(tmp_path, "proc/cpuinfo", "flags\t: avx512f amx_tile amx_int8 fma\n")
+    assert has_amx(tmp_path)
