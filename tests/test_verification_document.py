@@ -15,7 +15,7 @@ from tests.vendors import intel
 from tests.verify.world import LAUNCH
 from typer.testing import CliRunner
 
-from cloister.cli import main, output
+from cloister.cli import main, output, trust
 from cloister.cli.policy_file import key_name
 from cloister.verify.policy import PLATFORMS
 
@@ -110,3 +110,11 @@ def test_the_policy_is_the_one_that_was_used() -> None:
 def test_it_names_every_platform() -> None:
     section = DOCUMENT.read_text().partition("## What each platform proves\n")[2].partition("\n## ")[0]
     assert [platform for platform in PLATFORMS if f"`{platform}`" not in section] == []
+
+
+def test_every_vendor_option_is_told_with_its_environment_variable() -> None:
+    text = DOCUMENT.read_text()
+    for option in (trust.Offline, trust.IntelService, trust.AmdService, trust.NvidiaService):
+        (told,) = option.__metadata__  # type: ignore[union-attr]
+        assert f"`{told.envvar}`" in text
+        assert f"`{told.param_decls[0] if told.param_decls else told.default}" in text
