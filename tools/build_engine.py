@@ -7,6 +7,8 @@
    dies on another with an illegal instruction, so a result is used only where its name comes out the same.
 3. When the cache has no such result: fetch source and toolchain (zig's clang, cmake, ninja) with pip into a temporary
    folder, compile, pack libraries and bindings into one wheel, move it into the cache, drop the rest.
+   A reader of memory (tools/membw.c) is compiled and packed with them, for `cloister bench`: not named like a library,
+   so that it is never measured as a part of the engine.
 4. Install the wheel here, unless it is installed already. Without a change this takes well under a second, offline.
 
 The wheel holds the thin ctypes layer of llama-cpp-python alone (`llama_cpp.llama_cpp`), not its high-level classes, so
@@ -40,6 +42,9 @@ SOURCE = "llama-cpp-python"
 TOOLS = ("cmake", "ninja", "ziglang")
 BINDINGS = ("_ctypes_extensions.py", "llama_cpp.py")
 LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")
+READER_SOURCE = ROOT / "tools" / "membw.c"
+READER = "membw.so"
+READER_FLAGS = ("--target=native", "-O3", "-g0", "-fPIC", "-shared", "-s", "-Wall", "-Wextra", "-Werror")
 FLAGS = (
     "-DCMAKE_BUILD_TYPE=Release",
     # zig builds its C++ library (a minute on one core) for each combination of flags that it first links with. These
@@ -68,7 +73,7 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 )
-RECIPE = "1"
+RECIPE = "2"
 """Raise this when the steps below change what comes out."""
 
 
@@ -117,6 +122,7 @@ def build_key(locked: dict[str, Locked], cpuinfo: str) -> str:
     """A name for the result: equal only where source, compiler, flags, C library and CPU are."""
     parts = [RECIPE, *FLAGS, platform.machine(), *platform.libc_ver(), cpu_features(cpuinfo), *BINDINGS, *LIBRARIES]
     parts += [locked[name].requirement() for name in (SOURCE, *TOOLS)]
+    parts += [READER_SOURCE.read_text(), READER, *READER_FLAGS]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -221,7 +227,7 @@ def executable(toolchain: Path, name: str) -> str:
 
 
 def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report) -> Path:
-    """Configure and build; returns the folder that holds the libraries."""
+    """Configure and build; returns the folder that holds the libraries and the reader."""
     build.mkdir()
     zig = f"'{toolchain}/ziglang/zig'"
     map_paths = f"-ffile-prefix-map='{source}'=llama"  # no path of this machine in the libraries: their digest is shown
@@ -254,6 +260,7 @@ def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report
                 report.share(int(step[1]), int(step[2]))
     if ninja.returncode:
         raise BuildFailed(f"the compiler failed ({ninja.returncode}):\n{''.join(tail)[-4000:]}")
+    run([tools["CMAKE_C_COMPILER"], *READER_FLAGS, "-o", str(out / "bin" / READER), str(READER_SOURCE)], env=env)
     return out / "bin"
 
 
@@ -267,7 +274,7 @@ def pack(source: Path, libraries: Path, version: str, key: str, folder: Path) ->
     files = {
         "llama_cpp/__init__.py": b"",
         **{f"llama_cpp/{name}": (source / "llama_cpp" / name).read_bytes() for name in BINDINGS},
-        **{f"llama_cpp/lib/{name}": (libraries / name).read_bytes() for name in LIBRARIES},
+        **{f"llama_cpp/lib/{name}": (libraries / name).read_bytes() for name in (*LIBRARIES, READER)},
         "llama_cpp/lib/build.json": json.dumps({"key": key, "version": version}).encode(),
         f"{info}/licenses/LICENSE.md": (source / "LICENSE.md").read_bytes(),
         f"{info}/licenses/llama.cpp/LICENSE": (source / "vendor/llama.cpp/LICENSE").read_bytes(),

@@ -1,56 +1,151 @@
+import asyncio
 import json
+import os
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from tests.cli.running import run
 
-from cloister.bench.load import Run
-from cloister.bench.overhead import Comparison, FirstToken, FreedSlot
-from cloister.bench.shapes import SHAPES, write_random
+from cloister.bench import overhead
+from cloister.bench.load import PROMPT_TOKENS, Run, completion_body, over_http, prompt
+from cloister.bench.overhead import Comparison, Cost, FirstToken, FreedSlot, Spent
+from cloister.bench.process import cpu_seconds, started
+from cloister.bench.proxied import Counter
 from cloister.cli.main import app
+from cloister.errors import ConnectionFailed
+from cloister.evidence.document import Document
+
+USAGE = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\ndata: [DONE]\n\n'
 
 
-def test_ratios_are_taken_pair_by_pair() -> None:
+def event(text: str) -> bytes:
+    return b'data: {"choices":[{"text":%s}]}\n\n' % json.dumps(text).encode()
+
+
+class Pieces(httpx2.AsyncByteStream):
+    """An answer that comes in pieces, each after its pause."""
+
+    def __init__(self, *pieces: tuple[float, bytes]) -> None:
+        self._pieces = pieces
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for pause, piece in self._pieces:
+            await asyncio.sleep(pause)
+            yield piece
+
+
+def test_ratios_are_taken_round_by_round_for_every_way() -> None:
     raw = (Run(1, 100, 1.0, (0.1,)), Run(1, 100, 2.0, (0.2,)))  # the machine slowed down by half in between
     sealed = (Run(1, 100, 1.25, (0.11,)), Run(1, 100, 2.5, (0.21,)))
-    assert Comparison(1, raw, sealed).ratios == [0.8, 0.8]
-    assert FirstToken((0.1, 0.2, 0.3), (0.11, 0.22, 0.31)).added == pytest.approx(0.01)
+    found = Comparison(1, raw, {"plain": raw, "sealed": sealed})
+    assert found.ratios("sealed") == [0.8, 0.8]
+    assert found.ratios("plain") == [1.0, 1.0]
+    assert found.to_json()["ratio"] == 0.8
+    waits = FirstToken((0.1, 0.2, 0.3), {"plain": (0.1, 0.2, 0.3), "sealed": (0.11, 0.22, 0.31)})
+    assert waits.added("sealed") == pytest.approx(0.01)
+    assert waits.added("plain") == 0
     assert FreedSlot((0.1, 0.2, 0.3), (0.15, 0.26, 0.34)).held == pytest.approx(0.05)
 
 
-def test_measures_the_sealed_path_against_the_bare_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cost_tells_tokens_from_requests() -> None:
+    """Two streams, 3 ms a request and half a millisecond a token."""
+
+    def spent(tokens: int) -> Spent:
+        return Spent(Run(2, tokens, 1.0, (0.1, 0.1)), {"front": 2 * 0.003 + tokens * 0.0005})
+
+    cost = Cost.of("sealed", "front", [spent(200)] * 3, [spent(4)] * 3)
+    assert cost.per_token == pytest.approx(0.0005)
+    assert cost.per_request == pytest.approx(0.003)
+
+
+def test_decoding_is_counted_from_when_all_streams_run() -> None:
+    assert Run(2, 100, 3.0, (0.5, 1.0), early=20).decode_per_second == 40
+    assert Run(2, 100, 3.0, (0.5, 1.0)).decode_per_second == 49  # nobody counted: each stream's first token
+    with pytest.raises(ConnectionFailed):
+        _ = Run(2, 2, 1.0, (0.5, 1.0)).decode_per_second
+
+
+def test_tokens_before_the_last_stream_began_are_early() -> None:
+    answers = [
+        Pieces((0, event("a")), (0, event("b") + event("c")), (0.06, USAGE)),
+        Pieces((0.03, event("a")), (0, event("b")), (0.03, event("c") + USAGE)),
+    ]
+    transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, stream=answers.pop(0)))
+
+    async def load() -> Run:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await over_http(client, [completion_body(prompt(number, 4), 3) for number in (1, 2)])
+
+    found = asyncio.run(load())
+    assert (found.streams, found.tokens, found.early) == (2, 6, 4)
+
+
+@pytest.mark.parametrize("answer", [(503, b""), (200, b""), (200, event("a"))], ids=["refused", "empty", "no usage"])
+def test_an_answer_that_is_none_is_no_figure(answer: tuple[int, bytes]) -> None:
+    status, body = answer
+    stream = Pieces((0, body)) if body else Pieces()
+    transport = httpx2.MockTransport(lambda _request: httpx2.Response(status, stream=stream))
+
+    async def load() -> None:
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            await over_http(client, [completion_body(prompt(1, 4), 3)])
+
+    with pytest.raises(ConnectionFailed):
+        asyncio.run(load())
+
+
+def test_prompts_of_another_salt_share_no_token_at_their_beginning() -> None:
+    assert prompt(1, PROMPT_TOKENS) == [300 + (131 + at * 17) % 5000 for at in range(PROMPT_TOKENS)]
+    first = {prompt(number, 4, salt)[0] for number in range(1, 17) for salt in range(1, 100)}
+    assert len(first) == 99  # of every salt one
+    assert len({tuple(prompt(number, 2, 7)) for number in range(64)}) == 64
+
+
+def test_a_process_tells_its_own_cpu_time() -> None:
+    before = cpu_seconds(os.getpid())
+    until = time.process_time() + 0.02
+    while time.process_time() < until:
+        pass
+    assert cpu_seconds(os.getpid()) - before >= 0.015
+    with pytest.raises(OSError, match="Invalid argument"):
+        cpu_seconds(1 << 22)
+
+
+def test_a_process_that_does_not_start_is_said() -> None:
+    with pytest.raises(ConnectionFailed, match="The thing did not start"), started(["true"], what="The thing"):
+        pass
+
+
+def test_verifications_are_counted_and_change_nothing() -> None:
+    counter, document = Counter(), Document.__new__(Document)
+    assert counter(document, 0.0) is document
+    assert counter.verifications == 1
+
+
+def test_measures_every_way_against_the_bare_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ran = run(
-        app,
-        "bench",
-        "overhead",
-        "--shape",
-        "pythia-70m",
-        "--streams",
-        "1,2",
-        "--tokens",
-        "8",
-        "--repeats",
-        "1",
-        "--json",
-    )
+    monkeypatch.setattr(overhead, "FIRST_TOKEN_PAIRS", 3)
+    monkeypatch.setattr(overhead, "FREED_SLOT_PAIRS", 2)
+    options = ("--shape", "pythia-70m", "--streams", "1,2", "--tokens", "8", "--repeats", "1", "--json")
+    ran = run(app, "bench", "overhead", *options)
     assert ran.exit_code == 0, ran.output
     told = json.loads(ran.stdout)
     runs = told["runs"]
-    assert told["first_token"]["pairs"] == 21
-    assert told["freed_slot"]["pairs"] == 7
+    assert told["first_token"]["pairs"] == 3
+    assert told["freed_slot"]["pairs"] == 2
     assert told["freed_slot"]["after_cancel_ms"] > 0
     assert [one["streams"] for one in runs] == [1, 2]
     assert all(one["raw_tokens_per_second"] > 0 and one["sealed_tokens_per_second"] > 0 for one in runs)
-
-
-def test_a_model_cut_short_is_not_taken_for_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", cut)
-    with pytest.raises(OSError, match="disk full"):
-        write_random("pythia-70m", tmp_path, note=lambda _line: None)
-    assert not list(tmp_path.glob("*.gguf"))
-    assert set(SHAPES) == {"pythia-1b", "pythia-70m"}
+    ways = ["plain", "sealed", "proxied"]
+    assert all(list(one["ways"]) == ways and one["ways"]["sealed"]["ratio"] == one["ratio"] for one in runs)
+    assert list(told["first_token"]["ways"]) == ways
+    processes = {(one["way"], one["process"]) for one in told["cpu"]}
+    fronts = {(way, name) for way in ways for name in ("front", "client")}
+    assert processes == fronts | {("proxied", "proxy")}
+    assert [(one["way"], one["verifications"]) for one in told["evidence"]] == [("sealed", 1), ("proxied", 1)]
+    assert all(one["requests"] > 10 for one in told["evidence"])
+    assert told["native"]

@@ -1,0 +1,74 @@
+"""The local verifying proxy, as `cloister connect` runs it, that counts how often it verified evidence.
+
+Run as `python -m cloister.bench.proxied URL ROOT`, ROOT being the file of the simulator's certificate; `ready`, then
+each line of standard input is answered by `[port, verifications]`. It ends with its standard input.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from cloister.bench.process import answer_lines
+from cloister.client import AsyncSession
+from cloister.enclave.hardening import FRONT_NICENESS
+from cloister.evidence.document import Document
+from cloister.host.process import listen
+from cloister.proxy import ProxyConfig, create_proxy
+from cloister.verify import Policy
+
+__all__ = ["Counter", "main"]
+
+
+class Counter:
+    """A session's `complete`, which is called once for every document that is verified: adds nothing, and counts."""
+
+    def __init__(self) -> None:
+        self.verifications = 0
+
+    def __call__(self, document: Document, _now: float) -> Document:
+        self.verifications += 1
+        return document
+
+
+def main() -> None:
+    os.nice(FRONT_NICENESS)
+    policy = Policy(
+        platforms=("sim",),
+        simulator_root=Path(sys.argv[2]).read_bytes(),
+        tolerate_insecure=frozenset({"api-keys-off"}),
+    )
+    asyncio.run(_serve(sys.argv[1], policy))
+
+
+async def _serve(url: str, policy: Policy) -> None:
+    """No reuse of cached prefixes: each repeat of a load must cost what the first one did."""
+    counter = Counter()
+    session = AsyncSession(url, policy=policy, pin_measurement=True, reuse_cache=False, complete=counter)
+    with listen("127.0.0.1", 0) as sock:
+        async with session:
+            await session.verify()
+            port = sock.getsockname()[1]
+            serving = uvicorn.Server(
+                uvicorn.Config(
+                    create_proxy(session, ProxyConfig(port=port)),
+                    log_level="warning",
+                    access_log=False,
+                    proxy_headers=False,
+                    server_header=False,
+                    ws="none",
+                    timeout_graceful_shutdown=2,
+                )
+            )
+            running = asyncio.create_task(serving.serve(sockets=[sock]))
+            try:
+                await answer_lines(lambda: [port, counter.verifications])
+            finally:
+                serving.should_exit = True
+                await running
+
+
+if __name__ == "__main__":
+    main()
