@@ -26,15 +26,20 @@ def event(text: str) -> bytes:
 
 
 class Pieces(httpx2.AsyncByteStream):
-    """An answer that comes in pieces, each after its pause."""
+    """An answer that comes in pieces, each in its turn among those of all answers that share `turn`."""
 
-    def __init__(self, *pieces: tuple[float, bytes]) -> None:
+    def __init__(self, *pieces: tuple[int, bytes], turn: list[int] | None = None) -> None:
         self._pieces = pieces
+        self._turn = turn or [0]
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for pause, piece in self._pieces:
-            await asyncio.sleep(pause)
+        for turn, piece in self._pieces:
+            while self._turn[0] != turn:  # noqa: ASYNC110 (one line each is enough here)
+                await asyncio.sleep(0)
+            for _ in range(100):  # until whoever had the turn before is through with it
+                await asyncio.sleep(0)
             yield piece
+            self._turn[0] += 1
 
 
 def test_ratios_are_taken_round_by_round_for_every_way() -> None:
@@ -61,17 +66,19 @@ def test_cost_tells_tokens_from_requests() -> None:
     assert cost.per_request == pytest.approx(0.003)
 
 
-def test_decoding_is_counted_from_when_all_streams_run() -> None:
-    assert Run(2, 100, 3.0, (0.5, 1.0), early=20).decode_per_second == 40
-    assert Run(2, 100, 3.0, (0.5, 1.0)).decode_per_second == 49  # nobody counted: each stream's first token
-    with pytest.raises(ConnectionFailed):
-        _ = Run(2, 2, 1.0, (0.5, 1.0)).decode_per_second
+def test_decoding_is_counted_while_all_streams_run() -> None:
+    assert Run(2, 100, 3.0, (0.5, 1.0), together=(60, 1.5)).decode_per_second == 40
+    assert Run(2, 100, 3.0, (0.5, 1.0)).decode_per_second == 49  # nobody looked: all but each stream's first token
+    for apart in (Run(2, 2, 1.0, (0.5, 1.0)), Run(2, 100, 3.0, (0.5, 1.0), together=(0, -1.0))):
+        with pytest.raises(ConnectionFailed):
+            _ = apart.decode_per_second
 
 
-def test_tokens_before_the_last_stream_began_are_early() -> None:
+def test_what_comes_before_all_streams_run_or_after_one_ended_is_not_decoding_together() -> None:
+    turn = [0]
     answers = [
-        Pieces((0, event("a")), (0, event("b") + event("c")), (0.06, USAGE)),
-        Pieces((0.03, event("a")), (0, event("b")), (0.03, event("c") + USAGE)),
+        Pieces((0, event("a")), (1, event("b") * 7), (3, event("c") * 2), (5, USAGE), turn=turn),
+        Pieces((2, event("a")), (4, event("b")), (6, event("c") + USAGE), turn=turn),
     ]
     transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, stream=answers.pop(0)))
 
@@ -80,7 +87,10 @@ def test_tokens_before_the_last_stream_began_are_early() -> None:
             return await over_http(client, [completion_body(prompt(number, 4), 3) for number in (1, 2)])
 
     found = asyncio.run(load())
-    assert (found.streams, found.tokens, found.early) == (2, 6, 4)
+    assert (found.streams, found.tokens) == (2, 6)
+    assert found.together is not None
+    assert found.together[0] == 3
+    assert 0 < found.together[1] < found.seconds - max(found.first_token)
 
 
 @pytest.mark.parametrize("answer", [(503, b""), (200, b""), (200, event("a"))], ids=["refused", "empty", "no usage"])

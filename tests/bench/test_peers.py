@@ -31,9 +31,12 @@ class Fake:
     asked: list[tuple[Load, int, int]] = field(default_factory=list)
     closed: bool = False
 
-    async def measure(self, load: Load, tokens: int, salt: int) -> float | None:
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
         self.asked.append((load, tokens, salt))
-        return None if self.in_process and load.kind == "prefix" else self.speed
+        if self.in_process and load.kind == "prefix":
+            return None
+        first = (module.PREFIX / self.speed,) * load.streams
+        return Run(load.streams, int(self.speed), 1.0, first, together=(int(self.speed), 1.0))
 
     async def close(self) -> None:
         self.closed = True
@@ -63,8 +66,8 @@ def test_everybody_is_measured_in_every_round_after_one_that_does_not_count() ->
     one, other = Fake("one", 3.0, in_process=True), Fake("other", 4.0)
     figures = compare([one, other], streams=[1, 2], tokens=50, repeats=2)
     assert [figure.load for figure in figures] == loads([1, 2])
-    assert all(figure.values["other"] == (4.0, 4.0) for figure in figures)
-    assert "one" not in next(figure for figure in figures if figure.load.kind == "prefix").values
+    assert all(figure.values["other"] == (4.0, 4.0) for figure in figures if figure.load.kind != "prefix")
+    assert figures[-1].values == {"other": (128.0, 128.0)}  # seconds
     rounds = len(loads([1, 2]))
     assert [tokens for _, tokens, _ in one.asked] == [8] * rounds + [50] * 2 * rounds
     assert [salt for *_, salt in one.asked] == [salt for *_, salt in other.asked]
@@ -81,7 +84,8 @@ def test_a_loop_is_asked_for_what_it_can_do() -> None:
         return Run(streams, streams * tokens, 4.0, (2.0,) * streams)
 
     async def measure(load: Load) -> float | None:
-        return await InProcess("loop", loop, most=2).measure(load, 64, 1)
+        run = await InProcess("loop", loop, most=2).run(load, 64, 1)
+        return None if run is None else load.value(run)
 
     values = [asyncio.run(measure(load)) for load in loads([1, 2])]
     assert values == [512 / 2, 63 / 2, 126 / 2, 128 / 4, None]
@@ -98,11 +102,13 @@ def test_streams_share_a_prefix_that_one_request_brought_before() -> None:
         told = b'data: {"choices":[{"text":"a"}]}\n\ndata: {"usage":{"completion_tokens":1}}\n\ndata: [DONE]\n\n'
         return httpx2.Response(200, stream=httpx2.ByteStream(told))
 
-    async def measure() -> float | None:
+    async def measure() -> Run | None:
         async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1") as client:
-            return await OverHttp("server", client).measure(Load("prefix", 3), 64, 5)
+            return await OverHttp("server", client).run(Load("prefix", 3), 64, 5)
 
-    assert asyncio.run(measure()) is not None
+    run = asyncio.run(measure())
+    assert run is not None
+    assert len(run.first_token) == 3
     assert len(prompts) == 4
     assert len({tuple(words[:512]) for words in prompts}) == 1
     assert len({tuple(words[512:]) for words in prompts}) == 4
@@ -200,7 +206,7 @@ def test_peers_that_are_not_here_are_a_row_and_no_failure(monkeypatch: pytest.Mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "PREFIX", 64)
     monkeypatch.setattr(module, "PROMPT", 16)
-    options = ("--model", "pythia-70m", "--streams", "2", "--tokens", "8", "--repeats", "1", "--json")
+    options = ("--model", "pythia-70m", "--streams", "2", "--tokens", "32", "--repeats", "1", "--json")
     ran = run(app, "bench", "peers", *options)
     assert ran.exit_code == 0, ran.output
     told = json.loads(ran.stdout)

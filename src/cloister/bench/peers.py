@@ -54,6 +54,7 @@ _SUFFIX = 8  # tokens that each stream adds to the shared prefix
 _SHORT = 4
 _AFTER_PREFIX = 4  # tokens generated after it
 _CACHE_MIB = 2048
+_WARM_UP = 8  # tokens
 _START_SECONDS = 180.0
 
 Kind: TypeAlias = Literal["decode", "aggregate", "prefill", "prefix"]
@@ -80,6 +81,18 @@ class Load:
     def unit(self) -> str:
         return _TITLES[self.kind][1]
 
+    def value(self, run: Run) -> float:
+        """In `unit`. Raises: ConnectionFailed when the streams were too short to be measured."""
+        match self.kind:
+            case "decode":
+                return run.decode_per_second
+            case "aggregate":
+                return run.tokens_per_second
+            case "prefill":
+                return PREFIX / run.first_token[0]
+            case "prefix":
+                return run.median_first_token
+
     def faster(self, one: float, other: float) -> float:
         """How many times as fast `one` is."""
         return other / one if self.kind == "prefix" else one / other
@@ -104,8 +117,8 @@ class Contender(Protocol):
     @property
     def in_process(self) -> bool: ...
 
-    async def measure(self, load: Load, tokens: int, salt: int) -> float | None:
-        """In the load's unit; None for what it cannot do. No two calls with different salts share a prompt."""
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
+        """None for what it cannot do. No two calls with different salts share a prompt."""
 
     async def close(self) -> None: ...
 
@@ -122,11 +135,11 @@ class InProcess:
     def in_process(self) -> bool:
         return True
 
-    async def measure(self, load: Load, tokens: int, salt: int) -> float | None:
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
         if load.streams > self.most or load.kind == "prefix":
             return None
         plan = {"decode": (tokens, _SHORT), "aggregate": (tokens, PROMPT)}.get(load.kind, (1, PREFIX))
-        return _value(load, await asyncio.to_thread(self.loop, load.streams, *plan))
+        return await asyncio.to_thread(self.loop, load.streams, *plan)
 
     async def close(self) -> None:
         """Nothing: whoever started the process ends it."""
@@ -144,34 +157,20 @@ class OverHttp:
     def in_process(self) -> bool:
         return False
 
-    async def measure(self, load: Load, tokens: int, salt: int) -> float | None:
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
         numbers = range(1, load.streams + 1)
         if load.kind == "prefix":
             shared = prompt(0, PREFIX, salt)
-            await self._run([[*shared, *prompt(load.streams + 1, _SUFFIX)]], 1)
-            run = await self._run([[*shared, *prompt(number, _SUFFIX)] for number in numbers], _AFTER_PREFIX)
-        else:
-            count, length = {"decode": (tokens, _SHORT), "aggregate": (tokens, PROMPT)}.get(load.kind, (1, PREFIX))
-            run = await self._run([prompt(number, length, salt) for number in numbers], count)
-        return _value(load, run)
+            await self._ask([[*shared, *prompt(load.streams + 1, _SUFFIX)]], 1)
+            return await self._ask([[*shared, *prompt(number, _SUFFIX)] for number in numbers], _AFTER_PREFIX)
+        count, length = {"decode": (tokens, _SHORT), "aggregate": (tokens, PROMPT)}.get(load.kind, (1, PREFIX))
+        return await self._ask([prompt(number, length, salt) for number in numbers], count)
 
     async def close(self) -> None:
         await self.client.aclose()
 
-    async def _run(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    async def _ask(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
         return await over_http(self.client, [completion_body(words, tokens, self.model) for words in prompts])
-
-
-def _value(load: Load, run: Run) -> float:
-    match load.kind:
-        case "decode":
-            return run.decode_per_second
-        case "aggregate":
-            return run.tokens_per_second
-        case "prefill":
-            return PREFIX / run.first_token[0]
-        case "prefix":
-            return run.median_first_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,9 +245,9 @@ def compare(
                 for load, values in found.items():
                     salt += 1
                     for contender in contenders if repeat % 2 else reversed(contenders):
-                        value = await contender.measure(load, tokens if repeat else 8, salt)
-                        if repeat and value is not None:
-                            values.setdefault(contender.name, []).append(value)
+                        run = await contender.run(load, tokens if repeat else _WARM_UP, salt)
+                        if repeat and run is not None:
+                            values.setdefault(contender.name, []).append(load.value(run))
                     on_run()
         return [
             Figure(load, {one.name: tuple(values[one.name]) for one in contenders if one.name in values})
