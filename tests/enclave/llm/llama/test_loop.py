@@ -309,7 +309,7 @@ def test_reading_prompts_takes_half_of_the_time_or_their_part_by_number(
         pass
     expected = max(1.0, reading / running)
     assert expected * 0.5 <= spent[True] / spent[False] <= expected * 1.5
-    assert max(chunks) <= 0.16
+    assert max(chunks) <= (0.16 if reading < running else 0.51)
 
 
 def test_repeats_itself_with_a_seed_and_not_without(loop: DecodeLoop, model: Model) -> None:

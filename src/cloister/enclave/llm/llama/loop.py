@@ -31,9 +31,11 @@ from cloister.errors import CloisterError, WrongUse
 __all__ = ["DecodeLoop", "Job", "Stats"]
 
 _CHUNK_SECONDS = 0.15
-"""How long one chunk of somebody's prompt may hold up the others, at least one small chunk."""
+"""How long one chunk of somebody's prompt may hold up as many answers, at least one small chunk."""
 _MOST_OWED = 0.5
 """Seconds of prompts that may be read between two decodes, however many prompts wait."""
+_QUIET_SECONDS = 1.0
+"""How long a chunk may take while there are prompts only: large chunks are read faster."""
 _ALONE_SECONDS = 5.0
 """How long it may run when there are no others: there is no sign of life in the midst of a chunk."""
 _SMALLEST_CHUNK = 32
@@ -325,7 +327,7 @@ class DecodeLoop:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""
         turns = [self._streams[n] for n in self._turns if self._streams[n].prefilling]
         turns = [stream for stream in turns if not self._waits_for_prefix(stream)]
-        budget = self._chunk_size(alone=len(self._streams) == 1 and not self._waiting)
+        budget = self._chunk_size()
         items: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[_Stream, int, int]] = []
         for stream in turns:
@@ -377,8 +379,14 @@ class DecodeLoop:
         stream.past = longest
         return False
 
-    def _chunk_size(self, *, alone: bool) -> int:
-        wanted = int(self._prefill_rate * (_ALONE_SECONDS if alone else _CHUNK_SECONDS))
+    def _chunk_size(self) -> int:
+        prefilling = sum(stream.prefilling for stream in self._streams.values())
+        running = len(self._streams) - prefilling
+        if running:
+            seconds = min(_CHUNK_SECONDS * max(1.0, prefilling / running), _MOST_OWED)
+        else:
+            seconds = _QUIET_SECONDS if prefilling > 1 or self._waiting else _ALONE_SECONDS
+        wanted = int(self._prefill_rate * seconds)
         return max(min(wanted, self._model.chunk), min(_SMALLEST_CHUNK, self._model.chunk))
 
     def _note_rate(self, tokens: int, seconds: float) -> None:
