@@ -50,6 +50,7 @@ lock:
 	$(LOCK) -o requirements/client.txt pyproject.toml
 	$(LOCK) --extra server -c requirements/client.txt -o requirements/server.txt pyproject.toml
 	$(LOCK) --extra server,bench,rim,sigstore -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) -c requirements/server.txt -o requirements/peers.txt requirements/peers.in
 	$(LOCK) --no-emit-options --pip-args "--no-binary llama-cpp-python" -o requirements/engine.txt requirements/engine.in
 
 clean:

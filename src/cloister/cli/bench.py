@@ -1,16 +1,11 @@
 """`cloister bench`: tables measured on the machine at hand."""
 
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from cloister.bench.overhead import CONTEXT, Overhead, compare, plain_http, proxied, raw_loop, sealed
@@ -23,9 +18,9 @@ from cloister.cli.bench_quant import quant
 from cloister.cli.bench_speed import speed
 from cloister.cli.bench_steady import steady
 from cloister.cli.local import LocalEnclave, Plan, write_root
+from cloister.cli.measuring import machine, measuring_bar, random_model, stream_counts
 from cloister.enclave.attest.detect import Machine, detect
-from cloister.errors import WrongUse
-from cloister.models.store import LocalModel, cache_directory
+from cloister.models.store import LocalModel
 
 __all__ = ["register"]
 
@@ -56,8 +51,8 @@ def overhead(
     as_json: Json = False,
 ) -> None:
     """What API, seal, gateway, client and proxy cost: the same load on each way around the bare loop, in turn."""
-    model = LocalModel(_random_model(shape), shape, "random weights")
-    counts = _counts(streams)
+    model = LocalModel(random_model(shape), shape, "random weights")
+    counts = stream_counts(streams)
     slots = max(counts)
     plan = Plan.make(model, slots=slots, context_length=CONTEXT)
     with (
@@ -67,12 +62,12 @@ def overhead(
     ):
         enclave.start()
         inside = sealed(enclave.url, enclave.policy, _pid(enclave))
-        with proxied(inside, write_root(enclave.device)) as proxy, _bar(len(counts) * (repeats + 1)) as step:
+        with proxied(inside, write_root(enclave.device)) as proxy, measuring_bar(len(counts) * (repeats + 1)) as step:
             ways = (plain, inside, proxy)
             found = compare(raw, ways, streams=counts, tokens=tokens, repeats=repeats, on_run=step)
     native = _native()
     if as_json:
-        output.json_value({"shape": shape, "machine": _machine(), **found.to_json(), "native": native})
+        output.json_value({"shape": shape, "machine": machine(), **found.to_json(), "native": native})
     else:
         _show(shape, found, native)
 
@@ -94,13 +89,13 @@ def verification(
 ) -> None:
     """How long judging one piece of hardware evidence takes: parsing, certificates, signatures, policy."""
     found = list(find(folder))
-    with _bar(len(found)) as step:
+    with measuring_bar(len(found)) as step:
         timings = []
         for case, platform, judge in found:
             timings.append(measure(case, platform, judge, runs))
             step()
     if as_json:
-        output.json_value({"machine": _machine(), "cases": [timing.to_json() for timing in timings]})
+        output.json_value({"machine": machine(), "cases": [timing.to_json() for timing in timings]})
         return
     table = Table("platform", "case", "median ms", "95 % under", "fails in")
     for timing in timings:
@@ -111,46 +106,9 @@ def verification(
     Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
 
 
-def _random_model(shape: str) -> Path:
-    try:
-        from cloister.bench.shapes import SHAPES, write_random  # needs an optional package
-    except ModuleNotFoundError as error:
-        raise WrongUse("Writing a model of random weights needs the package gguf.", hint="pip install gguf") from error
-    if shape not in SHAPES:
-        raise WrongUse(f"There is no shape {output.one_line(shape, 40)!r}.", hint=f"Known: {', '.join(SHAPES)}.")
-    return write_random(shape, cache_directory().parent / "bench", note=output.note)
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise WrongUse("Numbers of streams look like 1,16.", got=text) from error
-    if not counts or not all(1 <= count <= 64 for count in counts):
-        raise WrongUse("A number of streams lies between 1 and 64.", got=text)
-    return counts
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[], None]]:
-    with Progress(console=Console(stderr=True), transient=True, disable=not output.is_terminal(sys.stderr)) as bar:
-        task = bar.add_task("measuring", total=total)
-        yield lambda: bar.advance(task)
-
-
-def _machine() -> dict[str, str | int]:
-    """As far as the system says; enough to read the ratios with."""
-    model = ""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else ""
-    return {"cpu": model or platform.machine(), "cores": os.cpu_count() or 1, "python": platform.python_version()}
-
-
 def _show(shape: str, found: Overhead, native: str) -> None:
-    machine = _machine()
-    output.line(f"{shape} shape, random weights, q8_0; {machine['cpu']}, {machine['cores']} cores")
+    here = machine()
+    output.line(f"{shape} shape, random weights, q8_0; {here['cpu']}, {here['cores']} cores")
     ways = list(found.first_token.ways)
     rates = Table("streams", "raw tok/s", *(f"{way} / raw (min - max)" for way in ways), "native / inside")
     for one in found.runs:

@@ -34,7 +34,7 @@ from cloister.bench.peers import (
 )
 from cloister.cli import output
 from cloister.cli.local import LocalEnclave, Plan
-from cloister.cli.measuring import machine, measuring_bar
+from cloister.cli.measuring import machine, measuring_bar, stream_counts
 from cloister.errors import ConnectionFailed, WrongUse
 from cloister.models.download import resolve
 from cloister.models.store import LocalModel, cache_directory
@@ -65,7 +65,7 @@ def peers(
     """How fast cloister is beside others with the same model on this machine, as ratios of runs made in turn."""
     if plot is not None:
         plots.require()
-    counts = _counts(streams)
+    counts = stream_counts(streams)
     chosen = _model(model)
     plan = Plan.make(chosen, slots=max(counts), context_length=CONTEXT)
     with ExitStack() as stack:
@@ -88,16 +88,6 @@ def peers(
         output.json_value({**told, "absent": found.absent})
     else:
         _show(model, figures, compared, found.absent)
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError as error:
-        raise WrongUse("Numbers of streams look like 1,16.", got=text) from error
-    if not all(1 <= count <= 64 for count in counts):
-        raise WrongUse("A number of streams lies between 1 and 64.", got=text)
-    return counts
 
 
 def _folder(name: str) -> Path:

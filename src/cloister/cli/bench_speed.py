@@ -16,8 +16,7 @@ from cloister.bench.load import PROMPT_TOKENS
 from cloister.bench.speed import DEFAULT, FULL, Plan, Result, Subject, Watch, measure, parse_subject
 from cloister.bench.timed import Timing
 from cloister.cli import output
-from cloister.cli.measuring import machine
-from cloister.errors import WrongUse
+from cloister.cli.measuring import machine, stream_counts
 from cloister.models.download import resolve
 from cloister.models.store import cache_directory
 
@@ -44,7 +43,7 @@ def speed(
     if plot is not None:
         plots.require()
     plan = Plan(
-        streams=_counts(streams),
+        streams=stream_counts(streams),
         tokens=tokens,
         seconds=60.0 * (minutes or (_FULL_MINUTES if full else _MINUTES)),
         folder=cache_directory().parent / "bench",
@@ -67,16 +66,6 @@ def speed(
         )
     else:
         _show(results, plan)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise WrongUse("Numbers of streams look like 1,4,16.", got=text) from error
-    if not all(1 <= count <= 64 for count in counts):
-        raise WrongUse("A number of streams lies between 1 and 64.", got=text)
-    return counts
 
 
 def _subject(text: str) -> Subject:

@@ -14,7 +14,7 @@ from cloister.cli import output
 from cloister.errors import WrongUse
 from cloister.models.store import cache_directory
 
-__all__ = ["machine", "measuring_bar", "random_model"]
+__all__ = ["machine", "measuring_bar", "random_model", "stream_counts"]
 
 
 @contextmanager
@@ -46,3 +46,14 @@ def random_model(shape: str) -> Path:
     if shape not in SHAPES:
         raise WrongUse(f"There is no shape {output.one_line(shape, 40)!r}.", hint=f"Known: {', '.join(SHAPES)}.")
     return write_random(shape, cache_directory().parent / "bench", note=output.note)
+
+
+def stream_counts(text: str) -> tuple[int, ...]:
+    """Numbers of streams as a person writes them, `1,16`, smallest first. Raises: WrongUse."""
+    try:
+        counts = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise WrongUse("Numbers of streams look like 1,16.", got=text) from error
+    if not all(1 <= count <= 64 for count in counts):
+        raise WrongUse("A number of streams lies between 1 and 64.", got=text)
+    return counts
