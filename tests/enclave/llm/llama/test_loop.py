@@ -165,6 +165,33 @@ def test_prompts_of_different_scopes_never_share(
     assert loop.stats.prompt_tokens_evaluated == 2 * (len("one system prompt for everybody " * 8) + 1)
 
 
+def test_a_small_batch_far_in_begins_earlier(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second question of a long conversation: what is evaluated again is little, and changes no answer."""
+    path = write_model(tmp_path / "long.gguf", context=2048)
+    model = Model(library, path, LoopSettings(slots=2))
+    loop = DecodeLoop(library, model, slots=2)
+    rows: list[int] = []
+    decode = model.decode
+
+    def counted(items: Any) -> None:
+        rows.append(len(items))
+        decode(items)
+
+    monkeypatch.setattr(model, "decode", counted)
+    loop.submit(job(1, "x" * 900 + "more", model))
+    alone = text_of(drain(loop)[1])
+    loop.submit(job(2, "x" * 900, model, scope=ALICE))
+    drain(loop)
+    rows.clear()
+    loop.submit(job(3, "x" * 900 + "more", model, scope=ALICE))
+    events = drain(loop)[3]
+    assert rows[0] == 64
+    assert isinstance(events[0], Started)
+    assert events[0].cached_tokens >= 896
+    assert text_of(events) == alone
+    model.close()
+
+
 def test_nothing_is_left_in_the_cache_at_rest(loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     erased = []
     monkeypatch.setattr(model, "erase", lambda: erased.append(1))
@@ -282,7 +309,7 @@ def test_lets_running_streams_speak_while_a_long_prompt_is_read(library: Any, sl
 
 
 @pytest.mark.parametrize(("running", "reading"), [(4, 1), (1, 4)])
-def test_reading_prompts_takes_half_of_the_time_or_their_part_by_number(
+def test_reading_prompts_takes_its_part_of_the_time_by_number(
     loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch, running: int, reading: int
 ) -> None:
     """By a clock that only the model's work moves: a decode takes 10 ms, reading 1 ms a token."""
@@ -307,7 +334,7 @@ def test_reading_prompts_takes_half_of_the_time_or_their_part_by_number(
         loop.submit(job(100 + number, "z" * 900, model))
     while not any(number >= 100 and isinstance(event, Delta) for number, event in loop.step()):
         pass
-    expected = max(1.0, reading / running)
+    expected = max(0.4, reading / running)
     assert expected * 0.5 <= spent[True] / spent[False] <= expected * 1.5
     assert max(chunks) <= (0.16 if reading < running else 0.51)
 
@@ -456,9 +483,9 @@ def test_no_chunk_is_long_enough_to_pass_for_a_hang(loop: DecodeLoop, model: Mod
     loop.submit(job(1, "x" * 400, model))
     loop.step()
     first = loop.stats.prompt_tokens_evaluated
-    loop._prefill_rate = 10.0  # tokens a second, as on a slow machine with a large model
+    loop._prefill_rate = 30.0  # tokens a second, as on a slow machine with a large model
     loop.step()
-    assert (first, loop.stats.prompt_tokens_evaluated - first) == (32, 50)
+    assert (first, loop.stats.prompt_tokens_evaluated - first) == (64, 128)
 
 
 def test_a_job_cancelled_before_it_was_prepared_is_forgotten_once(loop: DecodeLoop) -> None:
