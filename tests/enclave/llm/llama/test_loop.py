@@ -154,6 +154,60 @@ def test_prompts_that_come_together_read_what_they_share_once(loop: DecodeLoop, 
     ]
 
 
+def test_prompts_that_come_together_share_with_one_that_ended_at_once(loop: DecodeLoop, model: Model) -> None:
+    once = Sampling(max_tokens=1, temperature=0.0, ignore_eos=True)
+    shared = len("one system prompt for everybody " * 8)
+    for number in range(4):
+        loop.submit(job(number, "one system prompt for everybody " * 8 + str(number), model, once, scope=ALICE))
+    events = drain(loop)
+    assert loop.stats.prompt_tokens_evaluated == shared + 4
+    assert [events[number][-1] for number in range(1, 4)] == [Done("length", shared + 1, 1, shared)] * 3
+
+
+def test_a_resumed_stream_may_find_all_that_it_lost_in_an_older_one(library: Any, tmp_path: Path) -> None:
+    """Two of one scope say the same, pause, and come back together: the younger waits, and then has nothing to read."""
+    path = write_model(tmp_path / "long.gguf", context=4096)
+    small = Model(library, path, LoopSettings(slots=3, context=2048, kv_tokens=2048))
+    loop = DecodeLoop(library, small, slots=3)
+    loop.submit(job(1, "o" * 400, small, Sampling(max_tokens=1640, temperature=0.0, ignore_eos=True)))
+    for number in (2, 3):
+        twin = Sampling(max_tokens=880, temperature=0.0, ignore_eos=True)
+        loop.submit(job(number, "same prompt " * 10, small, twin, scope=ALICE))
+    events = drain(loop)
+    assert loop.stats.pauses == 2
+    for number in (2, 3):
+        last = events[number][-1]
+        assert isinstance(last, Done)
+        assert (last.prompt_tokens, last.completion_tokens) == (120, 880)
+    assert text_of(events[3])[:200] == text_of(events[2])[:200]  # later on, another order of additions may tell
+    small.close()
+
+
+def test_what_was_read_too_long_is_not_held_against_a_later_prompt(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, decode = [0.0], model.decode
+
+    def timed(items: Any) -> None:
+        decode(items)
+        now[0] += 10.0 if len(items) > 8 else 0.01
+
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(model, "decode", timed)
+    loop.submit(job(1, "short", model, Sampling(max_tokens=900, temperature=0.0, ignore_eos=True)))
+    loop.step()
+    loop.submit(job(2, "z" * 60, model, Sampling(max_tokens=1, temperature=0.0)))
+    while loop._owed >= 0:
+        loop.step()
+    assert loop._owed < -9
+    for _ in range(400):
+        loop.step()
+    before = loop._owed
+    for _ in range(100):
+        loop.step()
+    assert loop._owed == pytest.approx(min(0.0, before + 100 * 0.01 * 0.4))
+
+
 @pytest.mark.parametrize("scopes", [(ALICE, BOB), (None, None)])
 def test_prompts_of_different_scopes_never_share(
     loop: DecodeLoop, model: Model, scopes: tuple[bytes | None, bytes | None]

@@ -81,7 +81,7 @@ def test_grows_as_far_as_the_others_leave_room_and_gives_up_what_it_kept() -> No
 def test_gives_up_all_that_it_kept() -> None:
     sequences = make(count=3, slots=3)
     kept = [keep(sequences, ALICE, [number]) for number in range(3)]
-    assert sequences.drop_kept() == tuple(kept)
+    sequences.drop_kept()
     assert sequences.kept == 0
     assert {sequences.place(None, [1], 1, {}).sequence for _ in range(3)} == set(kept)
 

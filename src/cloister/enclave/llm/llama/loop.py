@@ -1,8 +1,8 @@
 """Continuous batching: many streams, one model, one thread.
 
-Every `step` runs at most one decode of all running streams (a token each) and one chunk of somebody's prompt. The two
-are separate calls to llama.cpp: that is cheaper than mixing them, and a prompt can be given up midway without touching
-anybody else's answer. No sockets, no queues, no clock but for choosing the chunk: `cloister bench` runs this same loop
+Every `step` runs one decode of all running streams (a token each), or one chunk of somebody's prompt: separate calls to
+llama.cpp are cheaper than mixed ones, and a prompt can be given up midway without touching anybody else's answer. No
+sockets, no queues, no clock but for choosing between the two and the chunk's size: `cloister bench` runs this same loop
 bare:
 
     library = load_library()
@@ -184,8 +184,9 @@ class DecodeLoop:
         started = time.monotonic()
         if running and not (self._owed > 0 and prefilling):
             self._decode(running)
-            share = max(_READING, prefilling / len(running)) if prefilling else 0.0
-            self._owed = min(self._owed + share * (time.monotonic() - started), _MOST_OWED)
+            share = max(_READING, prefilling / len(running))
+            most = _MOST_OWED if prefilling else 0.0  # what was read too long is made up for, and nothing is saved up
+            self._owed = min(self._owed + share * (time.monotonic() - started), most)
         elif prefilling:
             self._prefill()
             self._owed -= time.monotonic() - started
@@ -272,7 +273,8 @@ class DecodeLoop:
         self._turns.append(stream.job.number)
 
     def _reserve(self, running: Sequence[_Stream]) -> list[_Stream]:
-        """Cells for one more token of each, oldest first; where they do not suffice, the youngest pause meanwhile."""
+        """Cells for one more token of each, oldest first; where they do not suffice, the youngest of those that may still
+        grow pause meanwhile. Nobody new is let in before they are back."""
         for stream in running:
             while stream.job.number in self._streams and stream.past >= stream.reserved:
                 need = min(stream.longest, stream.past + _GROWTH)
@@ -332,7 +334,8 @@ class DecodeLoop:
     def _prefill(self) -> None:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""
         turns = [self._streams[n] for n in self._turns if self._streams[n].prefilling]
-        turns = [stream for stream in turns if not self._waits_for_prefix(stream)]
+        # What an older one shares may be all that a resumed stream had to read again.
+        turns = [stream for stream in turns if not self._waits_for_prefix(stream) and stream.prefilling]
         budget = self._chunk_size()
         ends: list[tuple[_Stream, int]] = []
         for stream in turns:
@@ -341,6 +344,8 @@ class DecodeLoop:
                 break
             budget -= end - stream.past
             ends.append((stream, end))
+        if not ends:
+            return
         self._fill_up(ends)
         items: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[_Stream, int, int]] = []
@@ -379,23 +384,22 @@ class DecodeLoop:
         scope = stream.job.scope
         if scope is None or not stream.fresh or not self._model.reuses_prefixes:
             return False
-        source, longest = stream, stream.past
-        older = [s for s in self._streams.values() if s.job.scope == scope and s.job.number < stream.job.number]
-        shared = [common_prefix(other.tokens, stream.tokens, len(stream.tokens) - 1) for other in older]
-        for other, length in zip(older, shared, strict=True):
-            if min(length, other.past) > longest:
-                source, longest = other, min(length, other.past)
-        for other, length in zip(older, shared, strict=True):
-            if other.prefilling and min(length, other.goal) - longest >= _SMALLEST_CHUNK:
-                return True
-        if source is stream:
-            return False
-        self._model.forget(stream.sequence)
-        self._model.share(source.sequence, stream.sequence, longest)
-        if not stream.generated:
-            self.stats.prompt_tokens_reused += longest - stream.past
-            stream.cached = longest
-        stream.past = longest
+        others = [s for s in self._streams.values() if s.job.scope == scope and s is not stream]
+        running: dict[int, Sequence[int]] = {other.sequence: other.tokens[: other.past] for other in others}
+        source, longest = self._sequences.best(scope, stream.tokens, running)
+        longest = max(longest, stream.past)
+        for other in others:
+            if other.job.number < stream.job.number and other.prefilling:
+                shared = common_prefix(other.tokens[: other.goal], stream.tokens, len(stream.tokens) - 1)
+                if shared - longest >= _SMALLEST_CHUNK:
+                    return True
+        if longest > stream.past:
+            self._model.forget(stream.sequence)
+            self._model.share(source, stream.sequence, longest)
+            if not stream.generated:
+                self.stats.prompt_tokens_reused += longest - stream.past
+                stream.cached = longest
+            stream.past = longest
         return False
 
     def _chunk_size(self) -> int:
@@ -406,7 +410,7 @@ class DecodeLoop:
         else:
             seconds = _QUIET_SECONDS if prefilling > 1 or self._waiting else _ALONE_SECONDS
         wanted = int(self._prefill_rate * seconds) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
-        return max(min(wanted, self._model.chunk), min(_SMALLEST_CHUNK, self._model.chunk))
+        return max(min(wanted, self._model.chunk), _SMALLEST_CHUNK)
 
     def _note_rate(self, tokens: int, seconds: float) -> None:
         if tokens >= _SMALLEST_CHUNK // 2 and seconds > 0:

@@ -37,8 +37,8 @@ class Sequences:
     """`cells` shared by `count` sequences, of which `slots` may be active at once.
 
     An active stream has reserved the cells that it uses and will use soon, and asks for more with `grow`, so that
-    decoding never fails for lack of them. What is left over may hold finished sequences of streams with a scope, the most recently used longest. A prefix is
-    only ever found by the same scope: 32 bytes, compared whole.
+    decoding never fails for lack of them. What is left over may hold finished sequences of streams with a scope, the most
+    recently used longest. A prefix is only ever found by the same scope: 32 bytes, compared whole.
     """
 
     def __init__(self, *, cells: int, count: int, slots: int) -> None:
@@ -68,7 +68,7 @@ class Sequences:
 
         `running`: for active sequences, the tokens already in their cells.
         """
-        source, reused = self._best(scope, prompt, running)
+        source, reused = self.best(scope, prompt, running)
         evict: list[int] = []
         if reused and source in self._kept and 2 * reused >= len(self._kept[source].tokens):
             sequence = source
@@ -95,12 +95,10 @@ class Sequences:
         self._make_room(evict)
         return tuple(evict)
 
-    def drop_kept(self) -> tuple[int, ...]:
-        """Keep nothing any longer; returns the sequences to drop."""
-        dropped = tuple(self._kept)
+    def drop_kept(self) -> None:
+        """Keep nothing any longer. The caller erases all cells."""
+        self._free.extend(self._kept)
         self._kept.clear()
-        self._free.extend(dropped)
-        return dropped
 
     def _make_room(self, evict: list[int]) -> None:
         while self._kept and self._reserved() + sum(len(k.tokens) for k in self._kept.values()) > self._cells:
@@ -111,8 +109,11 @@ class Sequences:
         evict.append(sequence)
         return sequence
 
-    def _best(self, scope: bytes | None, prompt: Sequence[int], running: dict[int, Sequence[int]]) -> tuple[int, int]:
-        """The sequence of this scope that shares the longest prefix, and how long it is: (-1, 0) when none does."""
+    def best(self, scope: bytes | None, prompt: Sequence[int], running: dict[int, Sequence[int]]) -> tuple[int, int]:
+        """The sequence of this scope that shares the longest prefix, and how long it is: (-1, 0) when none does.
+
+        `running`: as in `place`.
+        """
         if scope is None:
             return -1, 0
         best, longest = -1, 0
@@ -138,7 +139,11 @@ class Sequences:
 def common_prefix(one: Sequence[int], other: Sequence[int], limit: int) -> int:
     """How many leading tokens the two share, `limit` at most."""
     end = min(len(one), len(other), limit)
-    for at in range(end):
-        if one[at] != other[at]:
-            return at
-    return max(end, 0)
+    known = 0
+    while known < end:  # whole pieces at a time: the decoding thread asks this for every pair of prompts
+        half = (known + end + 1) // 2
+        if list(one[known:half]) == list(other[known:half]):
+            known = half
+        else:
+            end = half - 1
+    return known
