@@ -125,9 +125,10 @@ BAD = {
 def test_a_bad_case_is_a_verdict_and_no_crash(tmp_path: Path) -> None:
     for name, files in BAD.items():
         case(tmp_path / name, "reject", files)
+    case(tmp_path / "a good one", "accept", tpm_quote())
     code, rows = judged(tmp_path)
     assert [row["case"] for row in rows if not row["agrees"]] == []
-    assert (code, {row["case"] for row in rows}) == (0, set(BAD))
+    assert (code, {row["case"] for row in rows}) == (0, {*BAD, "a good one"})
     assert all(row["reason"].isprintable() and row["reason"] for row in rows)
 
 
@@ -214,8 +215,12 @@ SIGNED = {
 """Evidence, and where in it everything is under a signature."""
 
 
-def siblings(folder: Path, facts: dict[str, Any], to: Path) -> None:
-    """Copies of a case under `to`, each with one bit of its evidence flipped."""
+def siblings(folder: Path, facts: dict[str, Any], verdict: str, to: Path) -> None:
+    """Copies of a case under `to`, each with one bit of its evidence flipped, and one as it is, which gets its verdict."""
+    case(to / "as it is", verdict, {}, **facts)
+    for file in folder.iterdir():
+        if file.name != "case.json":
+            (to / "as it is" / file.name).symlink_to(file)
     names = [name for name in SIGNED if (folder / name).is_file()] or ["evidence.json"]
     for name in names:
         data = (folder / name).read_bytes()
@@ -234,13 +239,14 @@ def test_all_accepted_evidence_has_siblings_with_one_bit_flipped_which_are_refus
     accepted = set()
     for path in sorted(VECTORS.rglob("case.json")):
         facts = json.loads(path.read_text())
-        if facts["expected"].pop("verdict") in ("accept", "policy"):
+        if (verdict := facts["expected"].pop("verdict")) in ("accept", "policy"):
             name = str(path.parent.relative_to(VECTORS))
             accepted.add(name)
             given = {key: facts[key] for key in ("now", "claims") if key in facts}
-            siblings(path.parent, {**given, "issuer": facts["expected"].get("issuer")}, tmp_path / name)
+            siblings(path.parent, {**given, "issuer": facts["expected"].get("issuer")}, verdict, tmp_path / name)
     code, rows = judged(tmp_path)
     assert [row for row in rows if not row["agrees"]] == []
+    assert not [row for row in rows if "FileNotFoundError" in row["reason"]]
     assert {row["case"].rpartition("/")[0] for row in rows} == accepted
     assert (code, len(accepted) >= 41) == (0, True)
 

@@ -95,6 +95,8 @@ def test_the_four_screens_are_there(folder: Path) -> None:
     forged = screens["cloister verify forged.json --policy policy.toml"]
     assert re.search("^evidence.root +FAIL", forged, re.MULTILINE)
     assert "\nAN ATTACK OR A MISTAKE" in forged
+    (accepted,) = [shown for command, shown in told() if command.startswith("cloister policy accept")]
+    assert accepted == "accepted first.toml\n"
 
 
 def test_the_screens_fit_a_terminal() -> None:

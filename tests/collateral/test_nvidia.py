@@ -19,8 +19,6 @@ from cloister.evidence.document import Document, Item
 from cloister.evidence.endorsements import MAX_RIMS, Endorsements, parse_endorsements
 from cloister.evidence.nvidia import GpuEvidence
 
-pytest.importorskip("signxml")
-
 DRIVER = Key("nvidia", "gpu-driver", "gh100-590-12")
 VBIOS = Key("nvidia", "gpu-vbios", "g520-0200-885-9600a50001")
 RIMS = maker.rims()
@@ -138,6 +136,16 @@ def test_offline_and_without_a_cache_the_rest_is_as_before(ask: Ask) -> None:
     assert "may not be asked" in completed.complaints[0]
 
 
+def test_certificates_spelt_in_another_way_are_the_same_certificates() -> None:
+    """They lie outside what is signed: whoever carries a manifest may write them as XML allows."""
+    plain = RIMS[maker.DRIVER_RIM]
+    spelt = plain.replace(b"<ds:X509Certificate>", b'<ds:X509Certificate Id="x" >')
+    assert spelt != plain
+    root = maker.rim_signer().root_sha256
+    found = [collateral.check(DRIVER, Answer(body), root_sha256=root, now=NOW) for body in (plain, spelt)]
+    assert (found[0].issued, found[0].next_update) == (found[1].issued, found[1].next_update)
+
+
 FORGED = maker.signed_manifest(issued=issue(maker.RIM_LINKS))
 WRONG: dict[str, Reply] = {
     "another root": nvidia_replies({"x": FORGED})["/v1/rim/x"],
@@ -181,7 +189,7 @@ def test_a_manifest_lives_as_long_as_its_signers() -> None:
 def test_without_the_extra_nobody_is_asked_nothing_is_kept_and_it_is_said(
     service: Service, ask: Ask, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collateral, "installed", lambda: False)
+    monkeypatch.setattr("cloister.verify.rim.judgeable", lambda: False)
     service.serve(nvidia_replies(RIMS))
     bare = with_gpus()
     completed = ask(bare)

@@ -84,4 +84,7 @@ def test_hardware_evidence_with_its_endorsements_is_accepted_without_a_network(s
     assert (told["platform"], [one for one in told["factors"] if one["verdict"] == "fail"]) == (platform, [])
     assert {"evidence.root", "evidence.crl"} <= {one["step"] for one in told["factors"] if one["verdict"] == "pass"}
     (home / "roots.json").write_text(json.dumps({"intel": "00", "amd": {}}))
-    assert shell.run(command).returncode == 3  # by these roots, and no others
+    refused = shell.run(command)
+    assert refused.returncode == 3
+    failed = {one["step"] for one in json.loads(refused.stdout)["factors"] if one["verdict"] == "fail"}
+    assert failed == {"evidence.root"}, "by these roots, and no others"

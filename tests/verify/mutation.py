@@ -156,6 +156,8 @@ class Rewriter(ast.NodeTransformer):
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """What a function answered with a check removed must not be remembered when it is back."""
+        node.decorator_list = [each for each in node.decorator_list if not _names(each, "lru_cache")]
         self._functions.append(node)
         node.body = [self.visit(statement) for statement in node.body]
         self._functions.pop()

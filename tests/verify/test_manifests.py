@@ -17,8 +17,6 @@ from cloister.verify import Policy
 from cloister.verify.appraisers import Subject, appraise
 from cloister.verify.factors import Factor
 
-pytest.importorskip("signxml")
-
 ROOTS_WITH_NVIDIA = replace(ROOTS, nvidia=nvidia.device().root_sha256, rim=nvidia.rim_signer().root_sha256)
 RIMS = nvidia.rims()
 

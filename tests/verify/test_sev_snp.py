@@ -462,6 +462,16 @@ def test_a_chain_of_another_length_is_malformed(order: tuple[int, ...]) -> None:
         judge(good().report, chain, good().crl, policy=STRICT, now=NOW, roots=good().roots)
 
 
+def test_a_hash_that_is_none_is_refused() -> None:
+    """Which hash a signature is over stands in the certificate: one that nobody knows is no error but a refusal."""
+    leaf, ask, ark = good().chain
+    sha384, none = bytes.fromhex("0609608648016503040202"), bytes.fromhex("060960864801650304027f")
+    assert sha384 in ask
+    factor = check_chain(load_chain((leaf, ask.replace(sha384, none), ark)), NOW)
+    assert factor.verdict == "fail"
+    assert "ASK is not signed by its issuer" in factor.got
+
+
 def test_a_chain_in_another_order_is_refused() -> None:
     leaf, ask, ark = good().chain
     with pytest.raises(MalformedEvidence):

@@ -20,6 +20,7 @@ from cloister.client.memory import Memory, ProcessMemory, platform_scope, releas
 from cloister.errors import ConnectionFailed, PlaintextRefused, VerificationFailed, WrongUse
 from cloister.evidence.document import MEDIA_TYPE, Document, parse_document
 from cloister.verify import Factor, Policy, Verified, verify
+from cloister.verify.platform import ISSUED
 
 __all__ = ["Attestor", "Challenge", "Clock", "Completer"]
 
@@ -171,7 +172,7 @@ def _counted(verified: Verified) -> dict[str, dict[str, int]]:
 
 def _slack(name: str) -> int:
     """Lists are issued anew every few days, each with a date of its own, and servers fetch theirs at different times."""
-    return _ISSUED_SLACK if name.endswith("-issued") else 0
+    return _ISSUED_SLACK if name.endswith(ISSUED) else 0
 
 
 def _fallen(name: str, seen: int, value: int) -> Factor:

@@ -14,6 +14,7 @@ from cloister.evidence.endorsements import MAX_LIST, MAX_RIMS, MEDIA_TYPE, Endor
 from cloister.evidence.nvidia import parse_gpu
 from cloister.evidence.sev_snp import REPORT_SIZE, parse_report
 from cloister.evidence.tpm import parse_tpm
+from cloister.verify import rim
 from cloister.verify.roots import PINNED, Roots
 
 __all__ = ["Completed", "Found", "Progress", "Reviewed", "complete", "review"]
@@ -228,7 +229,7 @@ def _with_manifests(completed: Completed, search: _Search) -> Completed:
     wanted = dict.fromkeys(filter(None, (_manifest_keys(document, label) for label in gpu_labels(document))))
     if not wanted:
         return completed
-    if not nvidia.installed():
+    if not rim.judgeable():
         return replace(completed, complaints=(*completed.complaints, _NO_EXTRA))
     search.complaints = list(completed.complaints)
     found = {each.piece.key: each for keys in wanted for each in search.gather_manifests(keys, carried.rims)}

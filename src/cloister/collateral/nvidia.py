@@ -15,10 +15,9 @@ from cloister.evidence.nvidia import GpuEvidence, parse_report
 from cloister.evidence.nvidia_rim import rim_names
 from cloister.evidence.strict_json import load_object
 from cloister.verify import rim
-from cloister.verify.certificates import load_certificate
 from cloister.verify.nvidia import product_of
 
-__all__ = ["VENDOR", "answer_of", "check", "installed", "keys_of", "name_of"]
+__all__ = ["VENDOR", "answer_of", "check", "keys_of", "name_of"]
 
 VENDOR = "nvidia"
 
@@ -36,12 +35,6 @@ _FORM = re.compile(
     r"gpu-driver gh100(-[0-9]{1,8}){2,4}|gpu-cc-driver [0-9a-z]{1,16}(-[0-9]{1,8}){2,4}"
     r"|gpu-vbios [0-9a-z]{1,16}(-[0-9a-z]{1,16}){3}|switch-bios 5612-0002-890-[0-9a-z]{1,16}"
 )
-_CERTIFICATE = re.compile(rb"X509Certificate>([A-Za-z0-9+/=\s]+)<")
-
-
-def installed() -> bool:
-    """Whether the extra `rim` is here: without it no manifest can be judged, and so none is asked for."""
-    return rim.judgeable()
 
 
 def keys_of(evidence: GpuEvidence) -> tuple[Key, ...]:
@@ -98,8 +91,8 @@ def check(key: Key, answer: Answer, *, root_sha256: str, now: float) -> Piece:
     if judged.manifest is None or not _is_about(key, judged.manifest):  # (2)
         got = "nothing" if judged.manifest is None else f"{judged.manifest.product} {judged.manifest.version}"
         raise refuse(key, "The manifest is about another driver or VBIOS.", expected=name_of(key), got=got)
-    starts = [load_certificate(der, what="rim.chain").not_valid_before_utc for der in _certificates(answer.body)]
-    return Piece(key, answer, max(start.timestamp() for start in starts), min(one.at for one in judged.expiries))
+    starts = [certificate.not_valid_before_utc.timestamp() for certificate in judged.certificates]
+    return Piece(key, answer, max(starts), min(one.at for one in judged.expiries))
 
 
 def _is_about(key: Key, manifest: rim.Manifest) -> bool:
@@ -108,8 +101,3 @@ def _is_about(key: Key, manifest: rim.Manifest) -> bool:
     if _is_driver(key):
         return (manifest.product.lower(), manifest.version) == (first, ".".join(rest))
     return manifest.version.replace(".", "").lower() == rest[-1]
-
-
-def _certificates(manifest: bytes) -> Mapping[bytes, None]:
-    """Of one that was judged: its form is known."""
-    return dict.fromkeys(base64.b64decode(b"".join(found[1].split())) for found in _CERTIFICATE.finditer(manifest))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.utils import CryptographyDeprecationWarning
@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from cloister.errors import MalformedEvidence
 from cloister.evidence.sev_snp import LAYOUTS, pem_or_der_crl
-from cloister.verify.certificates import crl_number, load_certificate
+from cloister.verify.certificates import basic_constraints, crl_number, issued, key_usage, load_certificate
 from cloister.verify.factors import Factor, failed, not_checked, passed
 from cloister.verify.platform import Expiry
 from cloister.verify.policy import Policy
@@ -186,7 +186,7 @@ def check_chain(certificates: Sequence[x509.Certificate], now: float) -> Factor:
 
     Does not check: whether the ARK is AMD's (`check_root`), revocation (`check_crl`), which key signed the report.
     """
-    names = _CHAIN[-len(certificates) :]
+    names = _CHAIN if len(certificates) == len(_CHAIN) else _CHAIN[1:]
     faults = [
         fault
         for at, (name, certificate) in enumerate(zip(names, certificates, strict=True))
@@ -218,12 +218,10 @@ def _certificate_faults(
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """RSASSA-PSS with SHA-384 by the issuer, whose name stands in it. pyca's path building knows no RSASSA-PSS."""
     try:
-        if not _is_pss(certificate.signature_algorithm_oid, certificate.signature_hash_algorithm):
-            return False
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, *_UNREADABLE):
+        right = _is_pss(certificate.signature_algorithm_oid, certificate.signature_hash_algorithm)
+    except _UNREADABLE:
         return False
-    return True
+    return right and issued(certificate, issuer)
 
 
 def _is_pss(algorithm: x509.ObjectIdentifier, digest: hashes.HashAlgorithm | None) -> bool:
@@ -231,17 +229,13 @@ def _is_pss(algorithm: x509.ObjectIdentifier, digest: hashes.HashAlgorithm | Non
 
 
 def _is_ca(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
+    constraints = basic_constraints(certificate)
+    return constraints is not None and constraints.ca
 
 
 def _usage(certificate: x509.Certificate, name: str) -> bool:
-    try:
-        return bool(getattr(certificate.extensions.get_extension_for_class(x509.KeyUsage).value, name))
-    except x509.ExtensionNotFound:
-        return False
+    usage = key_usage(certificate)
+    return usage is not None and bool(getattr(usage, name))
 
 
 def check_crl(

@@ -67,8 +67,8 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, root
     (5) the statement agrees with the launch config and with the measured engine
     (6) its purpose is to serve, it is meant to live two hours at most, and now lies between iat and exp
     (7) every weakened setting is known, and tolerated by the policy
-    (8) platform, machine, measurement (the policy's own, or signed by whom it names), owner, deployment, models and
-        configuration are those of the policy
+    (8) platform, machine, measurement (the policy's own, or signed by whom it names), owner, deployment, app, models and
+        configuration are those of the policy, and nothing leads out of the enclave that it does not name
     (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required
     (10) what nothing above proves is said
 
@@ -288,7 +288,8 @@ def _check_policy(case: _Case) -> Iterator[Factor]:
 def _check_identity(case: _Case, step: str, pinned: str | None, got: str, hint: str) -> Factor:
     """Anybody can start the genuine image on genuine hardware: what is left to tell them apart must be named."""
     if pinned is None and not case.appraisal.simulated:
-        hint = f"Name the {step}, in the policy or in the address (#owner=…&deployment=…)."
+        also = "" if step == "app" else " or in the address (#owner=…&deployment=…)"
+        hint = f"Name the {step}, in the policy{also}."
         return failed(step, expected=f"the {step} that the policy names", got=got, hint=hint)
     return _check_pin(step, pinned, got, hint)
 

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from cloister.errors import MalformedEvidence
 from cloister.verify.certificates import MALFORMED, crl_number, issued, load_certificate
 from cloister.verify.factors import Factor, failed, passed
-from cloister.verify.platform import Expiry
+from cloister.verify.platform import ISSUED, Expiry
 from cloister.verify.policy import Limits
 
 __all__ = [
@@ -238,7 +238,7 @@ def crl_counters(pck_crl: Crl, root_crl: Crl, signers: Signers) -> Iterator[tupl
     pck = f"pck-crl-{_PCK_CAS.get(_cn(signers.pck_ca), 'unknown')}"
     for name, crl in ((pck, pck_crl), ("root-crl", root_crl)):
         yield name, crl.number
-        yield f"{name}-issued", int(crl.this_update)
+        yield f"{name}{ISSUED}", int(crl.this_update)
 
 
 def check_revoked(pck_crl: Crl, root_crl: Crl, signers: Signers) -> Iterator[Factor]:

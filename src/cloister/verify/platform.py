@@ -6,7 +6,10 @@ from types import MappingProxyType
 
 from cloister.verify.factors import Factor
 
-__all__ = ["Appraisal", "Expiry", "TcbLevel"]
+__all__ = ["ISSUED", "Appraisal", "Expiry", "TcbLevel"]
+
+ISSUED = "-issued"
+"""How the name of a counter ends that is a date of issue (Unix seconds), not a number."""
 
 
 @dataclass(frozen=True, slots=True)

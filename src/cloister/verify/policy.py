@@ -33,7 +33,9 @@ NOTES = frozenset({"vcpus"})
 UNKNOWN = "unknown"
 """In an entry made in code, for a value that is yet to be learnt: nothing matches it, and the factor says what runs."""
 
-_EMPTY_MEANS_NOTHING = frozenset({"mr_enclave", "measurement", "id_key_digest", *(f"pcr{at}" for at in range(24))})
+_EMPTY_MEANS_NOTHING = frozenset(
+    {"mr_enclave", "mr_td", "measurement", "id_key_digest", *(f"pcr{at}" for at in range(24))}
+)
 
 _BOOTS = (("pcr4", "pcr11"), ("pcr4", "pcr9"))
 """The boot programs, and what they started: a unified kernel image, or a boot loader's kernel and initrd."""

@@ -106,7 +106,7 @@ def _check_sigstore(provenance: Provenance, policy: Policy) -> Factor:
     try:
         verifier = make_verifier()
     except (errors, OSError, *SIGSTORE_REFUSES) as error:
-        hint = "Install sigstore afresh: without its root nothing that it signed can be judged."
+        hint = "Install a sigstore that cloister knows (pip install 'cloister[sigstore]'): without its root nothing can be judged."
         return failed(step, expected="sigstore's own root", got=type(error).__name__, hint=hint)
     identity, issuer = policy.sigstore["identity"], policy.sigstore["issuer"]
     try:

@@ -1,11 +1,11 @@
 """NVIDIA's reference integrity manifests (RIM): signed XML that names the golden measurements of a driver or VBIOS."""
 
 import base64
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from cryptography import x509
@@ -74,9 +74,11 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class RimAppraisal:
-    """`manifest` was read from the signed bytes alone; None where the signature does not hold."""
+    """`manifest` was read from the signed bytes alone; None where the signature does not hold. `certificates`: its
+    signer's own first."""
 
     manifest: Manifest | None
+    certificates: tuple[x509.Certificate, ...]
     factors: tuple[Factor, ...]
     expiries: tuple[Expiry, ...]
 
@@ -86,8 +88,8 @@ class RimAppraisal:
 
 
 def judgeable() -> bool:
-    """Whether the extra `rim` is installed."""
-    return importlib.util.find_spec("signxml") is not None
+    """Whether the extra `rim` is here, and loads."""
+    return _signxml() is not None
 
 
 def judge(data: bytes, *, now: float, root_sha256: str = ROOT_SHA256) -> RimAppraisal:
@@ -109,6 +111,7 @@ def judge(data: bytes, *, now: float, root_sha256: str = ROOT_SHA256) -> RimAppr
     signed, factor = _check_signature(data, chain[0])
     return RimAppraisal(
         manifest=_manifest(_load(signed)) if signed is not None else None,
+        certificates=chain,
         factors=(
             check_root(chain[-1], root_sha256, vendor="NVIDIA"),  # (a)
             check_chain(chain, now),  # (b)
@@ -208,17 +211,26 @@ def _chain(signature: ET.Element) -> tuple[bytes, ...]:
         raise MalformedEvidence("A certificate in the manifest is not base64.", step="rim.chain") from error
 
 
-def _check_signature(data: bytes, signer: x509.Certificate) -> tuple[bytes | None, Factor]:
-    """The signed bytes, canonical and without the signature, where it holds."""
-    step, hint = "evidence.signature", "The manifest was changed, or is not NVIDIA's."
+def _signxml() -> tuple[Any, ...] | None:
+    """What judges XML signatures; None where it is not installed, or does not load."""
     try:
         from lxml.etree import LxmlError  # type: ignore[import-untyped]
         from signxml.algorithms import DigestAlgorithm, SignatureMethod
         from signxml.exceptions import SignXMLException
         from signxml.verifier import SignatureConfiguration, XMLVerifier
     except ImportError:
+        return None
+    return LxmlError, DigestAlgorithm, SignatureMethod, SignXMLException, SignatureConfiguration, XMLVerifier
+
+
+def _check_signature(data: bytes, signer: x509.Certificate) -> tuple[bytes | None, Factor]:
+    """The signed bytes, canonical and without the signature, where it holds."""
+    step, hint = "evidence.signature", "The manifest was changed, or is not NVIDIA's."
+    parts = _signxml()
+    if parts is None:
         hint = "Manifests need an extra: pip install 'cloister[rim]'"
         return None, failed(step, expected="signxml", got="not installed", hint=hint)
+    LxmlError, DigestAlgorithm, SignatureMethod, SignXMLException, SignatureConfiguration, XMLVerifier = parts  # noqa: N806
     expected = SignatureConfiguration(
         location="./",
         signature_methods=frozenset({SignatureMethod.ECDSA_SHA384}),
