@@ -1,6 +1,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _store(record: Record) -> None:
     path = file_path(record.repository, record.file)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(record.size))
     save_record(record)
 
@@ -193,6 +194,7 @@ def test_quantizes_lists_shows_and_removes(run: Run) -> None:
 
     told = json.loads(run("models", "show", "toy-Q8_0", "--json").stdout)
     assert [step["action"] for step in told["lineage"]["steps"]] == ["fetched", "quantized"]
+    assert told["lineage"]["steps"] == json.loads(lineage_path(path).read_bytes())["steps"]
     assert told["lineage"]["of_these_bytes"] is True
 
     again = run("models", "quantize", "hf.co/acme/toy", "Q8_0")
@@ -239,9 +241,36 @@ def test_removes_a_fetched_model_with_all_that_is_recorded_of_it(run: Run) -> No
     assert list(path.parent.iterdir()) == []
 
 
+def test_removes_the_file_that_would_be_served(run: Run) -> None:
+    _store(replace(RECORD, file="a.gguf", quantization="", tags=("a.gguf",)))
+    refused = run("models", "rm", "hf.co/acme/toy", "--yes")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    _store(RECORD)
+    assert run("models", "rm", "hf.co/acme/toy", "--yes").stdout == "removed toy-q8_0.gguf  5 bytes\n"
+    assert file_path("acme/toy", "a.gguf").is_file()
+
+
+@pytest.mark.parametrize("yes", [["--yes"], []])
 @pytest.mark.parametrize("reference", ["default", "tiny", str(TINY)])
-def test_embedded_models_stay(run: Run, reference: str) -> None:
-    ran = run("models", "rm", reference, "--yes")
+def test_embedded_models_stay_and_nobody_is_asked(run: Run, reference: str, yes: list[str]) -> None:
+    ran = run("models", "rm", reference, *yes)
     assert ran.exit_code == 2
     assert "comes with the package" in ran.stderr
+    assert "Remove" not in ran.stderr
     assert TINY.is_file()
+
+
+def test_what_is_not_ours_is_refused_before_anybody_is_asked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "own.gguf").touch()
+    ran = run("models", "rm", tmp_path / "own.gguf", input="y\n")
+    assert ran.exit_code == 2
+    assert "neither fetched nor made" in ran.stderr
+    assert "[y/N]" not in ran.stderr
+
+
+def test_the_words_for_steps_are_the_records(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.models.lineage._ACTIONS", {"bought": Fetched})
+    path = _fetch_tiny()
+    told = json.loads(run("models", "show", "hf.co/acme/toy", "--json").stdout)["lineage"]
+    assert told["steps"] == json.loads(lineage_path(path).read_bytes())["steps"]
+    assert told["steps"][0]["action"] == "bought"

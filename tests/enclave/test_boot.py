@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash, parse_boot, parse_config
+from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash, KvType, parse_boot, parse_config
+from cloister.enclave.llm.llama.config import KV_TYPES
 from cloister.errors import WrongUse
 
 CONFIG = EnclaveConfig(platform="sim", context_length=512)
@@ -68,6 +70,8 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
         {"slots": 65},
         {"max_waiting": -1},
         {"engine": "remote"},
+        {"kv_type": "q4_0"},
+        {"kv_type": None},
         {"v": 2},
         {"v": True},
         {"surprise": 1},
@@ -77,6 +81,13 @@ def test_refuses_another_config(change: dict[str, object]) -> None:
     raw = {**json.loads(CONFIG.encode()), **change}
     with pytest.raises(WrongUse):
         parse_config(json.dumps(raw, sort_keys=True, separators=(",", ":")).encode())
+
+
+def test_takes_every_type_of_cache_that_the_engine_has() -> None:
+    assert get_args(KvType) == tuple(KV_TYPES)
+    for kind in get_args(KvType):
+        config = replace(CONFIG, kv_type=kind)
+        assert parse_config(config.encode()) == config
 
 
 def test_refuses_a_config_that_could_be_read_two_ways() -> None:

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cloister.enclave import lineage as enclave_lineage
 from cloister.enclave.lineage import read_lineage_digest
-from cloister.models.lineage import Found, Lineage, lineage_path
+from cloister.models.lineage import MAX_LINEAGE, Found, Lineage, lineage_path
 
 LOADED = "ab" * 32
 RECORD = Lineage(LOADED, 5, (Found("toy.gguf", LOADED),), {"a": "0" * 64}).encode()
@@ -14,6 +15,11 @@ RECORD = Lineage(LOADED, 5, (Found("toy.gguf", LOADED),), {"a": "0" * 64}).encod
 def model(tmp_path: Path) -> Path:
     lineage_path(tmp_path / "toy.gguf").write_bytes(RECORD)
     return tmp_path / "toy.gguf"
+
+
+def test_looks_where_the_record_is_written_and_reads_as_much_of_it() -> None:
+    assert enclave_lineage._MAX_BYTES == MAX_LINEAGE
+    assert lineage_path(Path("toy.gguf")).name == "toy.gguf" + enclave_lineage._SUFFIX
 
 
 def test_claims_the_exact_bytes_of_the_record(model: Path) -> None:

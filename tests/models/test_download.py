@@ -53,6 +53,19 @@ def test_another_tag_of_the_same_repository_is_not_taken_for_the_usual_choice(fi
     assert resolve(f"hf.co/{REPOSITORY}").path.read_bytes() == Q8
 
 
+def test_a_file_without_a_quantization_is_not_taken_for_the_usual_choice(filled: Hub) -> None:
+    filled.files["a.gguf"] = b"plain"
+    assert resolve(f"hf.co/{REPOSITORY}:a.gguf").path.read_bytes() == b"plain"
+    assert resolve(f"hf.co/{REPOSITORY}").path.read_bytes() == Q8
+
+
+@pytest.mark.parametrize("tag", ["Q8_0", "toy-q8_0.gguf"])
+def test_the_usual_choice_is_here_under_its_own_name_too(filled: Hub, tag: str) -> None:
+    resolve(f"hf.co/{REPOSITORY}")
+    filled.status = 503
+    assert resolve(f"hf.co/{REPOSITORY}:{tag}").path.read_bytes() == Q8
+
+
 def test_pulling_again_fetches_nothing_when_nothing_changed(filled: Hub) -> None:
     pull(HubModel(REPOSITORY))
     record = pull(HubModel(REPOSITORY, "Q8_0"))

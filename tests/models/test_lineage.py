@@ -1,5 +1,7 @@
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,31 @@ def test_a_record_lies_beside_its_file(tmp_path: Path) -> None:
     assert lineage_path(model).read_bytes() == LINEAGE.encode()
     assert read_lineage(model) == LINEAGE
     assert list(tmp_path.iterdir()) == [lineage_path(model)]
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """As good as: no file may become longer than ten bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_record_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    model = tmp_path / "toy.gguf"
+    lineage_path(model).write_bytes(b"old")
+    with pytest.raises(OSError, match="File too large"):
+        save_lineage(model, LINEAGE)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_record_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path) -> None:
+    lineage_path(tmp_path / "toy.gguf").mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_lineage(tmp_path / "toy.gguf", LINEAGE)
+    assert list(tmp_path.iterdir()) == [lineage_path(tmp_path / "toy.gguf")]
 
 
 def test_steps_are_taken_over_only_for_the_same_bytes(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.models.heads import HEADS, WIDTH, write_heads
 
 from cloister.enclave.llm.llama import LoopSettings
+from cloister.enclave.llm.llama import model as engine
+from cloister.enclave.llm.llama.config import KV_TYPES
 from cloister.enclave.llm.llama.library import load_library
 from cloister.enclave.llm.llama.model import Model
 from cloister.errors import WrongUse
+from cloister.models import memory
 from cloister.models.gguf import Description, Tensor, read_description
 from cloister.models.memory import Estimate, available_memory, estimate, has_amx, judge, kv_bytes, kv_cells
 from cloister.models.store import embedded_path
@@ -74,16 +79,91 @@ def test_a_quarter_of_the_free_memory_is_the_caches_between_one_and_two_gibibyte
     assert sizes == pytest.approx({0: 1.0, 1: 1.0, 6: 1.5, 100: 2.0}, rel=0.001)
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_what_stands_here_and_in_the_engine_is_the_same() -> None:
+    assert (memory._LEAST_CACHE, memory._MOST_CACHE) == (engine._LEAST_CACHE, engine._MOST_CACHE)
+    assert memory._MOST_CONTEXT == engine._MOST_CONTEXT
+    assert LoopSettings().chunk == memory._CHUNK
+    widths = {kind: size / entries for kind, (entries, size) in memory.KV_TYPES.items()}
+    assert widths == {kind: width for kind, (_, width) in KV_TYPES.items()}
+
+
+@pytest.mark.parametrize(
+    ("length", "kv_type"),
+    [(None, "f16"), (None, "q8_0"), (16, "f16"), (32, "f16"), (32, "q8_0"), (64, "f16"), (64, "q8_0")],
+)
 @pytest.mark.parametrize("slots", [2, 16])
-def test_the_engine_takes_as_many_cells(slots: int, kv_type: str) -> None:
-    path = embedded_path("tiny")
-    model = Model(load_library(), path, LoopSettings(slots=slots, kv_type=kv_type))
-    needed = estimate(read_description(path), streams=slots, kv_type=kv_type)
+@pytest.mark.parametrize("budget", [GIB, 1_000_000, 3_000_000])
+def test_the_engine_takes_as_many_cells(
+    budget: int, slots: int, length: int | None, kv_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (engine, memory):
+        monkeypatch.setattr(room, "_LEAST_CACHE", budget)
+        monkeypatch.setattr(room, "_MOST_CACHE", budget)
+    path = embedded_path("tiny") if length is None else write_heads(tmp_path / "made.gguf", length)
+    library, described = load_library(), read_description(path)
+    needed = estimate(described, streams=slots, kv_type=kv_type)
+    model = Model(library, path, LoopSettings(slots=slots, kv_type=kv_type))
     try:
-        assert (model.kv_tokens, model.context_length) == (needed.cells, needed.context)
+        assert (int(library.llama_n_ctx(model.context)), model.context_length) == (needed.cells, needed.context)
+        assert model.kv_tokens == kv_cells(
+            described, context=needed.context, streams=slots, kv_type=kv_type, budget=budget
+        )
+        assert kv_bytes(described, model.kv_tokens, kv_type) <= budget
     finally:
         model.close()
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("length", [16, 32, 64])
+def test_what_the_engine_counts_for_a_cell_is_what_is_estimated(tmp_path: Path, length: int, kv_type: str) -> None:
+    path = write_heads(tmp_path / "made.gguf", length)
+    model = Model(load_library(), path, LoopSettings(slots=1))
+    try:
+        counted = model._cell_bytes(KV_TYPES[kv_type][1])
+    finally:
+        model.close()
+    width = {"f16": 2, "q8_0": 34 / 32}[kv_type]
+    assert counted * 256 == kv_bytes(read_description(path), 256, kv_type) == 256 * 2 * 2 * 2 * length * width
+
+
+def test_keys_and_values_of_other_lengths_are_counted_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_heads(tmp_path / "made.gguf", 64)
+    model = Model(load_library(), path, LoopSettings(slots=1))
+    said = {"general.architecture": "made", "made.attention.key_length": "192", "made.attention.value_length": "128"}
+    monkeypatch.setattr(model, "_meta", lambda key: said.get(key, ""))
+    try:
+        assert model._cell_bytes(1.0) == 2 * 2 * (192 + 128)
+        del said["made.attention.value_length"]
+        assert model._cell_bytes(1.0) == 2 * 2 * (192 + WIDTH // HEADS)
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize(
+    ("free", "limit", "taken"),
+    [
+        (None, None, None),
+        (100, None, None),
+        (100, "max", 50 * GIB),
+        (100, str(7 * GIB), GIB),
+        (6, str(100 * GIB), GIB),
+        (None, str(7 * GIB), GIB),
+        (100, str(GIB), 2 * GIB),
+    ],
+)
+def test_the_engine_and_the_estimate_read_free_memory_by_one_rule(
+    tmp_path: Path, free: int | None, limit: str | None, taken: int | None
+) -> None:
+    if free is not None:
+        write(tmp_path, "proc/meminfo", f"MemTotal:  1 kB\nMemAvailable:   {free << 20} kB\n")
+    if limit is not None:
+        write(tmp_path, "sys/fs/cgroup/memory.max", f"{limit}\n")
+        write(tmp_path, "sys/fs/cgroup/memory.current", f"{taken}\n")
+    said = available_memory(tmp_path)
+    weightless = replace(MODEL, tensors=(), file_size=0)
+    needed = estimate(weightless, context=32768, streams=64, available=said)
+    assert engine._cache_budget(tmp_path) == pytest.approx(needed.kv, rel=0.001)
+    assert engine._free_memory(tmp_path) == (0 if free is None and limit is None else said)
 
 
 def needs(weights: int, kv: int = 0) -> Estimate:

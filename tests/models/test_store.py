@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,41 @@ def test_finds_a_model_by_what_it_was_asked_for_or_is(stored: Path, tag: str) ->
     assert find_record("acme/toy", tag) == RECORD
     assert find_record("acme/toy", "Q4_0") is None
     assert find_record("acme/other", tag) is None
+
+
+def store(record: Record) -> Record:
+    path = file_path(record.repository, record.file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(record.size))
+    save_record(record)
+    return record
+
+
+def test_a_file_without_a_quantization_is_not_the_usual_choice(cache: Path) -> None:
+    plain = store(replace(RECORD, file="a.gguf", quantization="", tags=("a.gguf",)))
+    assert find_record("acme/toy", "") is None
+    assert find_record("acme/toy", "A.gguf") == plain
+    usual = store(replace(RECORD, file="z-q8_0.gguf", tags=("",)))
+    assert find_record("acme/toy", "") == usual
+
+
+def test_what_was_asked_for_comes_before_what_merely_is(cache: Path) -> None:
+    small = store(replace(RECORD, file="a-q8_0.gguf", tags=("a-q8_0.gguf",)))
+    usual = store(replace(RECORD, file="b-q8_0.gguf", tags=("q8_0",)))
+    assert find_record("acme/toy", "Q8_0") == usual
+    exact = store(replace(RECORD, file="c-q8_0.gguf", tags=("Q8_0",)))
+    assert find_record("acme/toy", "Q8_0") == exact
+    assert find_record("acme/toy", "q8_0") == usual
+    assert find_record("acme/toy", "a-q8_0.gguf") == small
+
+
+def test_a_record_that_cannot_be_put_in_place_leaves_nothing(stored: Path) -> None:
+    path = stored.with_name(stored.name + ".cloister.json")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        save_record(RECORD)
+    assert sorted(stored.parent.iterdir()) == [stored, path]
 
 
 def test_removing_a_fetched_model_leaves_nothing_of_it(stored: Path) -> None:

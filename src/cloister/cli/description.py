@@ -6,7 +6,7 @@ from typing import Any
 
 from cloister.cli import output
 from cloister.models.gguf import Description
-from cloister.models.lineage import Digests, Fetched, Found, Lineage, Quantized, Step
+from cloister.models.lineage import Digests, Fetched, Found, Lineage, Quantized, Step, encode_step
 from cloister.models.memory import Estimate
 
 __all__ = ["Shown"]
@@ -99,7 +99,7 @@ class Shown:
         fields = {name: value for name, value in asdict(model).items() if name != "tensors"}
         lineage = None
         if self.lineage is not None:
-            steps = [{"action": type(step).__name__.lower(), **asdict(step)} for step in self.lineage.steps]
+            steps = [encode_step(step) for step in self.lineage.steps]
             lineage = {"sha256": self.lineage.digest(), "of_these_bytes": not self.of_other_bytes, "steps": steps}
         found: dict[str, Any] = {
             **fields,

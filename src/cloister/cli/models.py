@@ -22,10 +22,11 @@ from cloister.models.gguf import read_description
 from cloister.models.lineage import Lineage, digest_model, read_lineage
 from cloister.models.memory import KV_TYPES, available_memory, estimate, has_amx
 from cloister.models.quantizer import TYPES, parse_type, quantize_traced
-from cloister.models.reference import EmbeddedModel, HubModel, parse_reference
+from cloister.models.reference import HubModel, parse_reference
 from cloister.models.store import (
     LocalModel,
     Record,
+    check_removable,
     find_record,
     quantized_models,
     quantized_name,
@@ -224,9 +225,8 @@ def _rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove a model from this machine: its file, and what is recorded of it."""
-    if isinstance(parse_reference(reference), EmbeddedModel):
-        raise WrongUse(f"{reference} comes with the package and stays.")
     path = _find(reference).path
+    check_removable(path)
     size = path.stat().st_size
     if not yes:
         output.note(f"Remove {output.one_line(str(path))} ({size / 1e6:,.1f} MB)? [y/N]")

@@ -10,13 +10,15 @@ import binascii
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast, get_args
 
 from cloister.errors import WrongUse
 
-__all__ = ["Boot", "EnclaveConfig", "KeyHash", "parse_boot", "parse_config"]
+__all__ = ["Boot", "EnclaveConfig", "EngineMode", "KeyHash", "KvType", "parse_boot", "parse_config"]
 
 T = TypeVar("T")
+EngineMode: TypeAlias = Literal["process", "thread"]
+KvType: TypeAlias = Literal["f16", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class EnclaveConfig:
 
     `context_length`: tokens per conversation, None = the model's own. `slots`: streams in one decode batch.
     `max_waiting`: requests that may wait for a slot. `engine`: a child process, or a thread where a child would be
-    another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `api_keys` and `padding` off are named in the statement's `insecure`.
+    another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `api_keys` and `padding` off are named in
+    the statement's `insecure`.
     """
 
     platform: str
@@ -34,8 +37,8 @@ class EnclaveConfig:
     context_length: int | None = None
     slots: int = 16
     max_waiting: int = 64
-    engine: Literal["process", "thread"] = "process"
-    kv_type: Literal["f16", "q8_0"] = "f16"
+    engine: EngineMode = "process"
+    kv_type: KvType = "f16"
     v: int = 1
 
     def encode(self) -> bytes:
@@ -110,8 +113,8 @@ def parse_config(data: bytes) -> EnclaveConfig:
         and (context is None or _is(context, int, 64))
         and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)
-        and raw.get("engine") in ("process", "thread")
-        and raw.get("kv_type") in ("f16", "q8_0")
+        and raw.get("engine") in get_args(EngineMode)
+        and raw.get("kv_type") in get_args(KvType)
     )
     if not good:
         raise WrongUse("The enclave's config has a field of the wrong kind or size.")

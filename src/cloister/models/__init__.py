@@ -1,1 +1,2 @@
-"""Models by reference: find, download with progress, describe, digest. Imports only errors."""
+"""The models on this machine: named, fetched, described, quantized, weighed against its memory, and traced to where
+they come from. Imports only errors."""

@@ -29,8 +29,8 @@ from cloister.models.store import (
     drop_record,
     embedded_path,
     file_path,
+    find_record,
     read_record,
-    records,
     save_record,
 )
 
@@ -97,9 +97,8 @@ def resolve(reference: str | Reference, *, progress: Progress | None = None) -> 
         return LocalModel(found.path, found.path.stem, str(found.path))
     if isinstance(found, EmbeddedModel):
         return _embedded(found.name)
-    for record in records(found.repository):
-        if found.tag.upper() in {tag.upper() for tag in record.tags}:
-            return record.local_model()
+    if record := find_record(found.repository, found.tag):
+        return record.local_model()
     return pull(found, progress=progress).local_model()
 
 

@@ -1,8 +1,8 @@
 """What a GGUF file says of itself, from its header alone, without believing any of it.
 
-The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, as llama.cpp reads it: little-endian, version 2 or
-3, no array in an array, tensors one after the other in the order of their names in the header. Every count is held against
-a limit and against the file's size before anything is allocated for it.
+The format is https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, as llama.cpp reads it: little-endian, version 2
+or 3, no array in an array, tensors one after the other in the order of their names in the header. Every count is held
+against a limit and against the file's size before anything is allocated for it.
 """
 
 import math
@@ -42,7 +42,8 @@ _FILE_TYPES = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`shape`: as llama.cpp writes it, the row's length first. `type`: `Q8_0`. `offset` in the file and `size` in bytes."""
+    """`shape`: as llama.cpp writes it, the row's length first. `type`: `Q8_0`. `offset` in the file and `size` in
+    bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -60,7 +61,8 @@ class Description:
     """One model file. Text is the file's own and may hold anything; "" and 0 stand for what it does not say.
 
     `quantization`: as the file names it (`Q4_K_M`), else the type that takes the most bytes. `context`: tokens it was
-    trained for. `kv_heads`: one number for each layer. `key_length`, `value_length`: numbers per head. `file_size` in bytes.
+    trained for. `kv_heads`: one number for each layer. `key_length`, `value_length`: numbers per head. `file_size` in
+    bytes.
     """
 
     architecture: str
@@ -114,7 +116,7 @@ def read_description(path: Path) -> Description:
 
 
 def describe(file: BinaryIO, size: int) -> Description:
-    """Describe the model in `file`, a seekable stream at its beginning that holds `size` bytes. Raises: MalformedModel."""
+    """Describe the model in `file`, a seekable stream at its beginning of `size` bytes. Raises: MalformedModel."""
     source = _Source(file, size)
     if source.take(4) != b"GGUF":
         _refuse("It does not begin with GGUF.", "This is no model file, or not a whole one.")

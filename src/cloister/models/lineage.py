@@ -2,11 +2,11 @@
 
     <file>.gguf.lineage.json
 
-The record is JSON in one spelling (keys sorted, no white space, ASCII, no floats), so that whoever repeats the steps gets
-the same bytes; no time stands in it. It says the file's digest, every tensor's, and the steps that led to it, each with
-the digest of what it gave. Nobody signs it: it is as true as the owner who approves the model is careful, and what it adds
-is that the owner's record and the enclave's are the same one. Tensor digests tell apart a change of words or template
-from a change of weights.
+The record is JSON in one spelling (keys sorted, no white space, ASCII, no floats), so that whoever repeats the steps
+gets the same bytes; no time stands in it. It says the file's digest, every tensor's, and the steps that led to it, each
+with the digest of what it gave. Nobody signs it: it is as true as the owner who approves the model is careful, and what
+it adds is that the owner's record and the enclave's are the same one. Tensor digests tell apart a change of words or
+template from a change of weights.
 """
 
 import contextlib
@@ -32,12 +32,14 @@ __all__ = [
     "Quantized",
     "Step",
     "digest_model",
+    "encode_step",
     "lineage_path",
     "parse_lineage",
     "read_lineage",
     "save_lineage",
     "steps_of",
     "trace",
+    "write_whole",
 ]
 
 MAX_LINEAGE = 1 << 24
@@ -69,8 +71,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """`version`: of the bindings, which bring the library. `engine_sha256`: of the library's files, as the statement has
-    it. `requantized`: from a model that was quantized already."""
+    """`version`: of the bindings, which bring the library. `engine_sha256`: of the library's files, as the statement
+    has it. `requantized`: from a model that was quantized already."""
 
     tool: str
     version: str
@@ -87,7 +89,8 @@ _ACTIONS: Mapping[str, type[Step]] = {"fetched": Fetched, "found": Found, "quant
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """`tensors`: SHA-256 (hex) by name, of the bytes as they lie in the file; empty where its header was not understood."""
+    """`tensors`: SHA-256 (hex) by name, of the bytes as they lie in the file; empty where its header was not
+    understood."""
 
     sha256: str
     size: int
@@ -95,13 +98,11 @@ class Lineage:
     tensors: Mapping[str, str] = field(repr=False)
 
     def encode(self) -> bytes:
-        names = {kind: action for action, kind in _ACTIONS.items()}
-        steps = [{"action": names[type(step)], **asdict(step)} for step in self.steps]
         members = {
             "v": _VERSION,
             "sha256": self.sha256,
             "size": self.size,
-            "steps": steps,
+            "steps": [encode_step(step) for step in self.steps],
             "tensors": dict(self.tensors),
         }
         return json.dumps(members, sort_keys=True, separators=(",", ":")).encode()
@@ -109,6 +110,12 @@ class Lineage:
     def digest(self) -> str:
         """Hex; what the statement's `lineage_sha256` is."""
         return hashlib.sha256(self.encode()).hexdigest()
+
+
+def encode_step(step: Step) -> dict[str, Any]:
+    """As it stands in the record."""
+    (action,) = (name for name, kind in _ACTIONS.items() if kind is type(step))
+    return {"action": action, **asdict(step)}
 
 
 def parse_lineage(data: bytes) -> Lineage:
@@ -167,11 +174,21 @@ def read_lineage(model: Path) -> Lineage | None:
 
 def save_lineage(model: Path, lineage: Lineage) -> None:
     """Write the record beside `model`, in one step."""
-    path = lineage_path(model)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
-        draft.write(lineage.encode())
-    Path(draft.name).chmod(0o644)
-    Path(draft.name).replace(path)
+    write_whole(lineage_path(model), lineage.encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Make `path` hold `data`, in one step; whatever ends this early leaves nothing behind. Raises: OSError."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent)
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        draft.chmod(0o644)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def steps_of(model: Path, sha256: str) -> tuple[Step, ...]:

@@ -1,8 +1,8 @@
 """What a model will take of memory, before a byte of it is loaded.
 
-The engine copies the file into sealed memory, llama.cpp reads it from there into memory of its own, and the sealed copy is
-dropped when all is loaded. So at the peak there are the file, the weights, the cache and the buffers; afterwards there is
-all of that but the file. Not counted: the interpreters of the enclave's processes, some 0.1 GB together.
+The engine copies the file into sealed memory, llama.cpp reads it from there into memory of its own, and the sealed copy
+is dropped when all is loaded. So at the peak there are the file, the weights, the cache and the buffers; afterwards
+there is all of that but the file. Not counted: the interpreters of the enclave's processes, some 0.1 GB together.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ _LEAST_CACHE, _MOST_CACHE = 1 << 30, 1 << 31
 _PADDING = 256
 _CHUNK = 512
 _SEQUENCES = 2
+_UNKNOWN = 1 << 62
 _AMX_Q8_0 = (38, 34)  # llama.cpp's AMX layout has a 32-bit sum beside each block of q8_0
 _GIB = 1 << 30
 
@@ -83,13 +84,14 @@ def estimate(
 ) -> Estimate:
     """What the engine takes to serve `model`. `context` None: the model's own, at most 16,384, as the engine does.
 
-    `amx`: llama.cpp repacks the weights for AMX. `available` (bytes, before loading): the engine's cache may take a quarter
-    of what is free beside the weights, between one and two gibibytes. Measured: `resident` is within 10 % for llama and
-    gptneox. Where layers keep a state instead of a cache (Mamba and its like) that state is missing here.
+    `amx`: llama.cpp repacks the weights for AMX. `available` (bytes, before loading): the engine's cache may take a
+    quarter of what is free beside the weights, between one and two gibibytes. Measured: `resident` is within 10 % for
+    llama and gptneox. Where layers keep a state instead of a cache (Mamba and its like) that state is missing here.
     """
     context = context or min(model.context, _MOST_CONTEXT)
     weights = _weights(model, amx=amx)
-    budget = min(max((available - model.file_size - weights) // 4, _LEAST_CACHE), _MOST_CACHE)
+    free = 0 if available == _UNKNOWN else available - model.file_size - weights
+    budget = min(max(free // 4, _LEAST_CACHE), _MOST_CACHE)
     cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, budget=budget)
     cells = -(-cells // _PADDING) * _PADDING
     return Estimate(
@@ -120,8 +122,8 @@ def _repacked(tensor: Tensor, *, amx: bool) -> int:
 
 
 def _buffers(model: Description, cells: int, streams: int) -> int:
-    """For a chunk of a prompt: which cell sees which (16 bit), a handful of rows as wide as the model, and two as wide as
-    its feed-forward part (32 bit); and for every sequence a row of logits."""
+    """For a chunk of a prompt: which cell sees which (16 bit), a handful of rows as wide as the model, and two as wide
+    as its feed-forward part (32 bit); and for every sequence a row of logits."""
     width = max(model.width, model.heads * model.key_length)
     rows = _CHUNK * (2 * cells + 4 * (5 * width + 2 * model.feed_forward))
     return rows + 4 * _SEQUENCES * streams * model.vocabulary
@@ -130,8 +132,8 @@ def _buffers(model: Description, cells: int, streams: int) -> int:
 def judge(needed: Estimate, available: int) -> str:
     """A warning when loading comes near to what is available (bytes), "" when there is plenty.
 
-    Raises: WrongUse when even the sealed copy and the weights together are more: loading would end in the kernel killing
-    something.
+    Raises: WrongUse when even the sealed copy and the weights together are more: loading would end in the kernel
+    killing something.
     """
     least = needed.file + needed.weights
     if least > available:
@@ -151,7 +153,8 @@ def _gib(size: int) -> str:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that can be had now without swapping: the kernel's word, and what a control group leaves. `root` for tests."""
+    """Bytes that can be had now without swapping: the kernel's word, and what a control group leaves. More than any
+    machine has where neither says anything. `root` for tests."""
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = (root / "proc/meminfo").read_text().splitlines()
@@ -160,7 +163,7 @@ def available_memory(root: Path = Path("/")) -> int:
     with contextlib.suppress(OSError, ValueError):
         limit = int((group / "memory.max").read_text())  # "max" is no number: there is no limit
         found.append(max(0, limit - int((group / "memory.current").read_text())))
-    return min(found, default=1 << 62)
+    return min(found, default=_UNKNOWN)
 
 
 def has_amx(root: Path = Path("/")) -> bool:

@@ -55,8 +55,8 @@ def quantize(
     early leaves nothing behind. `requantize`: from a model that is quantized already, which is worse than from the full
     one.
 
-    Raises: WrongUse (no such type or file, quantized already, no room), MalformedModel (llama.cpp refuses the source, or
-    died of it).
+    Raises: WrongUse (no such type or file, quantized already, no room), MalformedModel (llama.cpp refuses the source,
+    or died of it).
     """
     type = parse_type(type)  # noqa: A001
     if read_description(source).quantized and not requantize:
@@ -121,7 +121,7 @@ def _open_draft(target: Path) -> Path:
 
 def _run(words: list[Path | int], library: Path, progress: Callable[[int, int], None]) -> None:
     """One child from beginning to end; it does not outlive this call."""
-    # In a group of its own: a Ctrl+C is for us, who then end the child; it could not tell anybody what it leaves behind.
+    # In a group of its own: a Ctrl+C is for us, who then end the child; it could tell nobody what it leaves behind.
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", __name__, *map(str, words)],
         env={**os.environ, "LLAMA_CPP_LIB_PATH": str(library), "GGML_NO_BACKTRACE": "1"},
@@ -153,7 +153,8 @@ def _run(words: list[Path | int], library: Path, progress: Callable[[int, int], 
 
 
 def main() -> None:
-    """The child: status 0, or 3 when llama.cpp refuses. When nobody listens any more, it removes what it wrote and ends."""
+    """The child: status 0, or 3 when llama.cpp refuses. When nobody listens any more, it removes what it wrote and
+    ends."""
     source, target, file_type, threads, requantize = sys.argv[1:6]
     bindings: Any = importlib.import_module("llama_cpp.llama_cpp")
     total = 0

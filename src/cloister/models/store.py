@@ -12,19 +12,19 @@ import glob
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from cloister.errors import WrongUse
-from cloister.models.lineage import lineage_path
+from cloister.models.lineage import lineage_path, write_whole
 
 __all__ = [
     "LocalModel",
     "Record",
     "cache_directory",
+    "check_removable",
     "drop_record",
     "embedded_path",
     "file_path",
@@ -100,9 +100,7 @@ def read_record(repository: str, file: str) -> Record | None:
 def save_record(record: Record) -> None:
     """Write the record beside its file, in one step."""
     path = _record_path(file_path(record.repository, record.file))
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as draft:
-        json.dump(asdict(record), draft, indent=1)
-    Path(draft.name).replace(path)
+    write_whole(path, json.dumps(asdict(record), indent=1).encode())
 
 
 def drop_record(repository: str, file: str) -> None:
@@ -119,11 +117,19 @@ def records(repository: str | None = None) -> Iterator[Record]:
 
 
 def find_record(repository: str, tag: str) -> Record | None:
-    """A whole model of the repository that was fetched by that tag, or has that quantization or file name."""
-    for record in records(repository):
-        if tag.upper() in {name.upper() for name in (*record.tags, record.quantization, record.file)}:
-            return record
-    return None
+    """A whole model of the repository that was fetched by that tag, else one that has that quantization or file name;
+    in any case, and as it is spelled before others. "" is a tag only: what has no quantization is not the usual
+    choice."""
+    fitting = [record for record in records(repository) if tag.upper() in _upper(_names(record))]
+    return min(fitting, key=lambda r: (tag not in r.tags, tag.upper() not in _upper(r.tags)), default=None)
+
+
+def _names(record: Record) -> set[str]:
+    return {*record.tags} | ({record.quantization, record.file} - {""})
+
+
+def _upper(names: Iterable[str]) -> set[str]:
+    return {name.upper() for name in names}
 
 
 def quantized_path(name: str) -> Path:
@@ -142,20 +148,26 @@ def quantized_models() -> Iterator[Path]:
     yield from sorted(path for path in quantized_path("x").parent.glob("[!.]*.gguf") if path.is_file())
 
 
-def remove(model: Path) -> None:
-    """Remove a model's file, all that is recorded of it and what is left of fetching it.
-
-    Raises: WrongUse for an embedded model, and for a file that cloister neither fetched nor made.
-    """
+def check_removable(model: Path) -> None:
+    """Raises: WrongUse for an embedded model, and for a file that cloister neither fetched nor made."""
     if model.resolve() in {embedded_path(name).resolve() for name in _EMBEDDED_FILES}:
         raise WrongUse(f"{model.name} comes with the package and stays.")
-    beside = (_record_path(model), lineage_path(model))
-    if not any(path.is_file() for path in beside) and model not in quantized_models():
+    if not any(path.is_file() for path in _beside(model)) and model not in quantized_models():
         raise WrongUse(f"cloister neither fetched nor made {model}.", hint="Remove it yourself, if it shall go.")
-    for path in (*beside, model, model.with_name(model.name + ".lock")):
+
+
+def remove(model: Path) -> None:
+    """Remove a model's file, all that is recorded of it and what is left of fetching it. Raises as
+    `check_removable`."""
+    check_removable(model)
+    for path in (*_beside(model), model, model.with_name(model.name + ".lock")):
         path.unlink(missing_ok=True)
     for path in model.parent.glob(f"{glob.escape(model.name)}.*.partial"):
         path.unlink()
+
+
+def _beside(model: Path) -> tuple[Path, Path]:
+    return _record_path(model), lineage_path(model)
 
 
 def _record_path(model: Path) -> Path:

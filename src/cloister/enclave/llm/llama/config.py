@@ -22,8 +22,9 @@ class LoopSettings:
     """What the decode loop needs to know. Counts are tokens unless said otherwise.
 
     `context`: per stream; 0 takes the model's own, at most 16,384. `kv_tokens`: cells of the key-value cache that all
-    streams share; 0 takes `slots` contexts, within a quarter of the free memory, one gibibyte at least, two at most. `threads`: 0 takes the physical
-    cores, and one for a model under 64 MiB.
+    streams share; 0 takes `slots` contexts, within a quarter of the free memory, one gibibyte at least, two at most.
+    `threads`: 0 takes the physical cores, and one for a model under 64 MiB. `chunk`: in one batch; at least the 64 that
+    llama.cpp's attention reads at once, to which the loop fills a small one up.
     """
 
     slots: int = 16
@@ -40,7 +41,7 @@ class LoopSettings:
             ("context", 0, 1 << 20),
             ("kv_tokens", 0, 1 << 24),
             ("threads", 0, 256),
-            ("chunk", 32, 4096),
+            ("chunk", 64, 4096),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -68,7 +69,8 @@ class LlamaConfig:
     `name`: what the model is called; empty takes the file's own word. `sha256` (hex): refuse other bytes than these.
     `mode`: "process" (a child, restarted when it dies) or "thread" (for SGX, where a child would be another enclave;
     when the engine dies or hangs there, this whole process ends, with exit code 70 or 71, for its supervisor to
-    restart). `hang_timeout`, `load_timeout` (seconds): without a sign of life for so long, while there is work, it hangs.
+    restart). `hang_timeout`, `load_timeout` (seconds): without a sign of life for so long, while there is work, it
+    hangs.
     """
 
     model: Path

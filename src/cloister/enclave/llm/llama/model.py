@@ -1,5 +1,6 @@
 """A loaded model: its words, its facts, and one context to decode in. Runs where the engine runs."""
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -189,9 +190,12 @@ class Model:
     def _cell_bytes(self, width: float) -> float:
         """Roughly what one token takes in the cache, at `width` bytes a value."""
         lib = self._lib
-        heads = max(lib.llama_model_n_head(self._model), 1)
-        values = int(lib.llama_model_n_embd(self._model)) * int(lib.llama_model_n_head_kv(self._model)) // heads
-        return float(2 * width * max(int(lib.llama_model_n_layer(self._model)) * values, 1))
+        architecture = self._meta("general.architecture")
+        plain = int(lib.llama_model_n_embd(self._model)) // max(int(lib.llama_model_n_head(self._model)), 1)
+        lengths = [self._meta(f"{architecture}.attention.{name}") for name in ("key_length", "value_length")]
+        values = sum(int(length) if length.isdecimal() else plain for length in lengths)
+        heads = int(lib.llama_model_n_layer(self._model)) * int(lib.llama_model_n_head_kv(self._model))
+        return float(width * max(heads * values, 1))
 
     @property
     def context(self) -> Any:
@@ -239,14 +243,22 @@ class Model:
         self.erase()
 
 
-def _cache_budget() -> int:
-    """Bytes that the cache may take where nobody said how many: a quarter of what is free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, StopIteration):
-        free = 0
-    return min(max(free // 4, _LEAST_CACHE), _MOST_CACHE)
+def _cache_budget(root: Path = Path("/")) -> int:
+    """Bytes that the cache may take where nobody said how many: a quarter of what is free. `root` for tests."""
+    return min(max(_free_memory(root) // 4, _LEAST_CACHE), _MOST_CACHE)
+
+
+def _free_memory(root: Path) -> int:
+    """Bytes: the kernel's word, and what a control group leaves. 0 where neither says anything."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    group = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / "memory.max").read_text())  # "max" is no number: there is no limit
+        found.append(max(0, limit - int((group / "memory.current").read_text())))
+    return min(found, default=0)
 
 
 def _abort_callback(library: Any) -> Any:
