@@ -32,7 +32,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -226,8 +226,17 @@ def executable(toolchain: Path, name: str) -> str:
     raise BuildFailed(f"the toolchain has no {name}")
 
 
-def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report) -> Path:
-    """Configure and build; returns the folder that holds the libraries and the reader."""
+def environment(source: Path, build: Path) -> dict[str, str]:
+    """What the compilers see: nobody else's flags, and no cache but the build's own."""
+    env = {k: v for k, v in os.environ.items() if k not in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CPPFLAGS", "CC", "CXX")}
+    env |= {"ZIG_GLOBAL_CACHE_DIR": str(build / "zig"), "ZIG_LOCAL_CACHE_DIR": str(build / "zig")}
+    return env | {"GIT_CEILING_DIRECTORIES": str(source.parent), "NINJA_STATUS": "[%f/%t] "}
+
+
+def configure_and_build(
+    source: Path, toolchain: Path, build: Path, report: Report, flags: Sequence[str], targets: Sequence[str]
+) -> Path:
+    """llama.cpp with these flags: `targets`, or all when there are none. Returns the folder that holds what was built."""
     build.mkdir()
     zig = f"'{toolchain}/ziglang/zig'"
     map_paths = f"-ffile-prefix-map='{source}'=llama"  # no path of this machine in the libraries: their digest is shown
@@ -238,17 +247,13 @@ def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report
         "CMAKE_RANLIB": script(build / "ranlib", f"{zig} ranlib"),
         "CMAKE_MAKE_PROGRAM": executable(toolchain, "ninja"),
     }
-    cmake = executable(toolchain, "cmake")
-    env = {k: v for k, v in os.environ.items() if k not in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CPPFLAGS", "CC", "CXX")}
-    env |= {"ZIG_GLOBAL_CACHE_DIR": str(build / "zig"), "ZIG_LOCAL_CACHE_DIR": str(build / "zig")}
-    env |= {"GIT_CEILING_DIRECTORIES": str(source.parent), "NINJA_STATUS": "[%f/%t] "}
+    cmake, env, out = executable(toolchain, "cmake"), environment(source, build), build / "out"
     report.line("configuring")
-    out = build / "out"
     defines = [f"-D{name}={value}" for name, value in tools.items()]
-    run([cmake, "-S", str(source / "vendor/llama.cpp"), "-B", str(out), "-G", "Ninja", *defines, *FLAGS], env=env)
+    run([cmake, "-S", str(source / "vendor/llama.cpp"), "-B", str(out), "-G", "Ninja", *defines, *flags], env=env)
     tail: list[str] = []
     with subprocess.Popen(
-        [tools["CMAKE_MAKE_PROGRAM"], "-C", str(out)],
+        [tools["CMAKE_MAKE_PROGRAM"], "-C", str(out), *targets],
         env=env,
         text=True,
         stdout=subprocess.PIPE,
@@ -260,8 +265,15 @@ def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report
                 report.share(int(step[1]), int(step[2]))
     if ninja.returncode:
         raise BuildFailed(f"the compiler failed ({ninja.returncode}):\n{''.join(tail)[-4000:]}")
-    run([tools["CMAKE_C_COMPILER"], *READER_FLAGS, "-o", str(out / "bin" / READER), str(READER_SOURCE)], env=env)
     return out / "bin"
+
+
+def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report) -> Path:
+    """Configure and build; returns the folder that holds the libraries and the reader."""
+    built = configure_and_build(source, toolchain, build, report, FLAGS, ())
+    reader = [str(build / "cc"), *READER_FLAGS, "-o", str(built / READER), str(READER_SOURCE)]
+    run(reader, env=environment(source, build))
+    return built
 
 
 def pack(source: Path, libraries: Path, version: str, key: str, folder: Path) -> Path:

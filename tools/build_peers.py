@@ -14,10 +14,7 @@ Both go to ~/.cache/cloister/peers (or below $XDG_CACHE_HOME), and are made anew
 import argparse
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import venv
@@ -52,49 +49,12 @@ def recorded(folder: Path) -> str:
         return ""
 
 
-def put(made: Path, name: str, key: str, version: str) -> None:
+def put(made: Path, name: str, key: str) -> None:
     """Record what it is, and move it to its place whole."""
-    (made / "peer.json").write_text(json.dumps({"key": key, "version": version}))
+    (made / "peer.json").write_text(json.dumps({"key": key}))
     place = root() / name
     shutil.rmtree(place, ignore_errors=True)
     made.rename(place)
-
-
-def compile_server(source: Path, toolchain: Path, build: Path, report: engine.Report) -> Path:
-    """Configure as the engine is configured, and build that one program; returns its path."""
-    build.mkdir()
-    zig = f"'{toolchain}/ziglang/zig'"
-    ninja = engine.executable(toolchain, "ninja")
-    tools = {
-        "CMAKE_C_COMPILER": engine.script(build / "cc", f"{zig} cc"),
-        "CMAKE_CXX_COMPILER": engine.script(build / "c++", f"{zig} c++"),
-        "CMAKE_AR": engine.script(build / "ar", f"{zig} ar"),
-        "CMAKE_RANLIB": engine.script(build / "ranlib", f"{zig} ranlib"),
-        "CMAKE_MAKE_PROGRAM": ninja,
-    }
-    env = {k: v for k, v in os.environ.items() if k not in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CPPFLAGS", "CC", "CXX")}
-    env |= {"ZIG_GLOBAL_CACHE_DIR": str(build / "zig"), "ZIG_LOCAL_CACHE_DIR": str(build / "zig")}
-    env |= {"GIT_CEILING_DIRECTORIES": str(source.parent), "NINJA_STATUS": "[%f/%t] "}
-    out = build / "out"
-    cmake = [
-        engine.executable(toolchain, "cmake"),
-        "-S",
-        str(source / "vendor/llama.cpp"),
-        "-B",
-        str(out),
-        "-G",
-        "Ninja",
-    ]
-    engine.run([*cmake, *(f"-D{name}={value}" for name, value in tools.items()), *engine.FLAGS, *SERVER_FLAGS], env=env)
-    command, tail = [ninja, "-C", str(out), "llama-server"], [""]
-    with subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
-        for line in running.stdout or ():
-            tail = [*tail[-60:], line]
-            if step := re.match(r"\[(\d+)/(\d+)\] ", line):
-                report.share(int(step[1]), int(step[2]))
-    if running.returncode:
-        raise engine.BuildFailed(f"the compiler failed ({running.returncode}):\n{''.join(tail)[-4000:]}")
-    return out / "bin" / "llama-server"
 
 
 def provide_server(report: engine.Report) -> None:
@@ -109,12 +69,14 @@ def provide_server(report: engine.Report) -> None:
         report.line("fetching llama.cpp and a compiler (about 220 MB, kept only while building)")
         engine.fetch(locked, folder)
         source, toolchain = engine.unpack(folder)
-        program = compile_server(source, toolchain, folder / "build", report)
+        flags = (*engine.FLAGS, *SERVER_FLAGS)
+        built = engine.configure_and_build(source, toolchain, folder / "build", report, flags, ("llama-server",))
+        program = built / "llama-server"
         engine.run([str(program), "--version"])  # what does not start here is not put there
         done = folder / "done"
         done.mkdir()
         shutil.copy2(program, done)
-        put(done, "llama-server", key, locked[engine.SOURCE].version)
+        put(done, "llama-server", key)
 
 
 def provide_ctransformers(report: engine.Report) -> None:
@@ -128,8 +90,7 @@ def provide_ctransformers(report: engine.Report) -> None:
     venv.create(place, with_pip=True)  # an environment does not move: it is made in its place, and recorded last
     pip = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
     engine.run([*pip, "--require-hashes", "--only-binary", ":all:", "--requirement", str(LOCK)])
-    version = re.search(r"^ctransformers==(\S+)", LOCK.read_text(), re.MULTILINE)
-    (place / "peer.json").write_text(json.dumps({"key": key, "version": version[1] if version else ""}))
+    (place / "peer.json").write_text(json.dumps({"key": key}))
 
 
 def main() -> int:

@@ -4,20 +4,23 @@ import os
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from tests.cli.running import run
 
 from cloister.bench import overhead
+from cloister.bench.child import start_child
 from cloister.bench.load import PROMPT_TOKENS, Run, completion_body, over_http, prompt
-from cloister.bench.overhead import Comparison, Cost, FirstToken, FreedSlot, Spent
-from cloister.bench.process import cpu_seconds, started
+from cloister.bench.overhead import Comparison, Cost, Endpoint, FirstToken, FreedSlot, Spent
+from cloister.bench.process import cpu_seconds, memory
 from cloister.bench.proxied import Counter
 from cloister.cli.main import app
-from cloister.errors import ConnectionFailed
+from cloister.errors import ConnectionFailed, EngineDied
 from cloister.evidence.document import Document
 
+FINISH = b'data: {"choices":[{"text":"","finish_reason":"length"}]}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"completion_tokens":3}}\n\ndata: [DONE]\n\n'
 
 
@@ -77,8 +80,8 @@ def test_decoding_is_counted_while_all_streams_run() -> None:
 def test_what_comes_before_all_streams_run_or_after_one_ended_is_not_decoding_together() -> None:
     turn = [0]
     answers = [
-        Pieces((0, event("a")), (1, event("b") * 7), (3, event("c") * 2), (5, USAGE), turn=turn),
-        Pieces((2, event("a")), (4, event("b")), (6, event("c") + USAGE), turn=turn),
+        Pieces((0, event("a")), (1, event("b") * 7), (3, event("c") * 2), (5, FINISH), (6, USAGE), turn=turn),
+        Pieces((2, event("a")), (4, event("b")), (7, event("c") + FINISH + USAGE), turn=turn),
     ]
     transport = httpx2.MockTransport(lambda _request: httpx2.Response(200, stream=answers.pop(0)))
 
@@ -91,6 +94,36 @@ def test_what_comes_before_all_streams_run_or_after_one_ended_is_not_decoding_to
     assert found.together is not None
     assert found.together[0] == 3
     assert 0 < found.together[1] < found.seconds - max(found.first_token)
+
+
+class Turn:
+    """A way that notes in a log that all share when it is loaded, and with how many tokens."""
+
+    def __init__(self, way: str, log: list[tuple[str, int]]) -> None:
+        self.endpoint = Endpoint(way, "http://127.0.0.1", {})
+        self.runs: dict[int, list[Spent]] = {}
+        self.shorts: dict[int, list[Spent]] = {}
+        self._log = log
+
+    async def load(self, streams: int, tokens: int, _prompt_tokens: int) -> Spent:
+        self._log.append((self.endpoint.way, tokens))
+        return Spent(Run(streams, tokens, 1.0, (0.1,)), {})
+
+
+def test_every_other_round_goes_in_the_opposite_order() -> None:
+    log: list[tuple[str, int]] = []
+
+    def raw(streams: int, tokens: int, _prompt_tokens: int) -> Run:
+        log.append(("raw", tokens))
+        return Run(streams, tokens, 1.0, (0.1,))
+
+    ways: Any = [Turn("plain", log), Turn("sealed", log)]
+    found = asyncio.run(overhead._rounds(raw, ways, 1, 50, 2, lambda: None))
+    warm_up = [("raw", 8), ("plain", 8), ("plain", 2), ("sealed", 8), ("sealed", 2)]
+    there = [("raw", 50), ("plain", 50), ("plain", 2), ("sealed", 50), ("sealed", 2)]
+    back = [("sealed", 50), ("sealed", 2), ("plain", 50), ("plain", 2), ("raw", 50)]
+    assert log == [*warm_up, *back, *there]
+    assert [len(runs) for runs in (found.raw, *found.ways.values())] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("answer", [(503, b""), (200, b""), (200, event("a"))], ids=["refused", "empty", "no usage"])
@@ -124,9 +157,34 @@ def test_a_process_tells_its_own_cpu_time() -> None:
         cpu_seconds(1 << 22)
 
 
-def test_a_process_that_does_not_start_is_said() -> None:
-    with pytest.raises(ConnectionFailed, match="The thing did not start"), started(["true"], what="The thing"):
+@pytest.mark.parametrize("wait", [0.0, 0.3], ids=["still there", "gone already"])
+def test_a_process_that_ends_by_itself_is_said(wait: float) -> None:
+    def answer() -> None:
+        with start_child(["sh", "-c", "sleep 0.1; exit 7"], hint="Build it.") as child:
+            time.sleep(wait)
+            child.answer("1 2 3")
+
+    with pytest.raises(EngineDied, match=r"ended by itself \(status 7\)") as caught:
+        answer()
+    assert caught.value.hint == "Build it."
+
+
+def test_a_process_that_tells_no_json_is_said() -> None:
+    with pytest.raises(EngineDied, match="no JSON"), start_child(["echo", "ready"]) as child:
+        child.hear()
+
+
+def test_a_child_is_asked_to_end_before_it_is_killed(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    with start_child(["sh", "-c", f"cat >/dev/null; touch {ended}"]):
         pass
+    assert ended.exists()
+
+
+def test_a_process_tells_its_memory_in_bytes() -> None:
+    held = bytearray(b"x") * (1 << 24)
+    resident, most = memory(os.getpid(), "VmRSS"), memory(os.getpid(), "VmHWM")
+    assert len(held) < resident <= most
 
 
 def test_verifications_are_counted_and_change_nothing() -> None:

@@ -17,8 +17,10 @@ from cloister.bench.ggml import write_ggml
 from cloister.bench.load import Run
 from cloister.bench.peers import Figure, InProcess, Load, OverHttp, compare, loads, ratios
 from cloister.bench.shapes import SHAPES
+from cloister.cli import bench_peers
 from cloister.cli.main import app
-from cloister.errors import WrongUse
+from cloister.errors import ConnectionFailed, WrongUse
+from cloister.host.process import listen
 
 
 @dataclass
@@ -30,8 +32,10 @@ class Fake:
     in_process: bool = False
     asked: list[tuple[Load, int, int]] = field(default_factory=list)
     closed: bool = False
+    log: list[str] = field(default_factory=list)
 
     async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
+        self.log.append(self.name)
         self.asked.append((load, tokens, salt))
         if self.in_process and load.kind == "prefix":
             return None
@@ -63,12 +67,15 @@ def test_peers_are_held_against_ours_of_their_kind_round_by_round() -> None:
 
 
 def test_everybody_is_measured_in_every_round_after_one_that_does_not_count() -> None:
-    one, other = Fake("one", 3.0, in_process=True), Fake("other", 4.0)
+    log: list[str] = []
+    one, other = Fake("one", 3.0, in_process=True, log=log), Fake("other", 4.0, log=log)
     figures = compare([one, other], streams=[1, 2], tokens=50, repeats=2)
     assert [figure.load for figure in figures] == loads([1, 2])
     assert all(figure.values["other"] == (4.0, 4.0) for figure in figures if figure.load.kind != "prefix")
     assert figures[-1].values == {"other": (128.0, 128.0)}  # seconds
     rounds = len(loads([1, 2]))
+    there, back = ["one", "other"] * rounds, ["other", "one"] * rounds
+    assert log == [*back, *there, *back]
     assert [tokens for _, tokens, _ in one.asked] == [8] * rounds + [50] * 2 * rounds
     assert [salt for *_, salt in one.asked] == [salt for *_, salt in other.asked]
     assert len({salt for *_, salt in one.asked}) == 3 * rounds
@@ -188,7 +195,7 @@ def test_a_peer_is_known_by_its_key_and_replaced_whole(tmp_path: Path, monkeypat
         made = build_peers.root() / "done"
         made.mkdir(parents=True)
         (made / key).touch()
-        build_peers.put(made, "llama-server", key, "1")
+        build_peers.put(made, "llama-server", key)
         assert build_peers.recorded(place) == key
     assert {path.name for path in place.iterdir()} == {"second", "peer.json"}
     (place / "peer.json").write_text("{")
@@ -199,6 +206,24 @@ def test_refuses_what_is_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert run(app, "bench", "peers", "--streams", "one").exit_code == 2
     assert run(app, "bench", "peers", "--streams", "65").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [("ftp", "A server's address looks like"), ("http", "No OpenAI-compatible server lists its models there.")],
+)
+def test_a_named_server_is_looked_for_before_any_model_is_loaded(
+    scheme: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def model(_name: str) -> None:
+        pytest.fail("a model was looked for")
+
+    monkeypatch.setattr(bench_peers, "_model", model)
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+    refused = run(app, "bench", "peers", "--url", f"{scheme}://127.0.0.1:{port}")
+    assert refused.exit_code == (WrongUse if scheme == "ftp" else ConnectionFailed).exit_code
+    assert message in " ".join(refused.stderr.split())
 
 
 def test_peers_that_are_not_here_are_a_row_and_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

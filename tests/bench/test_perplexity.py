@@ -1,3 +1,4 @@
+import ctypes
 import json
 import math
 from pathlib import Path
@@ -47,8 +48,9 @@ def test_likelihoods_are_right_where_single_precision_would_overflow() -> None:
     assert negative_log_likelihoods(logits + np.float32(5000), targets) == pytest.approx(wanted, abs=1e-2)
 
 
-def by_hand(library: Any, text: bytes) -> tuple[list[float], int]:
-    """One chunk after the other, one token after the other, without a batch, a block or numpy."""
+def by_hand(library: Any, text: bytes) -> tuple[list[float], int, int]:
+    """One chunk after the other, one token after the other, without a batch, a block or numpy: each chunk's sum, the text's
+    tokens, and the bytes that the scored ones spell."""
     model = library.llama_model_load_from_file(str(TINY).encode(), library.llama_model_default_params())
     vocab = library.llama_model_get_vocab(model)
     tokens = (library.llama_token * (len(text) + 8))()
@@ -57,7 +59,7 @@ def by_hand(library: Any, text: bytes) -> tuple[list[float], int]:
     params = library.llama_context_default_params()
     params.n_ctx, params.n_threads = 512, 1
     context = library.llama_init_from_model(model, params)
-    sums = []
+    sums, spelled, piece = [], 0, ctypes.create_string_buffer(64)
     for start in range(0, count - 511, 512):
         library.llama_memory_clear(library.llama_get_memory(context), True)  # noqa: FBT003
         total = 0.0
@@ -69,10 +71,13 @@ def by_hand(library: Any, text: bytes) -> tuple[list[float], int]:
                 row = library.llama_get_logits_ith(context, 0)[:size]
                 top = max(row)
                 total += math.log(sum(math.exp(value - top) for value in row)) + top - row[tokens[start + at + 1]]
+                length = library.llama_token_to_piece(vocab, tokens[start + at + 1], piece, 64, 0, True)  # noqa: FBT003
+                assert length > 0
+                spelled += length
         sums.append(total)
     library.llama_free(context)
     library.llama_model_free(model)
-    return sums, count
+    return sums, count, spelled
 
 
 def test_agrees_with_the_method_done_by_hand(tmp_path: Path) -> None:
@@ -80,12 +85,12 @@ def test_agrees_with_the_method_done_by_hand(tmp_path: Path) -> None:
 
     file = tmp_path / "text"
     file.write_text(TEXT + "\n")
-    sums, count = by_hand(load_library(), TEXT.encode())
+    sums, count, spelled = by_hand(load_library(), TEXT.encode())
     found = measure(TINY, file)
     assert (found.tokens, found.chunks, found.adds_bos) == (count, len(sums), True)
     assert found.nll == pytest.approx(sums, rel=1e-4)  # rounding: 4e-5; another first token: 2e-4
-    scored = TEXT.encode()
-    assert 0.4 < found.scored_bytes / len(scored) < 0.6
+    assert found.scored_bytes == spelled
+    assert 0.4 < found.scored_bytes / len(TEXT.encode()) < 0.6
 
 
 def test_only_the_first_chunks_when_so_asked(tmp_path: Path) -> None:

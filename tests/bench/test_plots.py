@@ -12,7 +12,7 @@ SERIES = {"pythia-1b": [(1, 27.5), (4, 71.3), (16, 192.5)], "cost in $ and $": [
 
 def test_the_same_figures_give_the_same_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        lines(tmp_path / f"{name}.v1", "Speed", "streams", "tokens/s", SERIES, log_x=True)
+        lines(tmp_path / f"{name}.v1", "Speed", "streams", "tokens/s", SERIES)
     for suffix in ("png", "svg"):
         first, second = ((tmp_path / f"{name}.v1.{suffix}").read_bytes() for name in ("a", "b"))
         assert first == second

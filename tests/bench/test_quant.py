@@ -7,6 +7,7 @@ from tests.cli.running import run
 from cloister.bench import quant
 from cloister.bench.perplexity import SCORED, Perplexity
 from cloister.bench.quant import TYPES, Comparison, Row, Text, compare
+from cloister.cli import bench_quant
 from cloister.cli.main import app
 from cloister.errors import WrongUse
 from cloister.models.quantizer import TYPES as QUANTIZED
@@ -65,7 +66,8 @@ def test_every_type_is_one_that_the_quantizer_makes() -> None:
 
 
 def test_measures_each_type_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quant, "read_bandwidth", lambda: 1e9)
+    readings = iter([1e9, 3e9, 2e9])  # before each type, and at the end
+    monkeypatch.setattr(quant, "read_bandwidth", lambda: next(readings))
     text = tmp_path / "text"
     text.write_text(TEXT)
     folder = tmp_path / "bench"
@@ -86,7 +88,8 @@ def test_measures_each_type_and_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     assert q4_0.perplexity is not None
     assert f16.perplexity.chunks == q4_0.perplexity.chunks == 2
     assert f16.perplexity.value != q4_0.perplexity.value
-    assert found.bandwidth == 1e9
+    assert found.bandwidth == 3e9
+    assert not list(readings)
     assert list(folder.iterdir()) == []
     assert [done for _, done in stages] == sorted(done for _, done in stages)
 
@@ -108,6 +111,20 @@ def test_the_command_shows_a_table_json_and_plots(tmp_path: Path, monkeypatch: p
     }
 
 
+def test_types_are_written_in_any_case_and_told_as_llama_cpp_writes_them() -> None:
+    assert bench_quant._types("q4_k_m, F16,f16") == ("f16", "q4_K_M")
+
+
+def test_a_disk_without_room_is_said_before_anything_is_quantized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quant, "read_bandwidth", lambda: 1e9)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(WrongUse, match=r"no room for q4_0\.gguf"):
+        compare(embedded_path("tiny"), tmp_path, types=["q4_0"], context=256)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="quantized already"):
         compare(embedded_path("demo"), tmp_path, types=["q4_0"], context=512)
@@ -116,7 +133,7 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("tiny", "--types", "q8_0,q9_9"), "not known"),
+        (("tiny", "--types", "q8_0,q9_9"), "no type to quantize to"),
         (("pythia-1b", "--text", "README.md"), "Random weights foretell nothing"),
     ],
 )

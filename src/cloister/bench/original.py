@@ -1,8 +1,8 @@
 """ctransformers, the original's stack, under the same load: one stream, as that is all it knows.
 
 Run by path, in the peer's own environment (`tools/build_peers.py`), where cloister is not: nothing of it is imported.
-`python original.py MODEL THREADS BATCH`; `ready`, then each line of standard input, `1 TOKENS PROMPT`, is one run,
-answered by one line of JSON as `cloister.bench.raw` does.
+`python original.py MODEL THREADS BATCH`; each line of standard input, `1 TOKENS PROMPT`, is one run, and it tells what
+`cloister.bench.raw` tells.
 """
 
 import importlib
@@ -41,12 +41,15 @@ def main() -> None:
     threads, batch = int(sys.argv[2]), int(sys.argv[3])
     config = ctransformers.Config(threads=threads, batch_size=batch, context_length=1024)
     model = ctransformers.LLM(sys.argv[1], "gpt-neox", config=config)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    _tell({"ready": True})
     for line in sys.stdin:
         _, tokens, prompt_tokens = map(int, line.split())
-        sys.stdout.write(json.dumps(run(model, tokens, prompt_tokens)) + "\n")
-        sys.stdout.flush()
+        _tell(run(model, tokens, prompt_tokens))
+
+
+def _tell(message: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

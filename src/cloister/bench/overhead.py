@@ -9,13 +9,14 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from cloister.bench.child import module, start_child
 from cloister.bench.load import (
     PROMPT_TOKENS,
     SHORT_PROMPT_TOKENS,
@@ -28,7 +29,7 @@ from cloister.bench.load import (
     prompt,
     stream,
 )
-from cloister.bench.process import cpu_seconds, module, started
+from cloister.bench.process import cpu_seconds
 from cloister.bench.proxied import Counter
 from cloister.client import async_http_client
 from cloister.errors import ConnectionFailed
@@ -48,6 +49,7 @@ __all__ = [
     "Overhead",
     "Spent",
     "compare",
+    "loop_of",
     "plain_http",
     "proxied",
     "raw_loop",
@@ -62,6 +64,7 @@ FIRST_TOKEN_PAIRS = 21
 FREED_SLOT_PAIRS = 7
 CONTEXT = 1024
 """Tokens of each stream's context, here and in the bare loop."""
+_HINT = "See its words above. Is the engine built? Run `make setup`."
 _SHORT = 2  # tokens of the shortest answers, whose cost is that of a request
 _QUEUED = 0.2  # seconds in which a request has surely reached the queue
 _ENDLESS = 400  # tokens: longer than a trial lasts, and sixteen times that still fit a gibibyte of cache
@@ -235,17 +238,23 @@ class Overhead:
 
 
 @contextmanager
-def raw_loop(model: Path, slots: int) -> Iterator[RawLoop]:
+def loop_of(argv: Sequence[str], hint: str) -> Iterator[RawLoop]:
+    """The loop of a process that is asked as `bench.raw` is. Raises: EngineDied when it does not start."""
+    with start_child(argv, hint=hint, quiet=False) as child:
+        child.hear()
+        yield lambda streams, tokens, prompt_tokens: Run.decode(child.answer(f"{streams} {tokens} {prompt_tokens}"))
+
+
+def raw_loop(model: Path, slots: int) -> AbstractContextManager[RawLoop]:
     """The bare loop in a child process, loaded once."""
-    with started(module("cloister.bench.raw", model, slots), what="The bare decode loop") as loop:
-        yield lambda streams, tokens, prompt_tokens: Run.decode(loop.ask(f"{streams} {tokens} {prompt_tokens}"))
+    return loop_of(module("cloister.bench.raw", model, slots), _HINT)
 
 
 @contextmanager
 def plain_http(model: Path, slots: int) -> Iterator[Endpoint]:
     """The app without the seal, in a process of its own with an engine of its own, as the enclave is."""
-    with started(module("cloister.bench.plain", model, slots, CONTEXT), what="The plain API") as app:
-        yield Endpoint(PLAIN, f"http://127.0.0.1:{app.ask('')}", {"front": app.pid})
+    with start_child(module("cloister.bench.plain", model, slots, CONTEXT), hint=_HINT, quiet=False) as app:
+        yield Endpoint(PLAIN, f"http://127.0.0.1:{app.hear()['port']}", {"front": app.pid})
 
 
 def sealed(url: str, policy: Policy, pid: int) -> Endpoint:
@@ -256,10 +265,10 @@ def sealed(url: str, policy: Policy, pid: int) -> Endpoint:
 @contextmanager
 def proxied(enclave: Endpoint, root: Path) -> Iterator[Endpoint]:
     """The local proxy before a simulated enclave; `root`: the file of the simulator's certificate."""
-    with started(module("cloister.bench.proxied", enclave.url, root), what="The local proxy", hint="") as proxy:
-        port, _ = proxy.ask("")
+    with start_child(module("cloister.bench.proxied", enclave.url, root), hint=_HINT, quiet=False) as proxy:
+        url = f"http://127.0.0.1:{proxy.hear()['port']}"
         processes = {**enclave.processes, "proxy": proxy.pid}
-        yield Endpoint(PROXIED, f"http://127.0.0.1:{port}", processes, verifications=lambda: int(proxy.ask("")[1]))
+        yield Endpoint(PROXIED, url, processes, verifications=lambda: int(proxy.answer("")["verifications"]))
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ Run as `python -m cloister.bench.pace MODEL CONTEXT`. It tells what it holds in 
 end that a model may come to is passed over.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from cloister.bench.child import Child, run_child, start_child, tell
+from cloister.bench.child import Child, module, run_child, start_child, tell
+from cloister.bench.load import prompt
+from cloister.bench.process import memory
 from cloister.enclave.llm.engine import Sampling
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
@@ -41,23 +44,22 @@ class Runner:
     resident: int
     context: int
 
-    def run(self, prompt: int, tokens: int) -> Pace:
+    def run(self, prompt_tokens: int, tokens: int) -> Pace:
         """One stream, nothing reused. Counts are tokens. Raises: MalformedModel, EngineDied."""
-        self.child.ask(f"{prompt} {tokens}")
-        told = self.child.hear()
+        told = self.child.answer(f"{prompt_tokens} {tokens}")
         return Pace(told["first_token"], tuple(told["tokens"]))
 
 
 @contextmanager
 def runner(model: Path, context: int) -> Iterator[Runner]:
     """`model` loaded once, in a child. `context`: tokens of prompt and answer. Raises: MalformedModel, EngineDied."""
-    with start_child("cloister.bench.pace", str(model), str(context)) as child:
+    with start_child(module("cloister.bench.pace", model, context)) as child:
         yield Runner(child, child.hear()["resident"], context)
 
 
-def run(loop: DecodeLoop, vocabulary: int, prompt: int, tokens: int) -> Pace:
-    """One stream of `prompt` tokens, and `tokens` generated, on an idle loop."""
-    words = tuple((300 + at * 17) % vocabulary for at in range(prompt))
+def run(loop: DecodeLoop, vocabulary: int, prompt_tokens: int, tokens: int) -> Pace:
+    """One stream of `prompt_tokens`, and `tokens` generated, on an idle loop."""
+    words = tuple(word % vocabulary for word in prompt(0, prompt_tokens))
     began = time.perf_counter()
     sampling = Sampling(max_tokens=tokens, temperature=0.0, ignore_eos=True)
     loop.submit(Job(1, words, sampling, scope=None, truncated=0))
@@ -76,22 +78,16 @@ def run(loop: DecodeLoop, vocabulary: int, prompt: int, tokens: int) -> Pace:
 def main(arguments: Sequence[str]) -> None:
     path, context = Path(arguments[0]), int(arguments[1])
     library = load_library()
-    before = _resident()
+    before = memory(os.getpid(), "VmRSS")
     with seal_weights(path) as weights:
         model = Model(library, Path(f"/proc/self/fd/{weights.fd}"), LoopSettings(slots=1, context=context))
     loop = DecodeLoop(library, model, slots=1)
     run(loop, model.vocabulary, context // 2, 2)  # the loop learns how much of a prompt to read at once
-    tell(resident=_resident() - before)
+    tell(resident=memory(os.getpid(), "VmRSS") - before)
     for line in sys.stdin:
-        prompt, tokens = map(int, line.split())
-        pace = run(loop, model.vocabulary, prompt, tokens)
+        prompt_tokens, tokens = map(int, line.split())
+        pace = run(loop, model.vocabulary, prompt_tokens, tokens)
         tell(first_token=pace.first_token, tokens=pace.tokens)
-
-
-def _resident() -> int:
-    """Bytes of this process in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ import httpx2
 
 from cloister.bench import original
 from cloister.bench.load import Run, as_client, completion_body, over_http, plain_client, prompt
-from cloister.bench.overhead import CONTEXT, RawLoop
-from cloister.bench.process import free_port, started
+from cloister.bench.overhead import CONTEXT, RawLoop, loop_of
 from cloister.client import async_http_client
 from cloister.enclave.llm.llama.config import physical_cores
 from cloister.errors import ConnectionFailed
+from cloister.host.process import listen
 from cloister.verify import Policy
 
 __all__ = [
@@ -282,7 +282,9 @@ def llama_server(program: Path, model: Path, slots: int) -> Iterator[OverHttp]:
 
     Raises: ConnectionFailed when it does not serve.
     """
-    port, threads = free_port(), str(physical_cores())
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]  # one that nobody listens on once we do not
+    threads = str(physical_cores())
     argv = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--log-disable"]
     argv += ["--threads", threads, "--threads-batch", threads, "--parallel", str(slots), "--cont-batching"]
     argv += ["--ctx-size", str(slots * CONTEXT), "--no-webui", "--cache-prompt", "--cache-ram", str(_CACHE_MIB)]
@@ -326,9 +328,5 @@ def ctransformers(python: Path, model: Path) -> Iterator[InProcess]:
         str(physical_cores()),
         str(PREFIX),
     ]
-    with started(argv, what="ctransformers", hint="python tools/build_peers.py") as loop:
-
-        def run(streams: int, tokens: int, prompt_tokens: int) -> Run:
-            return Run.decode(loop.ask(f"{streams} {tokens} {prompt_tokens}"))
-
-        yield InProcess("ctransformers", run, most=1)
+    with loop_of(argv, "python tools/build_peers.py") as loop:
+        yield InProcess("ctransformers", loop, most=1)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cloister.bench.child import run_child, start_child, tell
+from cloister.bench.child import module, run_child, start_child, tell
 from cloister.enclave.llm.llama.config import physical_cores
 from cloister.enclave.llm.llama.library import load_library
 from cloister.enclave.llm.llama.threads import attach_threads
@@ -124,7 +124,7 @@ def measure(
 
     Raises: WrongUse (no such text, not UTF-8, or fewer than 1,024 tokens), MalformedModel, EngineDied.
     """
-    with start_child("cloister.bench.perplexity", str(model), str(text), str(chunks or 0)) as child:
+    with start_child(module("cloister.bench.perplexity", model, text, chunks or 0)) as child:
         head = child.hear()
         nll: list[float] = []
         squares, size = 0.0, 0

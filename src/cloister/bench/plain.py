@@ -1,27 +1,29 @@
 """The app inside the enclave without the seal: plain HTTP on loopback, to measure the seal against. Nothing serves this.
 
-Run as `python -m cloister.bench.plain MODEL SLOTS CONTEXT`; `ready`, then each line of standard input is answered by
-the port, as JSON. It ends with its standard input.
+Run as `python -m cloister.bench.plain MODEL SLOTS CONTEXT`. It tells its port once it serves, and ends with its standard
+input.
 """
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 
-from cloister.bench.process import answer_lines, server
+from cloister.bench.child import run_child, tell
 from cloister.enclave.hardening import lower_priority
 from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
+from cloister.enclave.serving import server
 from cloister.host.process import listen
 
 __all__ = ["main"]
 
 
-def main() -> None:
-    slots, context = int(sys.argv[2]), int(sys.argv[3])
-    engine = LlamaEngine(LlamaConfig(Path(sys.argv[1]), "default", loop=LoopSettings(slots=slots, context=context)))
+def main(arguments: Sequence[str]) -> None:
+    model, slots, context = Path(arguments[0]), int(arguments[1]), int(arguments[2])
+    engine = LlamaEngine(LlamaConfig(model, "default", loop=LoopSettings(slots=slots, context=context)))
     lower_priority()  # as the enclave's front does, after the engine's thread was made
     uvloop.run(_serve(engine))
 
@@ -32,7 +34,8 @@ async def _serve(engine: LlamaEngine) -> None:
         await engine.start()
         running = asyncio.create_task(serving.serve(sockets=[sock]))
         try:
-            await answer_lines(lambda: sock.getsockname()[1])
+            tell(port=sock.getsockname()[1])
+            await asyncio.to_thread(sys.stdin.read)
         finally:
             serving.should_exit = True
             await engine.close()
@@ -40,4 +43,4 @@ async def _serve(engine: LlamaEngine) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_child(main)

@@ -44,9 +44,8 @@ def lines(
     x_label: str,
     y_label: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
-    log_x: bool = False,
 ) -> None:
-    """One line with markers for each of `series`, from 0 up; with `log_x` a doubling is a step, each x marked.
+    """One line with markers for each of `series`, from 0 up; a doubling of x is a step, each x marked.
 
     Writes `path_stem` with .png and .svg appended. Raises: WrongUse when there is no matplotlib.
     """
@@ -56,10 +55,9 @@ def lines(
             style = {"color": _COLOURS[at % len(_COLOURS)], "marker": _MARKERS[at % len(_MARKERS)]}
             axes.plot([x for x, _ in ordered], [y for _, y in ordered], label=_plain(name), linewidth=2, **style)
         marks = sorted({x for points in series.values() for x, _ in points})
-        if log_x:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(marks, [f"{x:g}" for x in marks])
-            axes.minorticks_off()
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(marks, [f"{x:g}" for x in marks])
+        axes.minorticks_off()
         axes.set_xlabel(_plain(x_label))
         axes.set_ylim(bottom=0)
         if series:

@@ -1,22 +1,21 @@
 """The local verifying proxy, as `cloister connect` runs it, that counts how often it verified evidence.
 
-Run as `python -m cloister.bench.proxied URL ROOT`, ROOT being the file of the simulator's certificate; `ready`, then
-each line of standard input is answered by `[port, verifications]`. It ends with its standard input.
+Run as `python -m cloister.bench.proxied URL ROOT`, ROOT being the file of the simulator's certificate. It tells its port;
+then each line of standard input is answered by the number of verifications. It ends with its standard input.
 """
 
 import asyncio
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
-
-from cloister.bench.process import answer_lines
+from cloister.bench.child import run_child, tell
 from cloister.client import AsyncSession
-from cloister.enclave.hardening import FRONT_NICENESS
+from cloister.enclave.hardening import lower_priority
 from cloister.evidence.document import Document
 from cloister.host.process import listen
 from cloister.proxy import ProxyConfig, create_proxy
+from cloister.proxy.serving import server
 from cloister.verify import Policy
 
 __all__ = ["Counter", "main"]
@@ -33,14 +32,15 @@ class Counter:
         return document
 
 
-def main() -> None:
-    os.nice(FRONT_NICENESS)
+def main(arguments: Sequence[str]) -> None:
+    url, root = arguments
+    lower_priority()
     policy = Policy(
         platforms=("sim",),
-        simulator_root=Path(sys.argv[2]).read_bytes(),
+        simulator_root=Path(root).read_bytes(),
         tolerate_insecure=frozenset({"api-keys-off"}),
     )
-    asyncio.run(_serve(sys.argv[1], policy))
+    asyncio.run(_serve(url, policy))
 
 
 async def _serve(url: str, policy: Policy) -> None:
@@ -51,24 +51,16 @@ async def _serve(url: str, policy: Policy) -> None:
         async with session:
             await session.verify()
             port = sock.getsockname()[1]
-            serving = uvicorn.Server(
-                uvicorn.Config(
-                    create_proxy(session, ProxyConfig(port=port)),
-                    log_level="warning",
-                    access_log=False,
-                    proxy_headers=False,
-                    server_header=False,
-                    ws="none",
-                    timeout_graceful_shutdown=2,
-                )
-            )
+            serving = server(create_proxy(session, ProxyConfig(port=port)))
             running = asyncio.create_task(serving.serve(sockets=[sock]))
             try:
-                await answer_lines(lambda: [port, counter.verifications])
+                tell(port=port)
+                while await asyncio.to_thread(sys.stdin.readline):
+                    tell(verifications=counter.verifications)
             finally:
                 serving.should_exit = True
                 await running
 
 
 if __name__ == "__main__":
-    main()
+    run_child(main)

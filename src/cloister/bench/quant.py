@@ -8,7 +8,6 @@
 """
 
 import math
-import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from cloister.bench.pace import runner
 from cloister.bench.perplexity import Perplexity
 from cloister.bench.perplexity import measure as measure_perplexity
 from cloister.bench.roofline import read_bandwidth, weight_bytes_per_token
+from cloister.bench.shapes import check_room
 from cloister.enclave.llm.llama.config import physical_cores
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.errors import WrongUse
@@ -39,7 +39,6 @@ _RUNS = 5
 _TOKENS = 64
 _SHORT_PROMPT, _LONG_PROMPT = 32, 512
 _SAFE = "q8_0"  # where no text tells the types apart: this one's loss was never found to matter
-_SPARE = 1 << 28  # bytes that stay free on the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,25 +207,14 @@ def _provide(model: Path, description: Description, kind: str, folder: Path, sta
     """The model in that type: itself, when it is of that type, or a file in `folder`."""
     if description.quantization.lower() == kind.lower():
         return model
-    _check_room(description, folder)
     path = folder / f"{kind}.gguf"
+    check_room(path, description.file_size)
 
     def progress(done: int, total: int) -> None:
         stage("quantizing", 0.2 * done / total)
 
     quantize(model, path, kind, library=library_dir(), threads=physical_cores(), progress=progress)
     return path
-
-
-def _check_room(description: Description, folder: Path) -> None:
-    needed, free = description.file_size + _SPARE, shutil.disk_usage(folder).free
-    if free < needed:
-        raise WrongUse(
-            "The disk has no room for a quantized model.",
-            expected=f"{needed / 1e9:.1f} GB free in {folder}",
-            got=f"{free / 1e9:.1f} GB",
-            hint="Free some, or set XDG_CACHE_HOME to a folder on a larger disk.",
-        )
 
 
 def _measure(path: Path, kind: str, context: int, text: Text | None, stage: _Stage) -> Row:

@@ -1,15 +1,15 @@
 """The decode loop bare, in a process of its own: no socket, no HTTP, no seal. The yardstick for everything around it.
 
-Run as `python -m cloister.bench.raw MODEL SLOTS`; each line of standard input, `STREAMS TOKENS PROMPT`, is one run,
-answered by one line of JSON.
+Run as `python -m cloister.bench.raw MODEL SLOTS`; each line of standard input, `STREAMS TOKENS PROMPT`, is one run.
 """
 
-import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from cloister.bench.load import BIAS, Run
+from cloister.bench.child import run_child, tell
+from cloister.bench.load import BIAS, Run, prompt
 from cloister.enclave.llm.engine import Delta, Done, Sampling, Started
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
@@ -28,8 +28,8 @@ def run(loop: DecodeLoop, streams: int, tokens: int, prompt_tokens: int) -> Run:
     first: dict[int, float] = {}
     generated = 0
     for number in range(1, streams + 1):
-        prompt = tuple(300 + (number * 131 + at * 17) % 5000 for at in range(prompt_tokens))
-        loop.submit(Job(number, prompt, sampling, scope=None, truncated=0))
+        words = tuple(prompt(number, prompt_tokens))
+        loop.submit(Job(number, words, sampling, scope=None, truncated=0))
     while loop.busy:
         for number, event in loop.step():
             match event:
@@ -44,20 +44,18 @@ def run(loop: DecodeLoop, streams: int, tokens: int, prompt_tokens: int) -> Run:
     return Run(streams, generated, time.perf_counter() - began, tuple(first.values()))
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
+    path, slots = Path(arguments[0]), int(arguments[1])
     library = load_library()
-    slots = int(sys.argv[2])
-    with seal_weights(Path(sys.argv[1])) as weights:
+    with seal_weights(path) as weights:
         settings = LoopSettings(slots=slots, context=1024)
         model = Model(library, Path(f"/proc/self/fd/{weights.fd}"), settings)
     loop = DecodeLoop(library, model, slots=slots)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    tell(ready=True)
     for line in sys.stdin:
         streams, tokens, prompt_tokens = map(int, line.split())
-        sys.stdout.write(json.dumps(run(loop, streams, tokens, prompt_tokens).encode()) + "\n")
-        sys.stdout.flush()
+        tell(**run(loop, streams, tokens, prompt_tokens).encode())
 
 
 if __name__ == "__main__":
-    main()
+    run_child(main)

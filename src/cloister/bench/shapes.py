@@ -24,7 +24,7 @@ from cloister.errors import WrongUse
 from cloister.models.gguf import Description
 from cloister.models.gguf import Tensor as FileTensor
 
-__all__ = ["FULL_SHAPES", "SHAPES", "TYPES", "Shape", "Tensor", "describe", "tensors", "write_random"]
+__all__ = ["FULL_SHAPES", "SHAPES", "TYPES", "Shape", "Tensor", "check_room", "describe", "tensors", "write_random"]
 
 _CHATML = (
     "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}{% endfor %}"
@@ -253,7 +253,7 @@ def write_random(
         return path
     note(f"writing {path.name} (random weights, once)")
     folder.mkdir(parents=True, exist_ok=True)
-    _check_room(path, describe(SHAPES[name], type).file_size)
+    check_room(path, describe(SHAPES[name], type).file_size)
     partial = path.with_suffix(f".{os.getpid()}.part")
     try:
         with contextlib.closing(gguf.GGUFWriter(partial, SHAPES[name].architecture)) as writer:
@@ -290,7 +290,8 @@ def describe(shape: Shape, type: str) -> Description:  # noqa: A002 (GGUF's word
     )
 
 
-def _check_room(path: Path, size: int) -> None:
+def check_room(path: Path, size: int) -> None:
+    """Whether a file of `size` bytes can be written at `path`. Raises: WrongUse."""
     free = shutil.disk_usage(path.parent).free
     if free < size + _SPARE:
         raise WrongUse(

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cloister.bench.child import Child, start_child
+from cloister.bench.child import Child, module, start_child
 from cloister.bench.load import PROMPT_TOKENS
 from cloister.bench.shapes import SHAPES, TYPES, describe, write_random
 from cloister.bench.timed import SLACK, Timing
@@ -126,7 +126,7 @@ def _measure_one(subject: Subject, plan: Plan, deadline: float, watch: Watch) ->
             subject.name, subject.path is None, read_description(path).quantization.lower(), size=path.stat().st_size
         )
         watch.doing(subject.name, "loading")
-        with start_child("cloister.bench.timed", str(path), str(plan.slots), str(plan.context)) as child:
+        with start_child(module("cloister.bench.timed", path, plan.slots, plan.context)) as child:
             return _run_all(child, found, plan, deadline, watch)
 
 
@@ -150,8 +150,7 @@ def _run_all(child: Child, found: Result, plan: Plan, deadline: float, watch: Wa
 
 
 def _ask(child: Child, streams: int, tokens: int) -> dict[str, Any]:
-    child.ask(f"{streams} {tokens} {PROMPT_TOKENS}")
-    return child.hear()
+    return child.answer(f"{streams} {tokens} {PROMPT_TOKENS}")
 
 
 def _time_is_up(plan: Plan) -> str:

@@ -6,7 +6,7 @@ Measured on the engine as it serves (a process of its own behind its socket), wi
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,15 +16,19 @@ from typing import Any
 
 import numpy as np
 
+from cloister.bench import process
 from cloister.bench.load import BIAS, SHORT_PROMPT_TOKENS
 from cloister.enclave.llm.engine import Delta, Done, GenerateRequest, Prompt, Sampling
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
+from cloister.models.gguf import read_description
+from cloister.models.memory import kv_bytes
 
-__all__ = ["Fairness", "Growth", "Memory", "cancel_in_prompt", "fairness", "growth", "memory"]
+__all__ = ["Fairness", "Growth", "Memory", "cancel_in_prompt", "fairness", "growth", "memory", "split"]
 
 _TRIALS = 5
 _LONG = 4000
 _QUIET_TOKENS = 48
+_SETTLING = 8  # tokens of each stream that came while others began
 _SAMPLES = 40
 
 
@@ -96,11 +100,6 @@ def _request(number: int, prompt_tokens: int, tokens: int) -> GenerateRequest:
     return GenerateRequest(prompt, Sampling(max_tokens=tokens, temperature=0.0, logit_bias=BIAS))
 
 
-def _status(pid: int, name: str) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
-
-
 async def _run(engine: LlamaEngine, request: GenerateRequest, on_text: Callable[[float], None]) -> None:
     """To the end; `on_text` gets the moment of each piece of text as it comes."""
     async with aclosing(engine.generate(request)) as events:  # type: ignore[type-var]
@@ -117,18 +116,17 @@ async def _first(engine: LlamaEngine, number: int) -> float:
     return moments[0] - began
 
 
-def memory(model: Path, *, cache_bytes_per_token: int, tokens: int) -> Memory:
-    """What an engine takes that has `tokens` cells of cache, each of so many bytes (f16)."""
-
-    size = model.stat().st_size
+def memory(model: Path, *, tokens: int) -> Memory:
+    """What an engine takes that has `tokens` cells of cache (f16)."""
+    size, cache = model.stat().st_size, kv_bytes(read_description(model), tokens)
 
     async def measure() -> Memory:
         engine = LlamaEngine(LlamaConfig(model, loop=LoopSettings(slots=8, context=tokens // 8, kv_tokens=tokens)))
         await engine.start()
         try:
             await _first(engine, 1)
-            resident, most = _status(engine.pid, "VmRSS"), _status(engine.pid, "VmHWM")
-            return Memory(size, cache_bytes_per_token * tokens, resident, most + size)
+            resident, most = process.memory(engine.pid, "VmRSS"), process.memory(engine.pid, "VmHWM")
+            return Memory(size, cache, resident, most + size)
         finally:
             await engine.close()
 
@@ -164,16 +162,23 @@ def fairness(model: Path, *, streams: int = 8, prompt_tokens: int = _LONG) -> Fa
                 task.cancel()
             await asyncio.wait(running)
             await engine.close()
-        quiet, beside = [], []
-        for stream in moments:
-            for before, after in pairwise(stream[8:]):  # the first ones came while others began
-                if after <= began:
-                    quiet.append(after - before)
-                elif before <= ended:
-                    beside.append(after - before)
-        return Fairness(streams, prompt_tokens, tuple(quiet), tuple(beside), ended - began)
+        return Fairness(streams, prompt_tokens, *split(moments, began, ended), ended - began)
 
     return asyncio.run(measure())
+
+
+def split(
+    moments: Sequence[Sequence[float]], began: float, ended: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds between the moments of each stream: those over when the long prompt began, and those that touch its time."""
+    quiet, beside = [], []
+    for stream in moments:
+        for before, after in pairwise(stream[_SETTLING:]):
+            if after <= began:
+                quiet.append(after - before)
+            elif before <= ended:
+                beside.append(after - before)
+    return tuple(quiet), tuple(beside)
 
 
 def cancel_in_prompt(model: Path, *, prompt_tokens: int = _LONG) -> tuple[float, ...]:
@@ -226,7 +231,7 @@ def growth(model: Path, *, requests: int = 2000, on_step: Callable[[], None] = l
                 for number in range(start, end, 8):
                     await asyncio.gather(*(one(engine, n) for n in range(number, min(number + 8, end))))
                 counts.append(end)
-                resident.append(_status(engine.pid, "VmRSS"))
+                resident.append(process.memory(engine.pid, "VmRSS"))
                 on_step()
         finally:
             await engine.close()

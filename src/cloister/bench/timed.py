@@ -5,6 +5,7 @@ Run as `python -m cloister.bench.timed MODEL SLOTS CONTEXT`, context in tokens f
 model may be twice as large here; what is in memory afterwards is the same.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -15,7 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from cloister.bench.child import run_child, tell
-from cloister.bench.load import BIAS
+from cloister.bench.load import BIAS, prompt
+from cloister.bench.process import memory
 from cloister.enclave.llm.engine import Delta, Done, Sampling
 from cloister.enclave.llm.llama.config import LoopSettings
 from cloister.enclave.llm.llama.library import load_library
@@ -107,8 +109,8 @@ def run(loop: DecodeLoop, vocabulary: int, streams: int, tokens: int, prompt_tok
     arrivals, ended = Arrivals(streams), False
     began = time.perf_counter()
     for number in range(1, streams + 1):
-        prompt = tuple((300 + (number * 131 + at * 17) % 5000) % vocabulary for at in range(prompt_tokens))
-        loop.submit(Job(number, prompt, sampling, scope=None, truncated=0))
+        words = tuple(word % vocabulary for word in prompt(number, prompt_tokens))
+        loop.submit(Job(number, words, sampling, scope=None, truncated=0))
     while not ended and not arrivals.enough(tokens):
         for number, event in loop.step():
             match event:
@@ -126,12 +128,6 @@ def run(loop: DecodeLoop, vocabulary: int, streams: int, tokens: int, prompt_tok
     return summarize(arrivals, end)
 
 
-def resident() -> int:
-    """Bytes of this process that lie in memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-
-
 def main(arguments: Sequence[str]) -> None:
     path, slots, context = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     library = load_library()
@@ -143,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
     for line in sys.stdin:
         streams, tokens, prompt_tokens = map(int, line.split())
         timing = run(loop, model.vocabulary, streams, tokens, prompt_tokens)
-        tell(timing=asdict(timing), resident=resident())
+        tell(timing=asdict(timing), resident=memory(os.getpid(), "VmRSS"))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 """`cloister bench`: tables measured on the machine at hand."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cloister.bench.overhead import CONTEXT, Overhead, compare, plain_http, proxied, raw_loop, sealed
@@ -18,7 +16,7 @@ from cloister.cli.bench_quant import quant
 from cloister.cli.bench_speed import speed
 from cloister.cli.bench_steady import steady
 from cloister.cli.local import LocalEnclave, Plan, write_root
-from cloister.cli.measuring import machine, measuring_bar, random_model, stream_counts
+from cloister.cli.measuring import machine, measuring_bar, random_model, show, stream_counts
 from cloister.enclave.attest.detect import Machine, detect
 from cloister.models.store import LocalModel
 
@@ -103,25 +101,25 @@ def verification(
         fails = output.one_line(", ".join(timing.failed)) or "nothing"
         case = output.one_line(timing.case, 60)
         table.add_row(timing.platform, case, f"{row['median_ms']:.2f}", f"{row['p95_ms']:.2f}", fails)
-    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
+    show(table)
 
 
 def _show(shape: str, found: Overhead, native: str) -> None:
     here = machine()
     output.line(f"{shape} shape, random weights, q8_0; {here['cpu']}, {here['cores']} cores")
     ways = list(found.first_token.ways)
-    rates = Table("streams", "raw tok/s", *(f"{way} / raw (min - max)" for way in ways), "native / inside")
+    rates = Table("streams", "raw tok/s", *(f"{way} / raw (min - max)" for way in ways))
     for one in found.runs:
         cells = [(one.ratio(way), one.ratios(way)) for way in ways]
         spread = [f"{middle:.3f} ({ratios[0]:.3f} - {ratios[-1]:.3f})" for middle, ratios in cells]
-        rates.add_row(str(one.streams), f"{one.to_json()['raw_tokens_per_second']:.1f}", *spread, native)
-    console = Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120)
-    console.print(rates)
+        rates.add_row(str(one.streams), f"{one.to_json()['raw_tokens_per_second']:.1f}", *spread)
+    show(rates)
+    output.line(f"native / inside: {native}")
     costs = Table("way", "CPU of", "streams", "ms a token", "ms a request")
     for cost in found.costs:
         figures = f"{cost.per_token * 1000:.3f}", f"{cost.per_request * 1000:.2f}"
         costs.add_row(cost.way, cost.process, str(cost.streams), *figures)
-    console.print(costs)
+    show(costs)
     waits = found.first_token.to_json()
     added = ", ".join(f"{found.first_token.added(way) * 1000:+.1f} ms {way}" for way in ways)
     output.line(

@@ -1,4 +1,4 @@
-"""`cloister bench all`: every table and plot in one go, one after the other, each in a process of its own."""
+"""`cloister bench all`: the tables one after the other, each in a process of its own."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ def everything(
     text: Annotated[Path | None, typer.Option(metavar="FILE", help="For perplexity; needs --model.")] = None,
     model: Annotated[str, typer.Option(help="An f16 model with trained weights, for perplexity.")] = "",
 ) -> None:
-    """All tables and plots of docs/performance.md: about an hour, on a machine that does nothing else."""
+    """The tables of overhead, peers, quant, steady and speed, and plots of them, on a machine that does nothing else."""
     if (text is None) != (not model):
         raise WrongUse(
             "Perplexity needs a text and a model.", hint="--text wiki.test.raw --model f16.gguf, or neither."

@@ -1,7 +1,6 @@
 """`cloister bench peers`: cloister beside llama-server, the original's stack, and any OpenAI-compatible server."""
 
 import statistics
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,6 @@ from urllib.parse import urlsplit
 
 import httpx2
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cloister.bench import plots
@@ -34,7 +32,7 @@ from cloister.bench.peers import (
 )
 from cloister.cli import output
 from cloister.cli.local import LocalEnclave, Plan
-from cloister.cli.measuring import machine, measuring_bar, stream_counts
+from cloister.cli.measuring import machine, measuring_bar, show, stream_counts
 from cloister.errors import ConnectionFailed, WrongUse
 from cloister.models.download import resolve
 from cloister.models.store import LocalModel, cache_directory
@@ -66,6 +64,7 @@ def peers(
     if plot is not None:
         plots.require()
     counts = stream_counts(streams)
+    named = [_named(url)] if url else []
     chosen = _model(model)
     plan = Plan.make(chosen, slots=max(counts), context_length=CONTEXT)
     with ExitStack() as stack:
@@ -73,8 +72,7 @@ def peers(
         enclave.start()
         found = _assemble(stack, chosen, max(counts))
         found.ours.append(ours_sealed(enclave.url, enclave.policy))
-        if url:
-            found.peers.append(_named(url))
+        found.peers += named
         everybody = [*found.ours, *found.peers]
         with measuring_bar(len(loads(counts)) * (repeats + 1)) as step:
             figures = compare(everybody, streams=counts, tokens=tokens, repeats=repeats, on_run=step)
@@ -146,13 +144,12 @@ def _show(model: str, figures: list[Figure], compared: list[Ratio], absent: dict
     here = machine()
     output.line(f"{output.one_line(model)}; {here['cpu']}, {here['cores']} cores")
     names = list(dict.fromkeys(name for figure in figures for name in figure.values))
-    console = Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120)
     table = Table("", *(f"{one.load.title}, {_streams(one.load.streams)}, {one.load.unit}" for one in figures))
     for name in names:
         medians = [statistics.median(one.values[name]) if name in one.values else None for one in figures]
         cells = ["-" if median is None else _rounded(median) for median in medians]
         table.add_row(output.one_line(name, 40), *cells)
-    console.print(table)
+    show(table)
     faster = Table("peer", "streams", "load", "cloister's", "times as fast", "(min - max)")
     for one in compared:
         spread = f"{one.rounds[0]:.2f} - {one.rounds[-1]:.2f}"
@@ -161,7 +158,7 @@ def _show(model: str, figures: list[Figure], compared: list[Ratio], absent: dict
         faster.add_row(peer, str(one.load.streams), one.load.title, own, f"{one.median:.2f}", spread)
     for name, reason in absent.items():
         faster.add_row(name, "-", f"not here: {reason}", "-", "-", "-")
-    console.print(faster)
+    show(faster)
 
 
 def _streams(count: int) -> str:

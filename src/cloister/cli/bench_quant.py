@@ -16,9 +16,10 @@ from cloister.bench.quant import TYPES, Comparison, Row, Text, compare
 from cloister.bench.roofline import last_cache
 from cloister.bench.shapes import SHAPES, write_random
 from cloister.cli import output
-from cloister.cli.measuring import machine
+from cloister.cli.measuring import machine, show
 from cloister.errors import WrongUse
 from cloister.models.download import resolve
+from cloister.models.quantizer import parse_type
 from cloister.models.store import LocalModel, cache_directory
 
 __all__ = ["quant"]
@@ -59,11 +60,8 @@ def quant(
 
 
 def _types(text: str) -> tuple[str, ...]:
-    known = {name.lower(): name for name in TYPES}
-    asked = {part.strip().lower() for part in text.split(",")}
-    if not asked <= known.keys():
-        raise WrongUse("There is a type that is not known.", expected=", ".join(TYPES), got=output.one_line(text, 80))
-    return tuple(known[name] for name in sorted(asked))
+    known = {name.upper(): name for name in TYPES}
+    return tuple(known[kind] for kind in sorted({parse_type(part.strip()) for part in text.split(",")}))
 
 
 def _model(name: str) -> LocalModel:
@@ -97,7 +95,7 @@ def _show(model: LocalModel, result: Comparison, *, random: bool) -> None:
         table.add_column(title, justify="right")
     for row in result.rows:
         table.add_row(*_cells(result, row))
-    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
+    show(table)
     output.line(
         f"memory: resident with a cache of {result.context} tokens. tokens/s: one stream, medians. roofline: the share of "
         "the memory's bandwidth that decoding takes."

@@ -16,7 +16,7 @@ from cloister.bench.load import PROMPT_TOKENS
 from cloister.bench.speed import DEFAULT, FULL, Plan, Result, Subject, Watch, measure, parse_subject
 from cloister.bench.timed import Timing
 from cloister.cli import output
-from cloister.cli.measuring import machine, stream_counts
+from cloister.cli.measuring import machine, show, stream_counts
 from cloister.models.download import resolve
 from cloister.models.store import cache_directory
 
@@ -100,7 +100,7 @@ def _show(results: Sequence[Result], plan: Plan) -> None:
         table.add_column(title, justify="right")
     for result in results:
         _add_rows(table, result)
-    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
+    show(table)
     output.line("GB: in memory while running. first token: median. tokens/s: of all streams, while all of them run;")
     output.line("with prompts: from the beginning, reading the prompts included.")
     if any(result.random and result.timings for result in results):
@@ -137,6 +137,4 @@ def _plot(folder: Path, results: Sequence[Result]) -> None:
         for result in results
         if result.timings
     }
-    plots.lines(
-        folder / "speed", "Speed by number of streams", "streams", "tokens/s, all streams together", series, log_x=True
-    )
+    plots.lines(folder / "speed", "Speed by number of streams", "streams", "tokens/s, all streams together", series)

@@ -1,17 +1,15 @@
 """`cloister bench steady`: whether long prompts, cancels and thousands of requests leave an engine as it was."""
 
 import statistics
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cloister.bench import steady as measurements
 from cloister.cli import output
-from cloister.cli.measuring import machine, measuring_bar, random_model
+from cloister.cli.measuring import machine, measuring_bar, random_model, show
 from cloister.models.download import resolve
 
 __all__ = ["steady"]
@@ -19,7 +17,6 @@ __all__ = ["steady"]
 _SHAPE = "qwen2-0.5b"
 _HEAVY = "pythia-1b"
 _HEAVY_TOKENS = 4096
-_HEAVY_CELL = 2 * 16 * 2048 * 2  # layers x width, keys and values, two bytes each
 
 
 def steady(
@@ -29,9 +26,7 @@ def steady(
     """Fairness beside a long prompt, cancelling in the midst of one, memory, and growth over many requests."""
     light, heavy = random_model(_SHAPE), random_model(_HEAVY)
     with measuring_bar(43) as step:
-        memory = _stepped(
-            step, lambda: measurements.memory(heavy, cache_bytes_per_token=_HEAVY_CELL, tokens=_HEAVY_TOKENS)
-        )
+        memory = _stepped(step, lambda: measurements.memory(heavy, tokens=_HEAVY_TOKENS))
         fair = _stepped(step, lambda: measurements.fairness(light))
         held = _stepped(step, lambda: measurements.cancel_in_prompt(light))
         growth = measurements.growth(resolve("default").path, requests=requests, on_step=step)
@@ -77,4 +72,4 @@ def _show(found: dict[str, Any]) -> None:
     table.add_row(
         "growth", f"{growth['bytes_per_request']:+,.0f} bytes a request", f"over {growth['requests']:,} requests"
     )
-    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
+    show(table)

@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 
 from cloister.cli import output
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, summary
 from cloister.client import AsyncSession
 from cloister.host.process import listen
 from cloister.proxy import ProxyConfig, create_proxy
+from cloister.proxy.serving import server
 
 __all__ = ["register"]
 
@@ -50,11 +50,8 @@ async def _serve(session: AsyncSession, sock: socket.socket, api_key: str) -> No
         port = sock.getsockname()[1]
         proxy = create_proxy(session, ProxyConfig(port=port))
         app = _with_key(proxy, api_key) if api_key else proxy
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, proxy_headers=False, server_header=False, ws="none"
-        )
         _announce(f"http://127.0.0.1:{port}/v1")
-        await uvicorn.Server(config).serve(sockets=[sock])
+        await server(app).serve(sockets=[sock])
 
 
 def _announce(base: str) -> None:

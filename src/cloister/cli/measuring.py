@@ -1,4 +1,4 @@
-"""What every measuring command needs: a bar, the machine's name, models of random weights."""
+"""What every measuring command needs: a bar, the machine's name, models of random weights, its table."""
 
 import os
 import platform
@@ -9,12 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
+from cloister.bench.shapes import SHAPES, write_random
 from cloister.cli import output
 from cloister.errors import WrongUse
 from cloister.models.store import cache_directory
 
-__all__ = ["machine", "measuring_bar", "random_model", "stream_counts"]
+__all__ = ["machine", "measuring_bar", "random_model", "show", "stream_counts"]
 
 
 @contextmanager
@@ -39,13 +41,14 @@ def machine() -> dict[str, str | int]:
 
 def random_model(shape: str) -> Path:
     """A q8_0 model of that shape, its weights random, written once. Raises: WrongUse when there is no such shape."""
-    try:
-        from cloister.bench.shapes import SHAPES, write_random  # needs an optional package
-    except ModuleNotFoundError as error:
-        raise WrongUse("Writing a model of random weights needs the package gguf.", hint="pip install gguf") from error
     if shape not in SHAPES:
         raise WrongUse(f"There is no shape {output.one_line(shape, 40)!r}.", hint=f"Known: {', '.join(SHAPES)}.")
     return write_random(shape, cache_directory().parent / "bench", note=output.note)
+
+
+def show(table: Table) -> None:
+    """On standard output, 120 columns wide where that is no terminal."""
+    Console(file=sys.stdout, width=None if output.is_terminal(sys.stdout) else 120).print(table)
 
 
 def stream_counts(text: str) -> tuple[int, ...]:

@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httptools  # noqa: F401  (uvicorn loads it by name; the import makes it part of what is measured)
-import uvicorn
 import uvloop
 
 from cloister.channel.keys import KeyRing
@@ -36,6 +34,7 @@ from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
+from cloister.enclave.serving import server
 from cloister.errors import CloisterError, EngineLoading, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.document import MAX_LOG
 from cloister.evidence.endorsements import parse_endorsements
@@ -117,28 +116,15 @@ class _Enclave:
         )
 
     async def serve(self) -> None:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                self._gateway(),
-                http="httptools",
-                loop="uvloop",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=2,
-            )
-        )
+        front = server(self._gateway())
         with socket.socket(fileno=self.boot.listen_fd) as sock:
-            serving = asyncio.create_task(server.serve(sockets=[sock]))
-            _on_stdin_closed(lambda: setattr(server, "should_exit", True))
+            serving = asyncio.create_task(front.serve(sockets=[sock]))
+            _on_stdin_closed(lambda: setattr(front, "should_exit", True))
             try:
                 await self._load()
                 await serving
             finally:
-                server.should_exit = True
+                front.should_exit = True
                 await self.engine.close()
                 await asyncio.wait([serving], timeout=5)
 
