@@ -2,6 +2,7 @@ import hashlib
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -114,20 +115,21 @@ def test_a_record_lies_beside_its_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [lineage_path(model)]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """As good as: no file may become longer than ten bytes."""
+    """As good as: no file of this process may become longer than ten bytes, those that pytest writes included."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_record_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     model = tmp_path / "toy.gguf"
     lineage_path(model).write_bytes(b"old")
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="File too large"), full_disk():
         save_lineage(model, LINEAGE)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
 
