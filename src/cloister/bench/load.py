@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx2
+import uvloop
 
 from cloister.enclave.hardening import lower_priority
 from cloister.errors import ConnectionFailed
@@ -113,7 +114,7 @@ def as_client(measure: Callable[[], Coroutine[Any, Any, T]]) -> T:
     def client() -> T:
         if sys.platform == "linux":
             lower_priority()
-        return asyncio.run(measure())
+        return uvloop.run(measure())
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(client).result()

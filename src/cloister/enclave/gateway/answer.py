@@ -1,7 +1,7 @@
 """Seals what the inner app sends, and decides when it leaves.
 
-A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, each time as one sealed chunk,
-padded (`events`). Any other answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm
+A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, the same for all streams (so that
+the front wakes once for many), each time as one sealed chunk, padded (`events`). Any other answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm
 and length of tokens tell what is being said: this reduces it and does not remove it.
 """
 
@@ -42,7 +42,7 @@ class Answer:
         self._left = False  # something has gone out
         self._failed = False
         self._gone = False
-        self._anchor: float | None = None
+        self._begun = False  # the first event is on its way
         self._work = asyncio.Event()
         self._room = asyncio.Event()
         self.complete = asyncio.Event()  # by the inner app's word: all of the answer is here, or nobody wants it
@@ -121,11 +121,11 @@ class Answer:
         """Waits for the next point of the grid; not before the first event, and only for streams."""
         if not self._padding or self._events is None:
             return
-        now = asyncio.get_running_loop().time()
-        if self._anchor is None:
-            self._anchor = now
+        if not self._begun:
+            self._begun = True
             return
-        await asyncio.sleep(self._anchor + math.ceil((now - self._anchor) / GRID) * GRID - now)
+        now = asyncio.get_running_loop().time()
+        await asyncio.sleep(math.ceil(now / GRID) * GRID - now)
 
     def _flush(self, ended: bool) -> bytes:
         sealed = []

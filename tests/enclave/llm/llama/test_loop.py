@@ -199,13 +199,53 @@ def test_what_was_read_too_long_is_not_held_against_a_later_prompt(
     loop.submit(job(2, "z" * 60, model, Sampling(max_tokens=1, temperature=0.0)))
     while loop._owed >= 0:
         loop.step()
-    assert loop._owed < -9
+    assert loop._owed < -7
     for _ in range(400):
         loop.step()
     before = loop._owed
     for _ in range(100):
         loop.step()
-    assert loop._owed == pytest.approx(min(0.0, before + 100 * 0.01 * 0.4))
+    assert loop._owed == pytest.approx(min(2.0, before + 100 * 0.01 * 0.4))
+
+
+def test_a_chunk_that_began_just_now_waits_for_prompts_that_come_at_the_same_moment(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, rows, decode = [0.0], [], model.decode
+    arrivals = [(job(2, "b" * 20, model), 0.03), (job(3, "c" * 20, model), 0.03)]
+
+    def arriving(items: Any) -> None:
+        rows.append(len(items))
+        if arrivals:
+            late, after = arrivals.pop(0)
+            now[0] += after
+            loop.submit(late)
+            loop.regroup()
+        decode(items)
+
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(model, "decode", arriving)
+    loop.submit(job(1, "a" * 20, model))
+    events = drain(loop)
+    first = [number for number in rows if number > 3]
+    assert first == [20, 40, 20], "the second joins the first; the third comes too late for that"
+    assert {number: type(events[number][-1]) for number in events} == {1: Done, 2: Done, 3: Done}
+
+
+def test_no_chunk_is_begun_again_beside_answers(loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = model.decode
+
+    def regrouping(items: Any) -> None:
+        loop.regroup()
+        decode(items)
+
+    loop.submit(job(1, "running", model, Sampling(max_tokens=40, temperature=0.0, ignore_eos=True)))
+    while not loop.stats.decode_steps:
+        loop.step()
+    monkeypatch.setattr(model, "decode", regrouping)
+    loop.submit(job(2, "reading", model))
+    drain(loop)
+    assert loop.stats.aborts == 0
 
 
 @pytest.mark.parametrize("scopes", [(ALICE, BOB), (None, None)])
@@ -367,7 +407,7 @@ def test_reading_prompts_takes_its_part_of_the_time_by_number(
     loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch, running: int, reading: int
 ) -> None:
     """By a clock that only the model's work moves: a decode takes 10 ms, reading 1 ms a token."""
-    now, spent, chunks = [0.0], {True: 0.0, False: 0.0}, []
+    now, spent, chunks, kinds = [0.0], {True: 0.0, False: 0.0}, [], []
     decode = model.decode
 
     def timed(items: Any) -> None:
@@ -377,7 +417,10 @@ def test_reading_prompts_takes_its_part_of_the_time_by_number(
         now[0] += seconds
         spent[prompt] += seconds
         chunks.append(seconds)
+        kinds.append(prompt)
 
+    saved = 0.25
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop._MOST_OWED", saved)
     monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
     for number in range(running):
         loop.submit(job(number, "short", model, Sampling(max_tokens=900, temperature=0.0, ignore_eos=True)))
@@ -389,8 +432,11 @@ def test_reading_prompts_takes_its_part_of_the_time_by_number(
     while not any(number >= 100 and isinstance(event, Delta) for number, event in loop.step()):
         pass
     expected = max(0.4, reading / running)
-    assert expected * 0.5 <= spent[True] / spent[False] <= expected * 1.5
-    assert max(chunks) <= (0.16 if reading < running else 0.51)
+    assert expected * 0.5 <= (spent[True] - saved) / spent[False] <= expected * 1.5
+    assert max(chunks) <= 0.51
+    assert chunks[-1] <= (0.16 if reading < running else 0.51), "nothing is saved any more"
+    turns = "".join("r" if kind else "d" for kind in kinds)
+    assert "rr" not in turns, "every answer goes on after each chunk"
 
 
 def test_repeats_itself_with_a_seed_and_not_without(loop: DecodeLoop, model: Model) -> None:

@@ -229,6 +229,7 @@ class _Desk:
             self._inbox.put(lambda: self._loop.reject(number, refusal))
         else:
             self._inbox.put(lambda: self._loop.submit(job))
+            self._loop.regroup()
 
     def _answer(self, number: int, message: dict[str, Any]) -> None:
         value: Any

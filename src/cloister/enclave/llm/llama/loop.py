@@ -14,6 +14,7 @@ bare:
         for number, event in loop.step(): ...
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -32,8 +33,11 @@ __all__ = ["DecodeLoop", "Job", "Stats"]
 
 _CHUNK_SECONDS = 0.15
 """How long one chunk of somebody's prompt may hold up as many answers, at least one small chunk."""
-_MOST_OWED = 0.5
-"""Seconds of prompts that may be read between two decodes, however many prompts wait."""
+_LONGEST_CHUNK = 0.5
+"""Seconds for which prompts may hold up answers at a time, however many prompts wait and however long ago the last was."""
+_MOST_OWED = 2.0
+"""Seconds of reading that are saved up at most while nobody has a prompt, or nobody an answer: short prompts that come
+together are read at once, since half a batch decodes for nearly the price of a whole one."""
 _READING = 0.4
 """Seconds of reading for one of answering, where answers are more: with the slower decodes beside a long prompt, an answer
 takes about twice as long meanwhile."""
@@ -41,6 +45,9 @@ _QUIET_SECONDS = 1.0
 """How long a chunk may take while there are prompts only: large chunks are read faster."""
 _ALONE_SECONDS = 5.0
 """How long it may run when there are no others: there is no sign of life in the midst of a chunk."""
+_GATHERING = 0.05
+"""Seconds in which a chunk that nobody's answer waits for is begun again when another prompt comes, to be read with it:
+together they cost little more than the one alone, and clients that ask at the same moment arrive one by one."""
 _SMALLEST_CHUNK = 64
 """Rows. llama.cpp's attention reads so many at once; a batch of fewer costs up to eight times as much where much stands
 before it (measured at depth 3,000: 63 rows 4.8 s, 64 rows 0.6 s)."""
@@ -108,12 +115,13 @@ class _Current:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     owners: frozenset[int] = frozenset()
+    gathers_until: float = 0.0
     open: set[int] = field(default_factory=set)
     cancelled: set[int] = field(default_factory=set)
 
 
 class DecodeLoop:
-    """`submit`, `reject` and `step` belong to one thread; `expect` and `cancel` may be called from any."""
+    """`submit`, `reject` and `step` belong to one thread; `expect`, `regroup` and `cancel` may be called from any."""
 
     def __init__(self, library: Any, model: Model, *, slots: int) -> None:
         self._lib = library
@@ -125,7 +133,9 @@ class DecodeLoop:
         self._turns: deque[int] = deque()
         self._current = _Current()
         self._prefill_rate = 0.0
-        self._owed = 0.0
+        self._owed = _MOST_OWED
+        self._reads = False
+        self._gathers_since = math.inf
         self._used = False
         self._events: list[tuple[int, Event | CloisterError]] = []
         self.stats = Stats()
@@ -157,6 +167,12 @@ class DecodeLoop:
             if self._current.owners and self._current.owners <= self._current.cancelled:
                 self._model.abort(True)  # noqa: FBT003
 
+    def regroup(self) -> None:
+        """A job is about to be submitted: let a chunk that began just now wait for it (`_GATHERING`). From any thread."""
+        with self._current.lock:
+            if self._current.owners and time.monotonic() < self._current.gathers_until:
+                self._model.abort(True)  # noqa: FBT003
+
     def forgotten(self, number: int) -> bool:
         """Whether an expected job was cancelled before it was submitted; it need not be prepared any more."""
         with self._current.lock:
@@ -174,24 +190,25 @@ class DecodeLoop:
     def step(self) -> list[tuple[int, Event | CloisterError]]:
         """Do a bounded amount of work; the events it gave, in order. Raises: MalformedModel when decoding fails.
 
-        A token for everybody and chunks of prompts take turns by the clock: reading gets its part by their numbers,
-        and never less than `_READING`.
+        A token for everybody and chunks of prompts take turns, one at a time, by the clock: reading gets its part by their
+        numbers, never less than `_READING`, and what it did not use before.
         """
         self._drop_cancelled()
         self._admit()
         running = [s for s in self._streams.values() if not s.prefilling]
         prefilling = len(self._streams) - len(running)
         started = time.monotonic()
-        if running and not (self._owed > 0 and prefilling):
+        if running and not (prefilling and self._owed > 0 and not self._reads):
             self._decode(running)
+            self._reads = False
             share = max(_READING, prefilling / len(running))
-            most = _MOST_OWED if prefilling else 0.0  # what was read too long is made up for, and nothing is saved up
-            self._owed = min(self._owed + share * (time.monotonic() - started), most)
+            self._owed = min(self._owed + share * (time.monotonic() - started), _MOST_OWED)
         elif prefilling:
             self._prefill()
+            self._reads = True
             self._owed -= time.monotonic() - started
         if not running:
-            self._owed = 0.0
+            self._owed = _MOST_OWED
         events, self._events = self._events, []
         return events
 
@@ -350,13 +367,16 @@ class DecodeLoop:
         items: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[_Stream, int, int]] = []
         for stream, end in ends:
-            stream.fresh = False
             last = -1 if stream.generated else stream.goal - 1
             items += [(stream.tokens[at], at, stream.sequence, at == last) for at in range(stream.past, end)]
             shares.append((stream, end, len(items) - 1))
         started = time.monotonic()
-        if not self._run(items, [stream for stream, _, _ in shares]):
+        alone = all(stream.prefilling for stream in self._streams.values())
+        self._gathers_since = min(self._gathers_since, started)
+        gathers_until = self._gathers_since + _GATHERING if alone and budget > 0 else 0.0
+        if not self._run(items, [stream for stream, _, _ in shares], gathers_until):
             return
+        self._gathers_since = math.inf
         self._note_rate(len(items), time.monotonic() - started)
         self.stats.prefill_chunks += 1
         self.stats.prompt_tokens_evaluated += len(items)
@@ -364,7 +384,7 @@ class DecodeLoop:
         self._turns.remove(first)
         self._turns.append(first)
         for stream, end, row in shares:
-            stream.past = end
+            stream.past, stream.fresh = end, False
             if not stream.prefilling and not stream.generated:
                 self._next_token(stream, row)
 
@@ -406,7 +426,7 @@ class DecodeLoop:
         prefilling = sum(stream.prefilling for stream in self._streams.values())
         running = len(self._streams) - prefilling
         if running:
-            seconds = min(_CHUNK_SECONDS * max(1.0, prefilling / running), _MOST_OWED)
+            seconds = min(max(_CHUNK_SECONDS * max(1.0, prefilling / running), self._owed), _LONGEST_CHUNK)
         else:
             seconds = _QUIET_SECONDS if prefilling > 1 or self._waiting else _ALONE_SECONDS
         wanted = int(self._prefill_rate * seconds) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
@@ -417,12 +437,14 @@ class DecodeLoop:
             rate = tokens / seconds
             self._prefill_rate = rate if not self._prefill_rate else 0.7 * self._prefill_rate + 0.3 * rate
 
-    def _run(self, items: Sequence[tuple[int, int, int, bool]], streams: Sequence[_Stream]) -> bool:
+    def _run(
+        self, items: Sequence[tuple[int, int, int, bool]], streams: Sequence[_Stream], gathers_until: float = 0.0
+    ) -> bool:
         """Decode; False when it was aborted, and then nothing of it counts."""
         self._used = True
         owners = frozenset(s.job.number for s in streams)
         with self._current.lock:
-            self._current.owners = owners
+            self._current.owners, self._current.gathers_until = owners, gathers_until
             self._model.abort(owners <= self._current.cancelled)
         try:
             self._model.decode(items)
