@@ -35,12 +35,14 @@ _CHUNK_SECONDS = 0.15
 """How long one chunk of somebody's prompt may hold up as many answers, at least one small chunk."""
 _LONGEST_CHUNK = 0.5
 """Seconds for which prompts may hold up answers at a time, however many prompts wait and however long ago the last was."""
-_MOST_OWED = 2.0
+_MOST_OWED = 4.0
 """Seconds of reading that are saved up at most while nobody has a prompt, or nobody an answer: short prompts that come
 together are read at once, since half a batch decodes for nearly the price of a whole one."""
 _READING = 0.4
 """Seconds of reading for one of answering, where answers are more: with the slower decodes beside a long prompt, an answer
 takes about twice as long meanwhile."""
+_WAITING_COUNTS = 2.0
+"""How many that have an answer weigh as much as one that waits for its first token."""
 _QUIET_SECONDS = 1.0
 """How long a chunk may take while there are prompts only: large chunks are read faster."""
 _ALONE_SECONDS = 5.0
@@ -201,7 +203,7 @@ class DecodeLoop:
         if running and not (prefilling and self._owed > 0 and not self._reads):
             self._decode(running)
             self._reads = False
-            share = max(_READING, prefilling / len(running))
+            share = max(_READING, _WAITING_COUNTS * prefilling / len(running))
             self._owed = min(self._owed + share * (time.monotonic() - started), _MOST_OWED)
         elif prefilling:
             self._prefill()
