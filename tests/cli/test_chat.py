@@ -63,6 +63,86 @@ def test_commands(run: Run, enclave: Enclave) -> None:
     assert "There is no command '/nonsense[2J'" in ran.stderr
 
 
+def test_parameters_go_along_and_are_left_to_the_enclave_again(run: Run, enclave: Enclave) -> None:
+    lines = ["/set parameter temperature 0.25", "/set parameter num_predict 7", "/set parameter stop END", "one"]
+    lines += ["/set parameter temperature", "/set parameter top_k 5", "two"]
+    ran = run("chat", enclave.url, *enclave.trusted, input="\n".join(lines))
+    assert ran.exit_code == 0
+    first, second = (request.sampling for request in enclave.model.requests)
+    assert (first.temperature, first.max_tokens, first.stop) == (0.25, 7, ("END",))
+    assert (second.temperature, second.max_tokens, second.top_k) == (1.0, 7, 5)
+
+
+@pytest.mark.parametrize(
+    "line", ["/set parameter temperature hot", "/set parameter beauty 1", "/set colour", "/load nothing", "/save ../x"]
+)
+def test_a_command_that_cannot_be_done_says_so(run: Run, enclave: Enclave, line: str) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, input=f"{line}\none\n")
+    assert ran.exit_code == 2
+    assert "error: " in ran.stderr
+    assert enclave.model.requests == []
+
+
+def test_a_saved_conversation_goes_on_in_another_chat(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    lines = ["/set system Be kind.", "/set parameter seed 3", "my secret", "/save trip-1"]
+    assert run("chat", enclave.url, *enclave.trusted, input="\n".join(lines)).exit_code == 0
+    ran = run("chat", enclave.url, *enclave.trusted, input="/load trip-1\ntwo\n/show\n")
+    assert ran.exit_code == 0
+    assert enclave.model.asked()[-1] == [
+        ("system", "Be kind."),
+        ("user", "my secret"),
+        ("assistant", "You said my secret."),
+        ("user", "two"),
+    ]
+    assert enclave.model.requests[-1].sampling.seed == 3
+    assert "seed 3" in ran.stderr
+    assert "turns       2" in ran.stderr
+
+
+def test_regen_asks_the_last_question_again_and_stats_count(run: Run, enclave: Enclave) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, input="/regen\n/stats\none\ntwo\n/regen\n/stats\n")
+    assert ran.exit_code == 0
+    assert "(nothing was asked yet)" in ran.stderr
+    assert "(no answer yet)" in ran.stderr
+    assert enclave.model.asked()[2] == enclave.model.asked()[1]
+    assert "3 answers, 6 tokens" in ran.stderr
+
+
+def test_a_failed_regen_leaves_the_answer_that_was_there(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([["Yes."], [EngineDied("gone")], ["No."]])
+    enclave.model.answer = lambda asked: next(answers)  # type: ignore[arg-type]
+    keys("one\r/regen\rtwo\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session)
+    assert [text for _, text in enclave.model.asked()[-1]] == ["one", "Yes.", "two"]
+
+
+def test_several_lines_are_edited_as_one(enclave: Enclave, keys: Callable[[str], None]) -> None:
+    keys("one\x1b\rtwo\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session)
+    assert enclave.model.asked() == [[("user", "one\ntwo")]]
+
+
+def test_lines_are_kept_only_on_demand_and_encrypted(
+    enclave: Enclave, keys: Callable[[str], None], state: Path
+) -> None:
+    keys("first words\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session)
+    assert not (state / "lines").exists()
+    keys("second words\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session, history=True)
+    assert b"second" not in (state / "lines").read_bytes()
+    keys("\x1b[A\r\x04")  # arrow up
+    with _trust(enclave) as session:
+        run_chat(session, history=True)
+    assert enclave.model.asked()[-1] == [("user", "second words")]
+
+
 def test_raw_goes_without_a_template_and_without_a_past(run: Run, enclave: Enclave) -> None:
     run("chat", enclave.url, *enclave.trusted, "--raw", input="one\ntwo\n")
     assert [request.prompt.text for request in enclave.model.requests] == ["one", "two"]
@@ -79,6 +159,13 @@ def test_a_hostile_model_cannot_paint(run: Run, enclave: Enclave) -> None:
     enclave.model.answer = lambda asked: ["\x1b[2J\x1b[H\x1b[32mVERIFIED", "\r\x1b]52;c;cm0=\x07\u202e", ">>> "]
     ran = run("chat", enclave.url, *enclave.trusted, input="one\n")
     assert ran.stdout == "[2J[H[32mVERIFIED]52;c;cm0=>>> \n"
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this person's chats lie."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state" / "cloister" / "chats"
 
 
 def _trust(enclave: Enclave) -> Session:
@@ -140,16 +227,16 @@ def test_ctrl_c_stops_the_answer_frees_the_enclave_and_keeps_the_conversation(
     enclave.model.answer = lambda asked: ["It begins", None] if asked == "one" else ["Yes."]
     turns: list[Turn] = []
     keys("one\rtwo\r\x04")
-    original = output.write
+    original = output.printable
 
-    def interrupt(text: str) -> None:
-        original(text)
+    def interrupt(text: str) -> str:
         if text == "It begins":
             main = threading.main_thread().ident
             threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+        return original(text)
 
     with pytest.MonkeyPatch.context() as patch, _trust(enclave) as session:
-        patch.setattr(output, "write", interrupt)
+        patch.setattr(output, "printable", interrupt)
         run_chat(session, on_turn=turns.append)
         wait_for(lambda: enclave.model.running == 0)
     shown = capsys.readouterr()

@@ -1,6 +1,7 @@
 """`cloister ask URL TEXT`: one question to a verified enclave, its answer streamed to standard output."""
 
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Tru
 from cloister.errors import WrongUse
 from cloister.verify import Verified
 
-__all__ = ["ask", "register"]
+__all__ = ["ask", "end_note", "register", "show"]
 
 System = Annotated[str, typer.Option("--system", metavar="TEXT", help="A system prompt.")]
 MaxTokens = Annotated[
@@ -68,14 +69,19 @@ def _question(text: str) -> str:
     return sys.stdin.read()
 
 
-def show(reply: Reply) -> None:
-    """Stream an answer to standard output; its line ends whatever happens."""
+def show(reply: Reply, pieces: Iterable[str] | None = None) -> None:
+    """Stream an answer to standard output; its line ends whatever happens. `pieces`: the reply's, through other hands."""
     try:
-        for piece in reply:
+        for piece in reply if pieces is None else pieces:
             output.write(piece)
     finally:
         if reply.text:
             output.write("\n")
+    end_note(reply)
+
+
+def end_note(reply: Reply) -> None:
+    """Why an answer ended, where that is not by itself."""
     if reply.finish_reason == "length":
         output.note("(cut at the token limit)", "dim")
 

@@ -1,29 +1,29 @@
 """`cloister chat URL`: a conversation with a verified enclave, and the loop that `cloister up` runs too."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 import typer
 from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from cloister.cli import output
-from cloister.cli.ask import MaxTokens, Raw, Seed, System, Temperature, show
-from cloister.cli.dialogue import Asking, Conversation
-from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client, summary
+from cloister.cli.ask import MaxTokens, Raw, Seed, System, Temperature, end_note, show
+from cloister.cli.chats import Chats, KeptHistory
+from cloister.cli.commands import COMPLETIONS, Commands, attest
+from cloister.cli.dialogue import Asking, Conversation, Reply
+from cloister.cli.local import state_directory
+from cloister.cli.rendering import show_markdown
+from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client
 from cloister.client import Session
 from cloister.errors import CloisterError
 
 __all__ = ["Turn", "chat", "register", "run_chat"]
-
-_HELP = '''\
-/set system TEXT   how the model shall behave; empty forgets it
-/clear             forget the conversation so far
-/attest            verify the enclave anew, and show what was verified
-/bye               leave (Ctrl+D too)
-"""                begin and end a text of several lines
-Ctrl+C             stop the answer'''
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,36 @@ class _Reader(Protocol):
 
 
 class _Terminal:
-    """Line editing with a history that lives as long as this process and is written nowhere."""
+    """Editing of one line or several. The history lives as long as this process, and is written nowhere unless `kept`."""
 
     interactive = True
 
-    def __init__(self) -> None:
-        self._session: PromptSession[str] = PromptSession()
+    def __init__(self, kept: Chats | None) -> None:
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory() if kept is None else KeptHistory(kept),
+            completer=NestedCompleter.from_nested_dict(dict(COMPLETIONS)),
+            complete_while_typing=False,
+            key_bindings=_keys(),
+            multiline=True,
+        )
 
     def read(self, prompt: str) -> str:
         return self._session.prompt(prompt)
+
+
+def _keys() -> KeyBindings:
+    """Enter sends, Alt+Enter begins a new line."""
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    return keys
 
 
 class _Pipe:
@@ -80,11 +101,14 @@ def chat(
     temperature: Temperature = None,
     seed: Seed = None,
     raw: Raw = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Keep what you type for the next chat, encrypted on this machine.")
+    ] = False,
 ) -> None:
     """Talk to a model. Nothing is sent before the enclave is verified, nor when what runs there changes."""
     asking = Asking(max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw)
     with Trust(policy, dangerously_trust_simulator, require_pq).session(url, pin_measurement=True) as session:
-        run_chat(session, api_key=api_key, asking=asking, system=system)
+        run_chat(session, api_key=api_key, asking=asking, system=system, history=history)
 
 
 def run_chat(
@@ -94,34 +118,37 @@ def run_chat(
     asking: Asking | None = None,
     system: str = "",
     on_turn: Callable[[Turn], None] | None = None,
+    history: bool = False,
 ) -> None:
     """Verify, say what was verified, then converse until the end of input. `on_turn` is called after each answer that
-    came whole or was stopped by the person.
+    came whole or was stopped by the person. `history`: what is typed is kept, encrypted.
 
     On a terminal errors are shown and the conversation goes on; from a pipe the first one is raised.
 
     Raises: what verification raises, before anything is asked.
     """
-    reader: _Reader = _Terminal() if output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout) else _Pipe()
-    _attest(session, force=False)
+    chats = Chats(state_directory() / "chats")
+    typed = output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)
+    reader: _Reader = _Terminal(chats if history else None) if typed else _Pipe()
+    attest(session, force=False)
     if reader.interactive:
         output.note("/? for help, Ctrl+D to leave", "dim")
     conversation = Conversation(open_client(session, api_key), asking or Asking(), system)
-    _Loop(session, conversation, reader, on_turn).run()
-
-
-def _attest(session: Session, *, force: bool) -> None:
-    for part in summary(session.verify(force=force)):
-        output.note(part, hang=2)
+    _Loop(session, conversation, reader, chats, on_turn).run()
 
 
 class _Loop:
     def __init__(
-        self, session: Session, conversation: Conversation, reader: _Reader, on_turn: Callable[[Turn], None] | None
+        self,
+        session: Session,
+        conversation: Conversation,
+        reader: _Reader,
+        chats: Chats,
+        on_turn: Callable[[Turn], None] | None,
     ) -> None:
-        self._session = session
         self._conversation = conversation
         self._reader = reader
+        self._commands = Commands(session, conversation, chats, self._regenerate)
         self._on_turn = on_turn
 
     def run(self) -> None:
@@ -152,7 +179,7 @@ class _Loop:
     def _try(self, text: str) -> None:
         try:
             if text.startswith("/"):
-                self._command(text)
+                self._commands.run(text)
             elif text.strip():
                 self._ask(text)
         except CloisterError as error:
@@ -162,29 +189,48 @@ class _Loop:
 
     def _ask(self, text: str) -> None:
         reply = self._conversation.ask(text)
+        watch = _Watch()
         try:
-            show(reply)
+            if self._reader.interactive and not self._conversation.asking.raw:
+                show_markdown(watch.over(reply))
+                end_note(reply)
+            else:
+                show(reply, watch.over(reply))
         except KeyboardInterrupt:
             if not self._reader.interactive:
                 raise
             output.note("(stopped)", "dim")
         whole = bool(reply.finish_reason)
+        if whole:
+            self._commands.statistics.add(watch.first, watch.last, reply.usage)
         self._conversation.keep(text, reply)
         if self._on_turn:
             self._on_turn(Turn(text, reply.text, whole))
 
-    def _command(self, text: str) -> None:
-        name, _, rest = text.partition(" ")
-        what, _, value = rest.strip().partition(" ")
-        if name in ("/?", "/help"):
-            output.note(_HELP)
-        elif name == "/clear":
-            self._conversation.turns.clear()
-            output.note("(forgotten)", "dim")
-        elif name == "/attest":
-            _attest(self._session, force=True)
-        elif (name, what) == ("/set", "system"):
-            self._conversation.system = value.strip().strip('"')
-            output.note("(system prompt set)" if value else "(no system prompt)", "dim")
-        else:
-            output.note(f"There is no command {output.one_line(text, 40)!r}; /? lists them.")
+    def _regenerate(self) -> None:
+        """The question stands again as if it had just been asked; what was answered before comes back if that fails."""
+        turns = self._conversation.turns
+        if not turns:
+            output.note("(nothing was asked yet)", "dim")
+            return
+        before = len(turns)
+        last = turns.pop()
+        try:
+            self._ask(last[0])
+        finally:
+            if len(turns) < before:
+                turns.append(last)
+
+
+class _Watch:
+    """Seconds from its making until the first and the last piece."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.first = self.last = 0.0
+
+    def over(self, reply: Reply) -> Iterator[str]:
+        for piece in reply:
+            self.last = time.monotonic() - self._began
+            self.first = self.first or self.last
+            yield piece

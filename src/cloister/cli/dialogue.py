@@ -37,16 +37,25 @@ class Asking:
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    stop: tuple[str, ...] | None = None
     raw: bool = False
     model: str = "default"
 
+    def chosen(self) -> dict[str, Any]:
+        """The parameters that are not left to the enclave, by the API's names."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("raw", "model")}
+        return {name: value for name, value in fields.items() if value is not None}
+
     def body(self) -> dict[str, Any]:
-        chosen = {"max_tokens": self.max_tokens, "temperature": self.temperature, "seed": self.seed}
         return {
             "model": self.model,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **{name: value for name, value in chosen.items() if value is not None},
+            **self.chosen(),
         }
 
 

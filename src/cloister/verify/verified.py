@@ -1,5 +1,6 @@
 """The one thing that a prompt may be sealed to: proof, in the type, that a verification ended well."""
 
+import base64
 from collections.abc import Mapping
 from dataclasses import InitVar, asdict, dataclass
 from typing import Any
@@ -79,6 +80,7 @@ class Verified:
                 for model in self.statement.models
             ],
             "insecure": list(self.statement.insecure),
+            "ohttp_keys": base64.b64encode(self.ohttp_keys).decode(),
             "verified_at": self.verified_at,
             "expires_at": self.expires_at,
             "factors": [factor.to_json() for factor in self.factors],

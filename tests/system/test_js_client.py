@@ -1,0 +1,165 @@
+"""`web/client` in Node, through the `openai` npm package, against an enclave with the embedded model."""
+
+import asyncio
+import base64
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.end_to_end.proxying import running_proxy
+from tests.system.shell import ROOT, tool
+
+from cloister.channel.hpke import KEM_X25519
+from cloister.channel.keys import encode_configs, parse_configs
+from cloister.cli.local import LocalEnclave, Plan
+from cloister.host.process import listen
+from cloister.models.download import resolve
+
+pytestmark = pytest.mark.system
+
+CLIENT = ROOT / "web" / "client"
+
+
+@pytest.fixture(scope="module")
+def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEnclave]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        with LocalEnclave(Plan.make(resolve("default"), slots=4, keys=())) as running:
+            running.start()
+            yield running
+
+
+@pytest.fixture(scope="module")
+def ask() -> Callable[..., dict[str, Any]]:
+    subprocess.run([tool("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=CLIENT, check=True)
+
+    def run(**options: Any) -> dict[str, Any]:
+        command = [tool("node"), "test/ask.mjs", json.dumps(options)]
+        ran = subprocess.run(command, cwd=CLIENT, capture_output=True, text=True, timeout=60, check=True)
+        seen: dict[str, Any] = json.loads(ran.stdout)
+        return seen
+
+    return run
+
+
+@pytest.fixture
+def keys(enclave: LocalEnclave, tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_bytes(httpx2.get(f"{enclave.url}/.well-known/ohttp-gateway", trust_env=False).content)
+    return path
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_openai_package_talks_to_what_the_proxy_verified(
+    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], *, stream: bool
+) -> None:
+    with running_proxy(enclave) as port:
+        seen = ask(proxy=f"http://127.0.0.1:{port}", allowSimulated=True, stream=stream, requirePq=True)
+    assert seen["error"] is None
+    assert len(seen["text"]) > 10
+    assert 0 < seen["usage"]["completion_tokens"] <= 24
+    assert (seen["chunks"] > 1) == stream
+
+
+def test_a_simulated_enclave_is_refused_unless_that_is_wanted(
+    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]]
+) -> None:
+    with running_proxy(enclave) as port:
+        seen = ask(proxy=f"http://127.0.0.1:{port}")
+    assert seen["error"] == 'NotTrusted: The proxy\'s verdict is "simulated".'
+
+
+@pytest.mark.parametrize("classical", [False, True])
+def test_pinned_keys_of_either_kind_do(
+    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path, *, classical: bool
+) -> None:
+    if classical:
+        keys.write_bytes(encode_configs([one for one in parse_configs(keys.read_bytes()) if one.kem_id == KEM_X25519]))
+    seen = ask(enclave=enclave.url, keys=str(keys), stream=True)
+    assert (seen["error"], seen["chunks"] > 1) == (None, True)
+    strict = ask(enclave=enclave.url, keys=str(keys), requirePq=True)["error"]
+    assert (strict or "").startswith("NotTrusted") == classical
+
+
+def test_other_addresses_are_refused(enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path) -> None:
+    seen = ask(enclave=enclave.url, keys=str(keys), url="http://example.com/v1/models")
+    assert seen["error"].startswith("TypeError: A sealed request goes to http://enclave.invalid")
+
+
+def test_keys_that_are_not_the_enclaves_are_refused(
+    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path
+) -> None:
+    configs = parse_configs(keys.read_bytes())
+    foreign = [
+        type(one)(one.key_id, one.kem_id, one.public[:-1] + bytes([one.public[-1] ^ 1]), one.suites) for one in configs
+    ]
+    keys.write_bytes(encode_configs(foreign))
+    assert ask(enclave=enclave.url, keys=str(keys))["error"].startswith("NotTrusted: An answer came outside")
+
+
+class Middle:
+    """What stands between: passes bytes on until `change` of everything that came back so far says otherwise."""
+
+    def __init__(self, url: str, change: Callable[[bytes], bytes]) -> None:
+        self._url = url
+        self._change = change
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body = b""
+        while (message := await receive()).get("more_body"):
+            body += message["body"]
+        body += message.get("body", b"")
+        headers = {name.decode(): value.decode() for name, value in scope["headers"] if name != b"host"}
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.request(scope["method"], self._url + scope["path"], headers=headers, content=body)
+        kept = [(n.lower().encode(), v.encode()) for n, v in answer.headers.items() if n.lower() == "content-type"]
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": kept})
+        await send({"type": "http.response.body", "body": self._change(answer.content)})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda sealed: sealed[:-1], "TruncatedResponse"),
+        (lambda sealed: sealed[: len(sealed) // 2], "TruncatedResponse"),
+        (lambda sealed: sealed[:40], "TruncatedResponse"),
+        (lambda sealed: b"", "TruncatedResponse"),
+        (lambda sealed: sealed[:60] + bytes([sealed[60] ^ 1]) + sealed[61:], "ChannelBroken"),
+        (lambda sealed: sealed[:-1] + bytes([sealed[-1] ^ 1]), "TruncatedResponse"),
+        (lambda sealed: sealed + b"x", "TruncatedResponse"),
+    ],
+)
+def test_an_answer_that_was_touched_is_never_taken_for_whole(
+    enclave: LocalEnclave,
+    ask: Callable[..., dict[str, Any]],
+    keys: Path,
+    change: Callable[[bytes], bytes],
+    error: str,
+) -> None:
+    import uvicorn
+
+    sock = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(Middle(enclave.url, change), log_level="critical", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
+    thread.start()
+    with closing(sock):
+        seen = ask(enclave=f"http://127.0.0.1:{sock.getsockname()[1]}", keys=str(keys), stream=True)
+        server.should_exit = True
+        thread.join()
+    assert (seen["error"] or "").startswith(error)
+
+
+def test_the_proxys_keys_are_the_attested_ones(enclave: LocalEnclave, keys: Path) -> None:
+    with running_proxy(enclave) as port:
+        told = httpx2.get(f"http://127.0.0.1:{port}/verification", trust_env=False).json()
+    assert base64.b64decode(told["ohttp_keys"]) == keys.read_bytes()
