@@ -2,7 +2,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,22 @@ def test_everybody_is_measured_in_every_round_after_one_that_does_not_count() ->
     assert len({salt for *_, salt in one.asked}) == 3 * rounds
     assert one.closed
     assert other.closed
+
+
+@dataclass
+class Ragged(Fake):
+    """One whose streams sometimes do not run together."""
+
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
+        run = await super().run(load, tokens, salt)
+        return None if run is None else replace(run, together=(0, 0.0) if len(self.asked) > 8 else run.together)
+
+
+def test_whose_streams_did_not_run_together_has_no_figure_for_that_load_and_all_others() -> None:
+    figures = compare([Fake("one", 3.0), Ragged("ragged", 4.0)], streams=[2], tokens=50, repeats=2)
+    told = {figure.load.kind: set(figure.values) for figure in figures}
+    assert told.pop("decode") == {"one"}
+    assert set(map(frozenset, told.values())) == {frozenset({"one", "ragged"})}
 
 
 def test_a_loop_is_asked_for_what_it_can_do() -> None:

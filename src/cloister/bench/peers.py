@@ -233,11 +233,12 @@ def compare(
     on_run: Callable[[], None] = lambda: None,
 ) -> list[Figure]:
     """Every load in `repeats` rounds, every other one in the opposite order; a short round first, not counted. The
-    contenders are closed at the end."""
+    contenders are closed at the end. Whose streams once ended before all of them ran has no figure for that load."""
 
     async def measure() -> list[Figure]:
         salt = int(time.time()) % 2000
         found: dict[Load, dict[str, list[float]]] = {load: {} for load in loads(streams)}
+        short: set[tuple[Load, str]] = set()
         async with AsyncExitStack() as stack:
             for contender in contenders:
                 stack.push_async_callback(contender.close)
@@ -247,10 +248,13 @@ def compare(
                     for contender in contenders if repeat % 2 else reversed(contenders):
                         run = await contender.run(load, tokens if repeat else _WARM_UP, salt)
                         if repeat and run is not None:
-                            values.setdefault(contender.name, []).append(load.value(run))
+                            try:
+                                values.setdefault(contender.name, []).append(load.value(run))
+                            except ConnectionFailed:
+                                short.add((load, contender.name))
                     on_run()
         return [
-            Figure(load, {one.name: tuple(values[one.name]) for one in contenders if one.name in values})
+            Figure(load, {name: tuple(listed) for name, listed in values.items() if (load, name) not in short})
             for load, values in found.items()
         ]
 
