@@ -4,7 +4,7 @@ PORT ?= 8484
 MODEL ?= default
 BIN := .venv/bin
 
-.PHONY: run test test-system check lint fix bench setup lock clean
+.PHONY: run test test-system check lint fix bench setup page lock clean
 
 run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
@@ -12,7 +12,8 @@ run: setup
 test: setup
 	$(BIN)/pytest -q -m "not system"
 
-test-system: setup  # needs the packages of tools/ci-packages.txt; a missing one fails
+NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
+test-system: setup $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
 	$(BIN)/pytest -q -m system
 
 lint: setup
@@ -29,6 +30,12 @@ fix: setup
 
 bench: setup
 	exec $(BIN)/cloister bench overhead
+
+page: web/chat/node_modules/.package-lock.json  # the web chat's files in the package, from web/chat
+	@cd web/chat && npm run check && npm run build
+
+web/%/node_modules/.package-lock.json: web/%/package-lock.json
+	@cd web/$* && npm ci --ignore-scripts --no-audit --no-fund && touch node_modules/.package-lock.json
 
 setup: .venv/.installed .venv/.engine
 

@@ -86,6 +86,26 @@ def test_its_own_key_goes_in_place_of_the_tools(start_enclave: Callable[..., Enc
     assert httpx2.post(f"{base}/chat/completions", json=QUESTION, headers=headers).status_code == 200
 
 
+@pytest.mark.timeout(120)
+def test_the_web_chats_address_opens_it_once_and_then_another_is_shown(
+    enclave: Enclave, connect: Start, tmp_path: Path
+) -> None:
+    process, base, _ = connect(enclave.url, *enclave.trusted)
+    assert process.stdout
+    address, _, token = process.stdout.readline().removeprefix("web chat ").strip().partition("#")
+    origin = base.removesuffix("/v1")
+    assert address == f"{origin}/chat"
+    assert httpx2.get(address).headers["content-type"].startswith("text/html")
+    with httpx2.Client(base_url=origin) as browser:
+        bound = {"x-cloister-binding": browser.post("/chat/session", json={"token": token}).json()["binding"]}
+        assert browser.get("/chat/key", headers=bound).status_code == 200
+    assert httpx2.post(f"{origin}/chat/session", json={"token": token}).status_code == 401
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    (told,) = [line for line in error.splitlines() if line.startswith("web chat, for another browser: ")]
+    assert told.partition("#")[2] not in ("", token)
+
+
 def test_serves_nothing_when_the_enclave_is_not_trusted(run: Run, enclave: Enclave) -> None:
     ran = run("connect", enclave.url, "--port", "0")
     assert (ran.exit_code, ran.stdout) == (3, "")

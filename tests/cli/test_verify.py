@@ -18,8 +18,9 @@ from typer.testing import Result
 
 import cloister
 from cloister.cli import judgement, output
-from cloister.cli.explanations import EXPLANATIONS, explain
 from cloister.cli.judgement import reason_of, show
+from cloister.client.account import urgency
+from cloister.client.explanations import EXPLANATIONS, explain
 from cloister.collateral import complete
 from cloister.evidence.document import Document, parse_document
 from cloister.verify import Factor
@@ -353,7 +354,7 @@ def test_the_forecast_tells_what_ends_when_soonest_first(run: Run, good: Path, p
 def test_the_forecast_warns_in_words_and_colours(capsys: pytest.CaptureFixture[str], days: float, said: str) -> None:
     judgement._show_forecast(None, (Expiry("x", NOW + days * 86400),), NOW)
     assert capsys.readouterr().out.splitlines()[1].strip() == said
-    assert judgement._urgency(days)[1] == ("bold red" if days < 7 else "yellow" if days < 30 else "")
+    assert urgency(days)[1] == ("bad" if days < 7 else "warn" if days < 30 else "")
 
 
 def test_a_tolerated_status_and_its_advisories_are_said(

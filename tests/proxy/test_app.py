@@ -14,6 +14,8 @@ import pytest
 from tests.client.deployment import HANG, Deployment, InnerApp, Served, Stage, Tampering, frames
 
 from cloister.client import AsyncAnswer, AsyncSession
+from cloister.client.explanations import explain
+from cloister.evidence.document import parse_document
 from cloister.proxy import ProxyConfig, create_proxy
 
 JSON = {"content-type": "application/json"}
@@ -260,6 +262,45 @@ def test_forwards_nothing_else(
     assert app_of(deployment).seen == []
 
 
+@pytest.mark.parametrize("destination", ["script", "style", "image", "iframe", "worker", "serviceworker", "font"])
+def test_what_an_enclave_answers_is_no_part_of_a_page(
+    http: httpx2.Client, deployment: Deployment, destination: str
+) -> None:
+    refused = http.get("/v1/models", headers={"sec-fetch-dest": destination, "sec-fetch-site": "same-origin"})
+    assert refused.status_code == 403
+    assert deployment.attested == 0
+    for allowed in ("empty", "document"):
+        assert http.get("/v1/models", headers={"sec-fetch-dest": allowed}).status_code == 200
+
+
+def test_what_an_enclave_answers_is_inert_in_a_browser(deployment: Deployment, stage: Stage, proxy: Served) -> None:
+    """It would be a page of the chat's own origin, and could reach what that keeps."""
+    hostile = {
+        "content-type": "text/html",
+        "content-security-policy": "default-src *",
+        "clear-site-data": '"*"',
+        "link": "</v1/x>; rel=preload",
+        "refresh": "0; url=/v1/x",
+        "service-worker-allowed": "/",
+        "set-cookie": f"cloister-chat-{proxy.port}=x; Path=/chat",
+        "x-content-type-options": "none",
+        "x-kept": "1",
+    }
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        head = [(name.encode(), value.encode()) for name, value in hostile.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"<script>alert(1)</script>"})
+
+    stage.show(Deployment(deployment.device, app).gateway)
+    with httpx2.Client(base_url=proxy.url, trust_env=False) as http:
+        headers = http.get("/v1/page").headers
+    assert headers.get_list("content-security-policy") == ["sandbox; default-src 'none'"]
+    assert headers.get_list("x-content-type-options") == ["nosniff"]
+    assert headers["x-kept"] == "1"
+    assert not {"clear-site-data", "link", "refresh", "service-worker-allowed", "set-cookie"} & set(headers)
+
+
 def test_refuses_another_user_s_connection(proxy: Served, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: 12345)
     assert http.get("/v1/models").json()["error"]["code"] == "other_user"
@@ -274,6 +315,60 @@ def test_shows_what_was_verified_and_what_was_not(http: httpx2.Client, deploymen
     assert len(base64.b64decode(shown["nonce"])) == 32
     assert b"statement" in base64.b64decode(shown["document"])
     assert http.get("/").json()["verdict"] == "simulated"
+
+
+def test_explains_what_was_verified_in_the_terminals_words(http: httpx2.Client, deployment: Deployment) -> None:
+    plain = http.get("/verification").json()
+    assert not {"explained", "saved"} & plain.keys()
+    shown = http.get("/verification?explain").json()
+    told = shown["explained"]
+    assert {**plain, "explained": told, "saved": shown["saved"]} == shown
+    assert (told["word"], told["platform"]) == ("SIMULATED", "sim")
+    assert ["deployment", "acme-chat, release 3"] in told["facts"]
+    steps = {step["step"]: step for step in told["steps"]}
+    assert [step["step"] for step in told["steps"]] == [factor["step"] for factor in shown["factors"]]
+    assert steps["binding"]["about"] == "key"
+    assert steps["binding"]["meaning"] == explain("binding").meaning  # type: ignore[union-attr]
+    assert steps["binding"]["remedy"] == ""
+    assert deployment.attested == 1
+
+
+def test_verifies_afresh_when_asked_to(http: httpx2.Client, deployment: Deployment) -> None:
+    first = http.get("/verification?explain").json()
+    again = http.get("/verification?explain&fresh").json()
+    assert deployment.attested == 2
+    assert again["nonce"] != first["nonce"]
+
+
+def test_a_refusal_is_explained_with_every_step_and_the_document(http: httpx2.Client, deployment: Deployment) -> None:
+    deployment.launch = replace(deployment.launch, deployment="another")
+    answer = http.get("/verification?explain")
+    shown = answer.json()
+    assert (answer.status_code, shown["error"]["code"]) == (502, "enclave_not_trusted")
+    told = shown["explained"]
+    assert told["word"] == "NOT TRUSTED"
+    assert told["sentence"].startswith("AN ATTACK OR A MISTAKE: ")
+    steps = {step["step"]: step for step in told["steps"]}
+    assert (steps["deployment"]["result"], steps["deployment"]["got"]) == ("FAIL", "another")
+    assert steps["deployment"]["remedy"] == explain("deployment").remedy  # type: ignore[union-attr]
+    assert steps["binding"]["result"] == "pass"
+    document = parse_document(base64.b64decode(shown["saved"]["document"]))
+    assert b'"another"' in document.items["launch"].content
+
+
+def test_of_an_enclave_that_shows_nothing_there_is_no_document_and_no_verdict(
+    stage: Stage, deployment: Deployment
+) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # at which nobody listens
+        session = AsyncSession(f"http://127.0.0.1:{bound.getsockname()[1]}", policy=deployment.policy)
+        with (
+            Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port))) as served,
+            httpx2.Client(base_url=served.url, trust_env=False) as http,
+        ):
+            shown = http.get("/verification?explain").json()
+    assert (shown["error"]["code"], shown["saved"]) == ("enclave_unreachable", None)
+    assert (shown["explained"]["word"], shown["explained"]["steps"]) == ("", [])
 
 
 def test_first_use_is_said_on_every_page(deployment: Deployment, stage: Stage) -> None:

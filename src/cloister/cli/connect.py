@@ -1,4 +1,4 @@
-"""`cloister connect URL`: verify, then an OpenAI-compatible endpoint on 127.0.0.1 that seals everything it forwards."""
+"""`cloister connect URL`: verify, then an OpenAI-compatible endpoint and a web chat on 127.0.0.1, and all of it sealed."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ from cloister.cli import output
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, summary
 from cloister.client import AsyncSession
 from cloister.host.process import listen
-from cloister.proxy import ProxyConfig, create_proxy
+from cloister.proxy import Chat, ProxyConfig, create_proxy
 from cloister.proxy.serving import server
 
 __all__ = ["register"]
@@ -33,7 +33,7 @@ def _connect(
     require_pq: RequirePq = False,
     api_key: ApiKey = "",
 ) -> None:
-    """Offer a verified enclave to any OpenAI-compatible tool of this machine's user, until Ctrl+C.
+    """Offer a verified enclave to any OpenAI-compatible tool of this machine's user, and to a browser, until Ctrl+C.
 
     With --api-key that key is sent in place of the tool's own.
     """
@@ -48,17 +48,19 @@ async def _serve(session: AsyncSession, sock: socket.socket, api_key: str) -> No
         for part in summary(await session.verify()):
             output.note(part, hang=2)
         port = sock.getsockname()[1]
-        proxy = create_proxy(session, ProxyConfig(port=port))
+        chat = Chat(port, on_begin=lambda: output.note(f"web chat, for another browser: {chat.address()}", "dim"))
+        proxy = create_proxy(session, ProxyConfig(port=port), chat)
         app = _with_key(proxy, api_key) if api_key else proxy
-        _announce(f"http://127.0.0.1:{port}/v1")
+        _announce(f"http://127.0.0.1:{port}/v1", chat.address())
         await server(app).serve(sockets=[sock])
 
 
-def _announce(base: str) -> None:
-    """The socket listens already, so whoever reads this may ask."""
+def _announce(base: str, chat: str) -> None:
+    """The socket listens already, so whoever reads this may ask. The chat's address is good for one browser."""
     body = '{"model":"default","messages":[{"role":"user","content":"Who are you?"}]}'
     output.line(f"ready {base}")
     output.line(f"curl {base}/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    output.line(f"web chat {chat}")
 
 
 def _with_key(app: App, api_key: str) -> App:

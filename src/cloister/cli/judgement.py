@@ -5,56 +5,21 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
 
 from cloister.cli import output
-from cloister.cli.explanations import explain
 from cloister.cli.trust import first_use, verdict
-from cloister.errors import CloisterError, Malformed, MalformedPolicy, NotTrusted, VerificationFailed
+from cloister.client import account
+from cloister.client.account import RESULTS, SENTENCES, Reason, moment, reason_of, refusal_json
+from cloister.client.explanations import explain
+from cloister.errors import CloisterError
 from cloister.verify import Factor, Verified
 from cloister.verify.factors import Verdict
 from cloister.verify.platform import Expiry, TcbLevel
 
 __all__ = ["Reason", "moment", "reason_of", "refusal_json", "show", "show_json", "show_refusal"]
 
-Reason: TypeAlias = Literal["out-of-date", "expired", "attack-or-mistake"]
-
-_SENTENCES: dict[Reason, str] = {
-    "out-of-date": "OUT OF DATE, not an attack: the evidence is genuine, and nothing but the age of the machine's firmware"
-    " fails your policy. Its operator has to update it.",
-    "expired": "TOO OLD: nothing but the time failed. Ask the enclave for new evidence.",
-    "attack-or-mistake": "AN ATTACK OR A MISTAKE: what answers is not what your policy says it must be. Send nothing until"
-    " you know why.",
-}
 _STYLES = {"pass": "green", "fail": "bold red", "not-checked": "yellow"}
-_WORDS = {"pass": "pass", "fail": "FAIL", "not-checked": "not proved"}
-_DAY = 86400.0
-_RED, _YELLOW = 7, 30  # days
-
-
-def moment(seconds: float) -> str:
-    return _calendar(seconds, "%Y-%m-%d %H:%M:%S UTC")
-
-
-def _calendar(seconds: float, form: str) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime(form)
-    except (ValueError, OverflowError, OSError):  # beyond the calendar
-        return "beyond the calendar"
-
-
-def reason_of(factors: Iterable[Factor]) -> Reason:
-    """What kind of refusal these factors make: only the firmware's age, only the time, or anything else.
-
-    A label in front (`gpu-0.tcb.status`) changes nothing.
-    """
-    failed = [factor.step.split(".") for factor in factors if factor.verdict == "fail"]
-    if failed and all("tcb" in (words[0], *words[1:-1]) for words in failed):
-        return "out-of-date"
-    if failed and all(words in (["expires"], ["issued"]) for words in failed):
-        return "expired"
-    return "attack-or-mistake"
+_TONES: dict[account.Tone, str] = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 
 
 # What was verified
@@ -65,7 +30,7 @@ def show(verified: Verified, *, explained: bool = False, early: TcbLevel | None 
     output.line(output.styled((word, style), (f"  {output.one_line(verified.platform)}", "")))
     for part in first_use(verified):
         output.line(part, hang=2)
-    for name, value in _facts(verified):
+    for name, value in account.facts(verified):
         output.line(f"  {output.one_line(name, 30):<14} {output.one_line(value)}")
     _show_forecast(verified.tcb, verified.expiries, verified.verified_at)
     if early is not None:
@@ -74,27 +39,14 @@ def show(verified: Verified, *, explained: bool = False, early: TcbLevel | None 
             output.line(f"  {line}", style)
     _show_factors(verified.factors, explained=explained)
     if verified.simulated:
-        output.line(
-            output.styled(("Simulated hardware proves nothing about who can read: whoever runs it can.", style))
-        )
+        output.line(output.styled((account.SIMULATED, style)))
 
 
 def show_json(verified: Verified, *, explained: bool = False, early: TcbLevel | None = None) -> None:
     told = verified.to_json()
     if early is not None:
         told["tcb_early"] = asdict(early)
-    output.json_value(told | ({"explanations": _explanations(verified.factors)} if explained else {}))
-
-
-def _facts(verified: Verified) -> Iterator[tuple[str, str]]:
-    launch, statement = verified.launch, verified.statement
-    yield "deployment", f"{launch.deployment}, release {launch.release}"
-    yield "owner", launch.owner_key
-    for model in statement.models:
-        yield f"model {model.name}", f"{model.quantization}, sha256 {model.sha256}"
-    yield "engine", f"{statement.engine.variant}, sha256 {statement.engine.sha256}"
-    yield "weakened", ", ".join(statement.insecure) or "nothing"
-    yield "until", moment(verified.expires_at)
+    output.json_value(told | ({"explanations": account.explanations(verified.factors)} if explained else {}))
 
 
 # How long it will hold
@@ -108,43 +60,13 @@ def _show_forecast(tcb: TcbLevel | None, expiries: Sequence[Expiry], now: float)
             output.line(f"  {line}", style)
     if expiries:
         output.line("forecast:")
-    for expiry in sorted(expiries, key=lambda one: one.at):
-        days = _days(now, expiry.at)
-        word, style = _urgency(days)
-        row = f"  {_in_days(days):>13}  {_calendar(expiry.at, '%Y-%m-%d')}  {output.one_line(expiry.what, 60)}"
-        output.line(output.styled((row, ""), (f"  {word}", style)) if word else row)
+    for one in account.forecast(expiries, now):
+        row = f"  {one.when:>13}  {one.date}  {output.one_line(one.what, 60)}"
+        output.line(output.styled((row, ""), (f"  {one.word}", _TONES[one.tone])) if one.word else row)
 
 
 def _firmware(tcb: TcbLevel, now: float) -> Iterator[tuple[str, str]]:
-    yield f"{output.one_line(tcb.status, 60)}", "green" if tcb.status == "UpToDate" else "yellow"
-    if tcb.date is not None:
-        ago = _count(max(int(_days(tcb.date, now)), 0))
-        yield f"in step with the vendor's updates of {_calendar(tcb.date, '%Y-%m-%d')}, {ago} ago", ""
-    if tcb.advisories:
-        yield f"open advisories: {output.one_line(', '.join(tcb.advisories))}", "yellow"
-    else:
-        yield "no open advisories", ""
-
-
-def _days(start: float, end: float) -> float:
-    """At most ten million, whatever evidence says."""
-    return max(min(1e7, (end - start) / _DAY), -1e7)
-
-
-def _in_days(days: float) -> str:
-    if days < 0:
-        return "over"
-    return "today" if days < 1 else f"in {_count(int(days))}"
-
-
-def _count(days: int) -> str:
-    return "1 day" if days == 1 else f"{days} days"
-
-
-def _urgency(days: float) -> tuple[str, str]:
-    if days < _RED:
-        return "renew now", "bold red"
-    return ("renew soon", "yellow") if days < _YELLOW else ("", "")
+    return ((output.one_line(line), _TONES[tone]) for line, tone in account.firmware(tcb, now))
 
 
 # Why it was refused
@@ -152,46 +74,16 @@ def _urgency(days: float) -> tuple[str, str]:
 
 def show_refusal(error: CloisterError, *, as_json: bool = False, explained: bool = False) -> None:
     """The verdict to standard output, if there could be one; the error to standard error, where all are."""
-    known = _factors_of(error)
+    known = account.factors_of(error)
     if as_json:
-        output.json_value(refusal_json(error) | ({"explanations": _explanations(known)} if explained else {}))
-    elif _was_judged(error):
+        output.json_value(refusal_json(error) | ({"explanations": account.explanations(known)} if explained else {}))
+    elif account.was_judged(error):
         word, style = verdict(None)
         output.line(output.styled((word, style)))
         _show_factors(known, explained=explained)
         if known:
-            output.line(output.styled((_SENTENCES[reason_of(known)], style)), hang=0)
+            output.line(output.styled((SENTENCES[reason_of(known)], style)), hang=0)
     output.show_error(error, factors=False)
-
-
-def refusal_json(error: CloisterError) -> dict[str, Any]:
-    """The verification document of what was not verified."""
-    known = _factors_of(error)
-    return {
-        "v": 1,
-        "verdict": "not-trusted" if _was_judged(error) else "not-verified",
-        "reason": reason_of(known) if known else None,
-        "error": type(error).__name__,
-        "message": error.message,
-        "hint": error.hint,
-        "factors": [factor.to_json() for factor in known],
-    }
-
-
-def _factors_of(error: CloisterError) -> tuple[Factor, ...]:
-    factors = error.factors if isinstance(error, VerificationFailed) else ()
-    return tuple(factor for factor in factors if isinstance(factor, Factor))
-
-
-def _was_judged(error: CloisterError) -> bool:
-    """Whether it is about the evidence: a policy at fault judges nothing."""
-    policy = isinstance(error, MalformedPolicy) or error.step.startswith("policy.")
-    return isinstance(error, NotTrusted | Malformed) and not policy
-
-
-def _explanations(factors: Iterable[Factor]) -> dict[str, dict[str, str]]:
-    found = {factor.step: explain(factor.step) for factor in factors}
-    return {step: asdict(one) for step, one in found.items() if one is not None}
 
 
 # The factors
@@ -247,7 +139,7 @@ def _show_table(factors: Sequence[Factor], *, explained: bool) -> None:
 
 def _row(step: str, verdict_of: Verdict, cell: Iterable[tuple[str, str]], steps: int) -> None:
     for at, (text, style) in enumerate(cell):
-        name, word = (step, _WORDS[verdict_of]) if at == 0 else ("", "")
+        name, word = (step, RESULTS[verdict_of]) if at == 0 else ("", "")
         output.line(output.styled((f"{name:<{steps}}  ", ""), (f"{word:<10}  ", _STYLES[verdict_of]), (text, style)))
 
 

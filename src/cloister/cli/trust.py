@@ -24,7 +24,7 @@ from rich.text import Text
 
 from cloister.cli import output
 from cloister.cli.policy_file import load_policy, read_file
-from cloister.client import AUTHORITY, AsyncSession, SealedTransport, Session
+from cloister.client import AUTHORITY, AsyncSession, SealedTransport, Session, account
 from cloister.client.memory import FileMemory
 from cloister.collateral import AMD_KDS, INTEL_PCS, NVIDIA_RIM, Addresses, Cache, Completed, Vendor, complete
 from cloister.errors import CloisterError, MalformedPolicy, WrongUse
@@ -267,7 +267,7 @@ def open_client(session: Session, api_key: str) -> httpx2.Client:
 
 def verdict(simulated: bool | None) -> tuple[str, str]:
     """The word for an outcome and its style; None: not trusted."""
-    word = "NOT TRUSTED" if simulated is None else "SIMULATED" if simulated else "VERIFIED"
+    word = account.word(simulated)
     return word, _STATUS_STYLES[word]
 
 
@@ -288,8 +288,7 @@ def first_use(verified: Verified) -> list[Text]:
     """The line that every screen shows until the policy was compared; [] once it was."""
     if not verified.first_use:
         return []
-    words = "  the policy was written from a running server: compare it with the owner's, by another way."
-    return [output.styled(("FIRST USE", "bold yellow"), (words, ""))]
+    return [output.styled(("FIRST USE", "bold yellow"), (f"  {account.FIRST_USE}", ""))]
 
 
 def _worth(verified: Verified) -> str:

@@ -25,7 +25,7 @@ from cloister.host.process import listen
 from cloister.host.relay import Record, Relay
 from cloister.models.download import resolve
 from cloister.models.suggestion import suggest
-from cloister.proxy.app import ProxyConfig, create_proxy
+from cloister.proxy import Chat, ProxyConfig, create_proxy
 
 __all__ = ["register"]
 
@@ -59,21 +59,23 @@ def up(
 
 
 def _converse(enclave: LocalEnclave, proxy_socket: socket.socket) -> None:
+    web = Chat(proxy_socket.getsockname()[1])
     relay = Relay(enclave.port)
     relay.start()
     url = f"http://127.0.0.1:{relay.port}"
     try:
         with (
             Session(url, policy=enclave.policy, pin_measurement=True) as session,
-            _proxy(enclave, url, proxy_socket) as at,
+            _proxy(enclave, url, proxy_socket, web) as at,
         ):
             output.note("3 verifying it, through the untrusted host, before anything is sent", "dim")
             if output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout):
                 # A toy wanders when it is given room; a real model's default is its own affair.
                 toy = enclave.plan.model.source.startswith("embedded")
+                output.note(f"a web chat too, for one browser: {web.address()}", "dim")
                 _chat(session, relay, at, Asking(temperature=0.3 if toy else None))
             else:
-                _serve(session, enclave, at)
+                _serve(session, enclave, at, web)
     finally:
         relay.stop()
 
@@ -86,14 +88,15 @@ def _chat(session: Session, relay: Relay, at: int, asking: Asking) -> None:
     run_chat(session, asking=asking, on_turn=lambda turn: _show_host_view(turn, relay.take()))
 
 
-def _serve(session: Session, enclave: LocalEnclave, at: int) -> None:
-    """Prints what was verified, a line that works, then `ready`; ends on SIGTERM, Ctrl+C, or with the enclave."""
+def _serve(session: Session, enclave: LocalEnclave, at: int, web: Chat) -> None:
+    """Prints what was verified, a line that works, the web chat's address (for one browser), then `ready`; ends on SIGTERM, Ctrl+C, or with the enclave."""
     for part in summary(session.verify()):
         output.line(part, hang=2)
     _suggest()
     body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0.3}'
     url = f"http://127.0.0.1:{at}/v1"
     output.line(f"curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
+    output.line(f"web chat {web.address()}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {url}")
     wait_for_end(enclave)
@@ -105,12 +108,12 @@ def _suggest() -> None:
 
 
 @contextlib.contextmanager
-def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket) -> Iterator[int]:
+def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket, web: Chat) -> Iterator[int]:
     """The verifying proxy in a thread of this process, at lower priority than the engine; its port."""
     at = sock.getsockname()[1]
     session = AsyncSession(url, policy=enclave.policy, pin_measurement=True)
     config = uvicorn.Config(
-        create_proxy(session, ProxyConfig(at)),
+        create_proxy(session, ProxyConfig(at), web),
         log_level="critical",
         access_log=False,
         proxy_headers=False,

@@ -4,6 +4,7 @@ attestor           what a session knows about its enclave (sans-I/O)
 exchange           one sealed request and its answer, as a generator of steps (sans-I/O)
 hop                carries out those steps over the untrusted network, sync and async
 session            Session, AsyncSession
+account            what a verification says, in words; explanations: what each of its steps means
 httpx2_transport   SealedTransport, AsyncSealedTransport; the same for httpx in httpx_transport, if it is installed
 """
 

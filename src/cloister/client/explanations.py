@@ -8,8 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
-__all__ = ["EXPLANATIONS", "Explanation", "explain"]
+__all__ = ["ABOUT", "EXPLANATIONS", "About", "Explanation", "about", "explain"]
+
+About: TypeAlias = Literal["key", "code", "chip", "model"]
 
 _LABEL = re.compile(r"(tpm|gpu-[0-9]+)\.")
 
@@ -30,6 +33,29 @@ def explain(step: str) -> Explanation | None:
             return found
     return None
 
+
+def about(step: str) -> About:
+    """What a step is about: the keys that requests are sealed to and their freshness, the code and who started it, the
+    hardware, or the model. Of a step that nobody knows: the code."""
+    words = _LABEL.sub("", step, count=1).split(".")
+    named = {name: one for one, names in ABOUT.items() for name in names}
+    return named.get(".".join(words[:2])) or named.get(words[0]) or "code"
+
+
+ABOUT: Mapping[About, tuple[str, ...]] = MappingProxyType(
+    {
+        "key": ("nonce", "binding", "keys", "post-quantum", "key-scope", "purpose", "issued", "expires", "lifetime"),
+        "code": (
+            *("document", "launch", "statement", "insecure", "provenance", "measurement", "owner", "deployment", "app"),
+            *("logs", "broker", "config", "trust", "release", "source", "egress", "code"),
+        ),
+        "chip": (
+            *("endorsements", "evidence", "enrol", "gpu", "device", "gpus", "hardware", "simulator", "tcb", "platform"),
+            *("custody", "relay", "rollback"),
+        ),
+        "model": ("models", "names", "weights", "statement.models"),
+    }
+)
 
 _FETCH = "Have the collateral fetched afresh (`cloister collateral fetch`); it travels with the evidence."
 _FORGED = "Send nothing: genuine evidence never fails here."

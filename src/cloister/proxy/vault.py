@@ -1,0 +1,88 @@
+"""The key that the web chat's conversations are encrypted with, kept where the browser's files are not.
+
+The browser keeps conversations, encrypted; the proxy keeps the key, in this user's state directory, so that both survive
+a restart and neither is readable by itself: a copy, a backup or a synchronised profile of the browser opens nothing. It
+protects from nobody who can read both, such as this user's other programs.
+"""
+
+import contextlib
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+
+from cloister.client.memory import seen_file
+from cloister.errors import WrongUse
+
+__all__ = ["KEY_BYTES", "Vault", "vault_file"]
+
+KEY_BYTES = 32
+
+
+def vault_file() -> Path:
+    """`$XDG_STATE_HOME/cloister/chat.key`, or `~/.local/state/cloister/chat.key`."""
+    return seen_file().with_name("chat.key")
+
+
+class Vault:
+    """A file of 32 random bytes that its user alone may read (0600), made when it is first asked for.
+
+    Raises, in both methods: WrongUse when others can reach the file, or it is damaged or cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def key(self) -> bytes:
+        """Of two processes that make it at once, both get the same."""
+        try:
+            if not self.path.exists():
+                self._make(replace=False)
+            _refuse_shared(self.path)
+            key = self.path.read_bytes()
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        if len(key) != KEY_BYTES:
+            hint = "Restore it; moving it away makes a new one, and what the old one encrypted stays closed."
+            raise WrongUse(f"{self.path} is damaged.", hint=hint, step="vault")
+        return key
+
+    def renew(self) -> bytes:
+        """Another key in the old one's place: whatever copy there is of what the old one encrypted stays closed."""
+        try:
+            self._make(replace=True)
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return self.key()
+
+    def _make(self, *, replace: bool) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                draft.replace(self.path)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.link(draft, self.path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+
+def _unusable(path: Path, error: OSError) -> WrongUse:
+    hint = "The web chat works without it, and then keeps nothing."
+    return WrongUse(f"{path} cannot be used: {error.strerror}.", hint=hint, step="vault")
+
+
+def _refuse_shared(path: Path) -> None:
+    """Raises: OSError; WrongUse when somebody else owns it, or may read or change it, or it is a link."""
+    if sys.platform == "win32":
+        return
+    status = path.lstat()
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or stat.S_ISLNK(status.st_mode):
+        raise WrongUse(f"Others can reach {path}.", hint=f"If nobody has read it: chmod go-rwx {path}", step="vault")
