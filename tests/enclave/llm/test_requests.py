@@ -6,8 +6,11 @@ from cloister.enclave.llm.engine import Prompt
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import Fields
 from cloister.enclave.llm.requests import parse_chat, parse_completion
+from cloister.enclave.llm.structured import Shape
+from cloister.enclave.llm.toolcalls import Tool, ToolChoice
 
 HI = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "clock"}}
 
 
 def chat(**fields: Any) -> Any:
@@ -70,9 +73,20 @@ def test_defaults_are_openais() -> None:
         ("model", 5),
         ("messages", []),
         ("messages", None),
-        ("tools", [{"type": "function"}]),
+        ("tools", {}),
+        ("tools", [TOOL] * 129),
+        ("tools", [TOOL, TOOL]),
+        ("tool_choice", "required"),
+        ("tool_choice", "sometimes"),
+        ("tool_choice", 5),
+        ("tool_choice", {"type": "function", "function": {"name": "clock"}}),
+        ("parallel_tool_calls", "no"),
         ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", "json"),
+        ("response_format", {"type": "xml"}),
+        ("grammar", 5),
+        ("grammar", ""),
+        ("grammar", "x" * (64 << 10) + "x"),
         ("modalities", ["text", "audio"]),
     ],
 )
@@ -99,6 +113,97 @@ def test_max_completion_tokens_wins_over_its_old_name() -> None:
 def test_tools_that_must_not_be_called_are_no_hindrance() -> None:
     assert chat(tools=[{"type": "function"}], tool_choice="none") == chat()
     assert chat(tools=[], response_format={"type": "text"}) == chat()
+
+
+def test_tools_are_read_with_all_that_they_say() -> None:
+    schema = {"type": "object", "properties": {"zone": {"type": "string"}}}
+    function = {"name": "clock", "description": "Tells the time.", "parameters": schema, "strict": True}
+    ask = chat(tools=[{"type": "function", "function": function}], parallel_tool_calls=False)
+    assert ask.tools == (Tool("clock", "Tells the time.", schema),)
+    assert ask.choice == ToolChoice("auto", "", parallel=False)
+    assert chat(tools=[TOOL], tool_choice="required").choice == ToolChoice("required")
+    named = {"type": "function", "function": {"name": "clock"}}
+    assert chat(tools=[TOOL], tool_choice=named).choice == ToolChoice("named", "clock")
+
+
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        (5, "tools[0]"),
+        ({}, "tools[0].type"),
+        ({"type": "retrieval"}, "tools[0].type"),
+        ({"type": "function"}, "tools[0].function.name"),
+        ({"type": "function", "function": {"name": "a b"}}, "tools[0].function.name"),
+        ({"type": "function", "function": {"name": "x" * 129}}, "tools[0].function.name"),
+        ({"type": "function", "function": {"name": "a", "parameters": []}}, "tools[0].function.parameters"),
+        (
+            {"type": "function", "function": {"name": "a", "parameters": {"x": "y" * 70_000}}},
+            "tools[0].function.parameters",
+        ),
+    ],
+)
+def test_wrong_tools_are_refused_where_they_are_wrong(tool: Any, param: str) -> None:
+    assert refusal(tools=[tool])[1] == param
+
+
+@pytest.mark.parametrize(
+    ("response_format", "param"),
+    [
+        ({}, "response_format.type"),
+        ({"type": "json_schema"}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"name": "x"}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"schema": 5}}, "response_format.json_schema.schema"),
+        ({"type": "grammar"}, "response_format.grammar"),
+    ],
+)
+def test_shapes_that_say_nothing_are_refused(response_format: Any, param: str) -> None:
+    assert refusal(response_format=response_format)[1] == param
+
+
+def test_shapes_of_every_kind() -> None:
+    schema = {"type": "null"}
+    wrapped = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    assert chat(response_format=wrapped).shape == Shape("response_format", schema)
+    assert chat(response_format={"type": "json_object"}).shape == Shape("response_format", {"type": "object"})
+    assert chat(grammar='root ::= "a"').shape == Shape("grammar", grammar='root ::= "a"')
+    own = {"type": "grammar", "grammar": 'root ::= "a"'}
+    assert chat(response_format=own).shape == Shape("response_format.grammar", grammar='root ::= "a"')
+    assert refusal(grammar='root ::= "a"', response_format={"type": "json_object"})[1] == "grammar"
+
+
+def test_a_completion_is_bound_like_a_chat() -> None:
+    bound = parse_completion(Fields({"prompt": "a", "grammar": 'root ::= "a"'}))
+    assert bound.sampling.grammar == 'root ::= "a"'
+    with pytest.raises(Refused) as caught:
+        parse_completion(Fields({"prompt": "a", "grammar": "root ::= root"}))
+    assert (caught.value.code, caught.value.param) == ("invalid_grammar", "grammar")
+
+
+def test_past_calls_are_kept_as_they_were_made() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"a": 1}'}, "index": 0}
+    messages = [*HI, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages += [{"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "noon"}]}]
+    found = chat(messages=messages).prompts[0].messages
+    called = {"id": "c1", "type": "function", "function": {"name": "clock", "arguments": '{"a": 1}'}}
+    assert found[1] == {"role": "assistant", "content": "", "tool_calls": [called]}
+    assert found[2] == {"role": "tool", "tool_call_id": "c1", "content": "noon"}
+
+
+@pytest.mark.parametrize(
+    ("call", "param"),
+    [
+        (5, "messages[0].tool_calls[0]"),
+        ({}, "messages[0].tool_calls[0].function.name"),
+        ({"function": {"name": "a", "arguments": 5}}, "messages[0].tool_calls[0].function.arguments"),
+    ],
+)
+def test_wrong_past_calls_are_refused_where_they_are_wrong(call: Any, param: str) -> None:
+    assert refusal(messages=[{"role": "assistant", "tool_calls": [call]}])[1] == param
+
+
+def test_obfuscation_is_accepted_and_needs_no_doing() -> None:
+    assert chat(stream_options={"include_obfuscation": False}) == chat(stream_options={"include_obfuscation": True})
+    assert refusal(stream_options={"include_obfuscation": 1})[1] == "stream_options.include_obfuscation"
 
 
 def test_seeds_count_up_and_wrap() -> None:
@@ -181,7 +286,7 @@ def test_prompts_of_every_kind(prompt: Any, expected: Any) -> None:
 def test_completions_that_cannot_be_honoured_are_refused(fields: Any) -> None:
     with pytest.raises(Refused) as caught:
         parse_completion(Fields(fields))
-    assert caught.value.param in {*fields, "prompt"}
+    assert (caught.value.param or "").partition(".")[0] in {*fields, "prompt"}
 
 
 def test_best_of_as_many_as_asked_is_no_choice() -> None:

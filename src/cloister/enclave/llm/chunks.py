@@ -8,6 +8,16 @@ from typing import Any, Protocol
 
 from cloister.enclave.llm import sse
 from cloister.enclave.llm.engine import Delta, Done, TokenLogprob
+from cloister.enclave.llm.toolcalls import (
+    PLAIN,
+    AnswerReader,
+    CallArguments,
+    CallStarted,
+    Part,
+    Reading,
+    Reasoning,
+    Text,
+)
 
 __all__ = ["Answer", "ChatForm", "Form", "Header", "TextForm", "Usage"]
 
@@ -91,11 +101,15 @@ def _event_around(header: Header, kind: str, *, include_usage: bool) -> tuple[st
 
 
 class ChatForm:
-    """`/v1/chat/completions`."""
+    """`/v1/chat/completions`. `reading`: how thoughts and calls are told from the answer's text."""
 
-    def __init__(self, header: Header, *, include_usage: bool, logprobs: bool) -> None:
+    def __init__(self, header: Header, *, include_usage: bool, logprobs: bool, reading: Reading = PLAIN) -> None:
         self._header = header
         self._logprobs = logprobs
+        self._reading = reading
+        self._readers: dict[int, AnswerReader] = {}
+        self._waiting: dict[int, list[TokenLogprob]] = {}
+        """Of tokens whose text was held back; they go out with the next event."""
         self._before, self._after = _event_around(header, "chat.completion.chunk", include_usage=include_usage)
 
     def _event(self, index: int, delta: str, logprobs: str = "null", reason: str = "null") -> bytes:
@@ -103,32 +117,94 @@ class ChatForm:
         return f"{self._before}{choice}{self._after}".encode("ascii")
 
     def begin(self, index: int) -> bytes:
+        if not self._reading.plain:
+            self._readers[index], self._waiting[index] = AnswerReader(self._reading), []
         return self._event(index, '{"role":"assistant","content":"","refusal":null}')
 
     def delta(self, index: int, delta: Delta) -> bytes:
         if not delta.text and not delta.logprobs:
             return b""
+        if (reader := self._readers.get(index)) is not None:
+            self._waiting[index] += delta.logprobs
+            return self._parts(index, reader.feed(delta.text))
         logprobs = sse.compact(_chat_logprobs(delta.logprobs)) if self._logprobs else "null"
         return self._event(index, f'{{"content":{sse.quote(delta.text)}}}', logprobs)
 
+    def _parts(self, index: int, parts: Sequence[Part]) -> bytes:
+        return b"".join(self._event(index, _part_delta(part), self._waiting_logprobs(index)) for part in parts)
+
+    def _waiting_logprobs(self, index: int) -> str:
+        waiting = self._waiting.get(index, [])
+        if not (self._logprobs and waiting):
+            return "null"
+        self._waiting[index] = []
+        return sse.compact(_chat_logprobs(waiting))
+
     def finish(self, index: int, reason: str) -> bytes:
-        return self._event(index, "{}", reason=sse.quote(reason))
+        reader = self._readers.pop(index, None)
+        rest = self._parts(index, reader.finish()) if reader is not None else b""
+        found = _reason(reason, called=reader is not None and reader.called)
+        return rest + self._event(index, "{}", self._waiting_logprobs(index), sse.quote(found))
 
     def usage(self, usage: Usage) -> bytes:
         return sse.data({**self._header.fields("chat.completion.chunk"), "choices": [], "usage": usage.fields()})
 
     def whole(self, answers: Sequence[Answer], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(answer.texts), "refusal": None},
-                "logprobs": _chat_logprobs(answer.logprobs) if self._logprobs else None,
-                "finish_reason": answer.finish_reason,
-            }
-            for index, answer in enumerate(answers)
-        ]
+        choices = [self._choice(index, answer) for index, answer in enumerate(answers)]
         head = self._header.fields("chat.completion")
         return sse.compact({**head, "choices": choices, "usage": usage.fields()}).encode("ascii")
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        message, called = _message("".join(answer.texts), self._reading)
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": _chat_logprobs(answer.logprobs) if self._logprobs else None,
+            "finish_reason": _reason(answer.finish_reason, called=called),
+        }
+
+
+def _reason(reason: str, *, called: bool) -> str:
+    """A call that was cut off for its length is no call to make."""
+    return "tool_calls" if called and reason == "stop" else reason
+
+
+def _part_delta(part: Part) -> str:
+    match part:
+        case Text():
+            return f'{{"content":{sse.quote(part.text)}}}'
+        case Reasoning():
+            return f'{{"reasoning_content":{sse.quote(part.text)}}}'
+        case CallStarted():
+            call = {"index": part.index, **_call(part, "")}
+        case CallArguments():
+            call = {"index": part.index, "function": {"arguments": part.text}}
+    return sse.compact({"tool_calls": [call]})
+
+
+def _call(started: CallStarted, arguments: str) -> dict[str, Any]:
+    return {"id": started.id, "type": "function", "function": {"name": started.name, "arguments": arguments}}
+
+
+def _message(text: str, reading: Reading) -> tuple[dict[str, Any], bool]:
+    """The answer's message, and whether it calls tools; it has no content when it does nothing else."""
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    if reading.plain:
+        return message, False
+    reader = AnswerReader(reading)
+    parts = [*reader.feed(text), *reader.finish()]
+    message["content"] = "".join(part.text for part in parts if isinstance(part, Text))
+    if thought := "".join(part.text for part in parts if isinstance(part, Reasoning)):
+        message["reasoning_content"] = thought
+    if reader.called:
+        arguments = {part.index: "" for part in parts if isinstance(part, CallStarted)}
+        for part in parts:
+            if isinstance(part, CallArguments):
+                arguments[part.index] += part.text
+        started = [part for part in parts if isinstance(part, CallStarted)]
+        message["content"] = message["content"] or None
+        message["tool_calls"] = [_call(part, arguments[part.index]) for part in started]
+    return message, reader.called
 
 
 class TextForm:

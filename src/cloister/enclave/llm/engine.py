@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from cloister.enclave.llm.reasoning import Thinking
+from cloister.enclave.llm.toolcalls import CallForm
+
 __all__ = [
     "Delta",
     "Done",
@@ -24,16 +27,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Exactly one of the three is set.
+    """Exactly one of `messages`, `text` and `tokens` is set.
 
     `messages`: chat messages as the API received them (role, content as a string, plus whatever the template reads);
-    rendered inside the engine by the model's own template, under a deadline. `text`: tokenized as it stands, with BOS
+    rendered inside the engine by the model's own template, under a deadline. Past calls stand in them as OpenAI has them
+    (`tool_calls`, `tool_call_id`), their arguments as an object or as its JSON. `text`: tokenized as it stands, with BOS
     where the model wants one, and special tokens not parsed. `tokens`: taken as they are.
+
+    `tools`: what the template is to tell the model of, in OpenAI's form; only beside `messages`.
     """
 
     messages: tuple[Mapping[str, Any], ...] | None = None
     text: str | None = None
     tokens: tuple[int, ...] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,8 @@ class Sampling:
     """None: none. N: the chosen token's log-probability and the N most likely ones (0 to 20)."""
     ignore_eos: bool = False
     """For benchmarks only: the API never sets it."""
+    grammar: str | None = None
+    """GBNF that the whole answer follows; it ends as soon as it can only end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,10 @@ Event: TypeAlias = Started | Delta | Done
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """`sha256` (hex) is of the bytes that were loaded, not of a name. `created` in Unix seconds."""
+    """`sha256` (hex) is of the bytes that were loaded, not of a name. `created` in Unix seconds.
+
+    `calls` and `thinking`: how the model writes calls of tools, and whether it thinks aloud, by its chat template.
+    """
 
     name: str
     sha256: str
@@ -126,6 +138,8 @@ class ModelInfo:
     context_length: int
     has_chat_template: bool
     created: int = 0
+    calls: CallForm = ""
+    thinking: Thinking = ""
 
 
 @dataclass(frozen=True, slots=True)

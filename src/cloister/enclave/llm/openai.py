@@ -3,16 +3,18 @@
 import hashlib
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
 from cloister.enclave.llm import sse
 from cloister.enclave.llm.chunks import Answer, ChatForm, Form, Header, TextForm, Usage
 from cloister.enclave.llm.connection import WhileConnected
-from cloister.enclave.llm.engine import Delta, Done, EngineInfo, Started
+from cloister.enclave.llm.engine import Delta, Done, EngineInfo, GenerateRequest, Started
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.requests import Ask, parse_chat, parse_completion
 from cloister.enclave.llm.service import Answers, Call
+from cloister.enclave.llm.structured import plan_answer
 
 __all__ = ["chat_completions", "completions", "model", "models"]
 
@@ -25,9 +27,12 @@ async def chat_completions(call: Call) -> None:
     if not info.model.has_chat_template:
         message = "The model has no chat template; /v1/completions takes plain text."
         raise Refused(400, "no_chat_template", message, param="messages")
-    header = _header("chatcmpl-", info)
-    form = ChatForm(header, include_usage=ask.include_usage, logprobs=ask.sampling.logprobs is not None)
-    await _answer(call, ask, form)
+    plan = plan_answer(info.model, ask.tools, ask.choice, ask.shape)
+    logprobs = ask.sampling.logprobs is not None
+    form = ChatForm(
+        _header("chatcmpl-", info), include_usage=ask.include_usage, logprobs=logprobs, reading=plan.reading
+    )
+    await _answer(call, ask, ask.requests(call.scope(), plan), form)
 
 
 async def completions(call: Call) -> None:
@@ -35,7 +40,7 @@ async def completions(call: Call) -> None:
     ask = parse_completion(await call.fields())
     header = _header("cmpl-", call.service.serving(ask.model))
     form = TextForm(header, include_usage=ask.include_usage, logprobs=ask.sampling.logprobs is not None)
-    await _answer(call, ask, form)
+    await _answer(call, ask, ask.requests(call.scope()), form)
 
 
 async def models(call: Call) -> None:
@@ -67,8 +72,7 @@ def _header(prefix: str, info: EngineInfo) -> Header:
     return Header(prefix + secrets.token_hex(12), int(time.time()), info.model.name, fingerprint)
 
 
-async def _answer(call: Call, ask: Ask, form: Form) -> None:
-    requests = ask.requests(call.scope())
+async def _answer(call: Call, ask: Ask, requests: Sequence[GenerateRequest], form: Form) -> None:
     usage = Usage(ask.n)
     async with WhileConnected(call.receive):
         if not ask.stream:

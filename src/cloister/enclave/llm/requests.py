@@ -1,12 +1,17 @@
 """What a client asks, parsed at the edge into frozen types. Unknown fields are ignored; those that would change the
 answer and cannot be honoured are refused, so that no answer pretends to be what it is not."""
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from cloister.enclave.llm.engine import GenerateRequest, Prompt, Sampling
 from cloister.enclave.llm.fields import MAX_TOKEN_ID, Fields, refuse
+from cloister.enclave.llm.schemas import MAX_SCHEMA
+from cloister.enclave.llm.structured import ANY, Plan, Shape, bind_text, parse_shape
+from cloister.enclave.llm.toolcalls import AUTO, Tool, ToolChoice
 
 __all__ = ["Ask", "GenerateAsk", "parse_chat", "parse_completion", "parse_generate"]
 
@@ -17,11 +22,13 @@ MAX_STOP_LENGTH = 1024
 MAX_LOGIT_BIASES = 1024
 MAX_TOP_LOGPROBS = 20
 MAX_TOKENS = 2**31 - 1
+MAX_TOOLS = 128
 COMPLETION_TOKENS = 16
 """What OpenAI's /v1/completions documents for an absent `max_tokens`."""
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 SEED_SPACE = 2**32
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,19 @@ class Ask:
     n: int = 1
     stream: bool = False
     include_usage: bool = False
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice = AUTO
+    shape: Shape = ANY
 
-    def requests(self, scope: bytes | None) -> list[GenerateRequest]:
+    def requests(self, scope: bytes | None, plan: Plan | None = None) -> list[GenerateRequest]:
         """The i-th answer to a prompt is sampled with seed + i; without a seed each differs by itself."""
+        prompts, sampling = self.prompts, self.sampling
+        if plan is not None:
+            prompts = tuple(replace(prompt, tools=plan.tools) for prompt in prompts)
+            sampling = replace(sampling, grammar=plan.grammar)
         return [
-            GenerateRequest(prompt, _reseeded(self.sampling, choice), scope)
-            for prompt in self.prompts
+            GenerateRequest(prompt, _reseeded(sampling, choice), scope)
+            for prompt in prompts
             for choice in range(self.n)
         ]
 
@@ -58,7 +72,8 @@ def _reseeded(sampling: Sampling, offset: int) -> Sampling:
 
 
 def parse_chat(fields: Fields) -> Ask:
-    """`/v1/chat/completions`. Raises `Refused` (400)."""
+    """`/v1/chat/completions`. `stream_options.include_obfuscation` is accepted and makes no difference: the sealed channel
+    pads every event. Raises `Refused` (400)."""
     _refuse_unsupported_chat(fields)
     messages = tuple(_message(value, index) for index, value in enumerate(fields.array("messages")))
     if not messages:
@@ -70,7 +85,9 @@ def parse_chat(fields: Fields) -> Ask:
         max_tokens=max_tokens if max_completion_tokens is None else max_completion_tokens,
         logprobs=_chat_logprobs(fields),
     )
-    return _ask(fields, (Prompt(messages=messages),), sampling)
+    tools, choice = _tools(fields)
+    ask = _ask(fields, (Prompt(messages=messages),), sampling)
+    return replace(ask, tools=tools, choice=choice, shape=parse_shape(fields))
 
 
 def parse_completion(fields: Fields) -> Ask:
@@ -82,14 +99,13 @@ def parse_completion(fields: Fields) -> Ask:
     best_of = fields.integer("best_of", 1, MAX_CHOICES)
     if best_of is not None and best_of != (fields.integer("n", 1, MAX_CHOICES) or 1):
         refuse("best_of", "'best_of' other than 'n' is not supported.", "unsupported_parameter")
-    _refuse_response_format(fields)
     max_tokens = fields.integer("max_tokens", 1, MAX_TOKENS)
     sampling = _sampling(
         fields,
         max_tokens=COMPLETION_TOKENS if max_tokens is None else max_tokens,
         logprobs=fields.integer("logprobs", 0, MAX_TOP_LOGPROBS),
     )
-    ask = _ask(fields, _prompts(fields), sampling)
+    ask = _ask(fields, _prompts(fields), replace(sampling, grammar=bind_text(parse_shape(fields))))
     if len(ask.prompts) * ask.n > MAX_PROMPTS:
         refuse("prompt", f"'prompt' times 'n' may ask for {MAX_PROMPTS} answers at most.")
     return ask
@@ -106,13 +122,15 @@ def parse_generate(fields: Fields, default_tokens: int) -> GenerateAsk:
 
 
 def _ask(fields: Fields, prompts: tuple[Prompt, ...], sampling: Sampling) -> Ask:
+    options = fields.object("stream_options")
+    options.flag("include_obfuscation")
     return Ask(
         model=fields.text("model"),
         prompts=prompts,
         sampling=sampling,
         n=fields.integer("n", 1, MAX_CHOICES) or 1,
         stream=fields.flag("stream"),
-        include_usage=fields.object("stream_options").flag("include_usage"),
+        include_usage=options.flag("include_usage"),
     )
 
 
@@ -169,17 +187,59 @@ def _chat_logprobs(fields: Fields) -> int | None:
 
 
 def _refuse_unsupported_chat(fields: Fields) -> None:
-    _refuse_response_format(fields)
-    for field in ("tools", "functions"):
-        if fields.array(field) and fields.get("tool_choice") != "none":
-            refuse(field, f"'{field}' is not supported yet.", "unsupported_parameter")
+    if fields.array("functions") and fields.get("function_call") != "none":
+        refuse("functions", "'functions' is not supported: 'tools' took its place.", "unsupported_parameter")
     if any(modality != "text" for modality in fields.array("modalities")):
         refuse("modalities", "Only text is supported.", "unsupported_parameter")
 
 
-def _refuse_response_format(fields: Fields) -> None:
-    if fields.object("response_format").text("type") not in (None, "text"):
-        refuse("response_format", "'response_format' is not supported yet.", "unsupported_parameter")
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """The tools on offer, and how they may be called; none of them where `tool_choice` is "none"."""
+    values = fields.array("tools")
+    parallel = fields.flag("parallel_tool_calls", default=True)
+    if fields.get("tool_choice") == "none":
+        return (), AUTO
+    if len(values) > MAX_TOOLS:
+        refuse("tools", f"'tools' may hold {MAX_TOOLS} tools at most.")
+    tools = tuple(_tool(value, f"tools[{index}]") for index, value in enumerate(values))
+    names = {tool.name for tool in tools}
+    if len(names) < len(tools):
+        refuse("tools", "'tools' holds two tools of one name.")
+    choice = _tool_choice(fields, names)
+    return tools, replace(choice, parallel=parallel) if tools else choice
+
+
+def _tool(value: Any, where: str) -> Tool:
+    if not isinstance(value, dict):
+        refuse(where, f"'{where}' must be an object.", "invalid_type")
+    fields = Fields(value, f"{where}.")
+    if fields.text("type") != "function":
+        refuse(f"{where}.type", f"'{where}.type' must be function: others are not supported.", "unsupported_parameter")
+    function = fields.object("function")
+    name = function.text("name")
+    if name is None or not _TOOL_NAME.fullmatch(name):
+        refuse(function.name("name"), f"'{function.name('name')}' must be 1 to 128 letters, digits or any of _.:/-.")
+    parameters = function.object("parameters").values
+    if len(json.dumps(parameters)) > MAX_SCHEMA:
+        refuse(function.name("parameters"), f"'{function.name('parameters')}' is longer than {MAX_SCHEMA} characters.")
+    return Tool(name, function.text("description") or "", parameters)
+
+
+def _tool_choice(fields: Fields, names: set[str]) -> ToolChoice:
+    value = fields.get("tool_choice")
+    if value is None or value == "auto":
+        return AUTO
+    if value == "required":
+        if not names:
+            refuse("tool_choice", "'tool_choice' needs 'tools'.")
+        return ToolChoice("required")
+    if not isinstance(value, dict):
+        refuse("tool_choice", "'tool_choice' must be none, auto, required, or name a function.")
+    chosen = fields.object("tool_choice")
+    name = chosen.object("function").text("name")
+    if chosen.text("type") != "function" or name not in names:
+        refuse("tool_choice", "'tool_choice' must name a function that 'tools' holds.")
+    return ToolChoice("named", name)
 
 
 def _prompts(fields: Fields) -> tuple[Prompt, ...]:
@@ -212,7 +272,25 @@ def _message(value: Any, index: int) -> Mapping[str, Any]:
     role = ROLES.get(fields.text("role") or "")
     if role is None:
         refuse(f"{where}.role", f"'{where}.role' must be one of {', '.join(ROLES)}.")
-    return {**value, "role": role, "content": _content(fields, role)}
+    message = {**value, "role": role, "content": _content(fields, role)}
+    if calls := fields.array("tool_calls"):
+        message["tool_calls"] = [_past_call(call, f"{where}.tool_calls[{at}]") for at, call in enumerate(calls)]
+    return message
+
+
+def _past_call(value: Any, where: str) -> Mapping[str, Any]:
+    """A call that an assistant made. Its arguments stay as they are: a model may have written them wrong."""
+    if not isinstance(value, dict):
+        refuse(where, f"'{where}' must be an object.", "invalid_type")
+    fields = Fields(value, f"{where}.")
+    function = fields.object("function")
+    name, arguments = function.text("name"), function.get("arguments")
+    if not name:
+        refuse(function.name("name"), f"'{function.name('name')}' is missing.", "missing_required_parameter")
+    if arguments is not None and not isinstance(arguments, str | dict):
+        refuse(function.name("arguments"), f"'{function.name('arguments')}' must be a string.", "invalid_type")
+    called = {"name": name, "arguments": "{}" if arguments in (None, "") else arguments}
+    return {"id": fields.text("id") or "", "type": "function", "function": called}
 
 
 def _content(fields: Fields, role: str) -> str:

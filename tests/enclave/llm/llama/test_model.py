@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.enclave.llm.llama.conftest import SETTINGS
+from tests.enclave.llm.llama.random_model import START, write_model
 
 from cloister.enclave.llm.llama import LoopSettings, loop
 from cloister.enclave.llm.llama.model import Model
@@ -16,6 +18,7 @@ ROW = 2 * 16 * 2
 """Bytes of a cell in one layer's keys, or values: the random model has two heads of 16 numbers for them, 16 bit each."""
 LENGTH = CELLS * ROW
 WINDOW = 1 << 22
+PAD = 259
 
 
 @pytest.fixture
@@ -99,3 +102,30 @@ def test_the_batch_has_room_for_what_the_loop_fills_it_up_to() -> None:
     assert LoopSettings(chunk=loop._SMALLEST_CHUNK).chunk == 64
     with pytest.raises(WrongUse):
         LoopSettings(chunk=loop._SMALLEST_CHUNK - 1)
+
+
+def test_control_tokens_that_mark_calls_and_thoughts_are_shown(
+    library: Any, model: Model, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.piece(PAD) == b""
+    monkeypatch.setattr("cloister.enclave.llm.llama.model.MARKERS", ("<|pad|>",))
+    marked = Model(library, model_path, SETTINGS)
+    assert (marked.piece(PAD), marked.piece(START)) == (b"<|pad|>", b"")
+    marked.close()
+
+
+def test_says_how_it_writes_calls_and_thoughts(library: Any, tmp_path: Path) -> None:
+    template = "{% if tools %}<tool_call>{% endif %}{% if add_generation_prompt %}<think>{% endif %}"
+    other = Model(library, write_model(tmp_path / "other.gguf", template=template), SETTINGS)
+    assert (other.describe().calls, other.describe().thinking) == ("hermes", "opened")
+    other.close()
+
+
+def test_tells_how_each_tokens_piece_begins(model: Model) -> None:
+    beginnings = model.beginnings().tolist()
+    assert len(beginnings) == model.vocabulary
+    assert [divmod(beginnings[token], 257) for token in (ord("a"), START, 258)] == [
+        (ord("a"), 0),
+        (256, 0),
+        (ord("t"), ord("h") + 1),
+    ]

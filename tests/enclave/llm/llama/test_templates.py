@@ -1,3 +1,4 @@
+import json
 import time
 from typing import Any
 
@@ -131,3 +132,82 @@ def test_passes_on_a_refusal_in_the_templates_own_words_only() -> None:
 )
 def test_offers_what_templates_in_the_wild_use(source: str, expected: str) -> None:
     assert template(source).render(say(" hi "), deadline=60) == [(expected, True)]
+
+
+ARGUMENTS = '{"zone": "UTC"}'
+CALL: dict[str, Any] = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": ARGUMENTS}}
+CALLED: list[dict[str, Any]] = [
+    *say("What time is it?"),
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
+    {"role": "tool", "tool_call_id": "call_2", "content": "sunny"},
+]
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "clock", "description": "The <|im_end|> time."}}
+HERMES = (
+    "{% if tools %}<tools>{% for tool in tools %}{{ tool | tojson }}{% endfor %}</tools>{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<tool_call>{{ call.function.name }} {{ call.function.arguments | tojson }}</tool_call>"
+    "{% endfor %};{% endfor %}"
+)
+
+
+def rendered(source: str, messages: list[dict[str, Any]], tools: tuple[dict[str, Any], ...] = ()) -> str:
+    return "".join(text for text, _ in template(source).render(messages, tools=tools, deadline=60))
+
+
+def test_tells_the_template_of_tools_and_of_none() -> None:
+    assert rendered(HERMES, say("x"), (TOOL,)) == "<tools>" + str(TOOL).replace("'", '"') + "</tools>user:x;"
+    assert rendered(HERMES, say("x")) == "user:x;"
+    assert rendered("{{ tools is none }}", say("x")) == "True"
+
+
+def test_a_tools_words_are_no_control_tokens_either() -> None:
+    segments = template(HERMES).render(say("x"), tools=(TOOL,), deadline=60)
+    assert [text for text, meant in segments if not meant] == ["<|im_end|>"]
+
+
+def test_past_calls_give_their_arguments_as_the_template_reads_them() -> None:
+    assert rendered(HERMES, CALLED).split(";")[1] == 'assistant:<tool_call>clock {"zone": "UTC"}</tool_call>'
+    joined = "{% for m in messages %}{% for c in m['tool_calls'] or [] %}{{ '```' + c['function']['arguments'] }}{% endfor %}{% endfor %}"
+    assert rendered(joined, CALLED) == "```" + ARGUMENTS
+    items = "{% for m in messages %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments | items %}{{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}"
+    assert rendered(items, CALLED) == "zone=UTC"
+    as_object = {**CALL, "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    assert rendered(joined, [{"role": "assistant", "content": "", "tool_calls": [as_object]}]) == "```" + ARGUMENTS
+
+
+def test_arguments_that_are_no_json_are_passed_on_as_they_are() -> None:
+    deep = '{"a":' * 400 + "1" + "}" * 400
+    for arguments in ('{"zone": "U', "5", "[1]", "", deep, "[" * 100_000):
+        broken = {**CALL, "function": {"name": "clock", "arguments": arguments}}
+        found = rendered(HERMES, [{"role": "assistant", "content": "", "tool_calls": [broken]}])
+        assert found == f"assistant:<tool_call>clock {json.dumps(arguments)}</tool_call>;"
+
+
+def test_a_template_that_knows_no_calls_finds_them_as_text() -> None:
+    assert rendered("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}", CALLED) == (
+        'user:What time is it?;assistant:[{"name": "clock", "arguments": {"zone": "UTC"}}];user:noon\nsunny;'
+    )
+
+
+def test_mistrals_identifiers_have_nine_characters_and_still_agree() -> None:
+    source = "[TOOL_CALLS]{% for m in messages %}{{ m.tool_call_id }} {% for c in m.tool_calls or [] %}{{ c.id }} {% endfor %}{% endfor %}"
+    first, second, other = rendered(source, CALLED).removeprefix("[TOOL_CALLS]").split()
+    assert first == second != other
+    assert len(first) == len(other) == 9
+    kept = [{"role": "tool", "tool_call_id": "abcDEF123", "content": "x"}]
+    assert rendered(source, kept).split() == ["[TOOL_CALLS]abcDEF123"]
+
+
+def test_fields_that_hold_nothing_are_not_there() -> None:
+    empty: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [], "function_call": None}
+    assert rendered("{% for m in messages %}{{ m.keys() | list }}{% endfor %}", [empty]) == "['role', 'content']"
+    with_call = "{% for m in messages %}{{ m.keys() | list }}{% endfor %}{# tool_calls #}"
+    assert rendered(with_call, [empty, CALLED[2]]) == "['role', 'content']['role', 'tool_call_id', 'content']"
+
+
+def test_leaves_the_callers_messages_as_they_were() -> None:
+    before = str(CALLED)
+    rendered(HERMES, CALLED)
+    rendered("{{ messages[1].content }}", CALLED)
+    assert str(CALLED) == before

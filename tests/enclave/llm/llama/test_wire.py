@@ -1,6 +1,7 @@
 import contextlib
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,10 @@ def test_errors_arrive_with_their_kind_and_words(error: CloisterError) -> None:
 
 def test_requests_arrive_as_they_were_sent() -> None:
     sampling = Sampling(max_tokens=3, stop=("a", "b"), logit_bias={5: -1.5}, logprobs=2, seed=1 << 60)
-    for prompt in (Prompt(messages=({"role": "user", "content": "x"},)), Prompt(text="é"), Prompt(tokens=(1, 2))):
+    sampling = replace(sampling, grammar='root ::= "é"')
+    messages: tuple[dict[str, Any], ...] = ({"role": "user", "content": "x"},)
+    tools = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
+    for prompt in (Prompt(messages=messages, tools=tools), Prompt(text="é"), Prompt(tokens=(1, 2))):
         request = GenerateRequest(prompt, sampling, scope=b"s" * 32, truncate_prompt=True)
         assert wire.decode_request(over_the_wire(wire.encode_request(1, request))) == request
 
@@ -127,3 +131,12 @@ def test_a_models_words_about_itself_lose_what_steers_a_terminal() -> None:
     assert wire.decode_model(fields, name="mine", sha256="00", size=9, created=1).name == "mine"
     with pytest.raises(MalformedMessage):
         wire.decode_model({**fields, "parameters": "many"}, name="", sha256="00", size=9, created=1)
+
+
+@pytest.mark.parametrize("fields", [{"calls": "xml"}, {"calls": ["hermes"]}, {"thinking": 5}, {"thinking": "<think>"}])
+def test_refuses_a_model_that_writes_calls_or_thoughts_in_no_known_way(fields: dict[str, Any]) -> None:
+    known = {"name": "x", "quantization": "Q", "architecture": "A", "parameters": 1, "context_length": 2}
+    found = wire.decode_model({**known, "calls": "hermes", "thinking": "opened"}, name="", sha256="", size=1, created=1)
+    assert (found.calls, found.thinking) == ("hermes", "opened")
+    with pytest.raises(MalformedMessage):
+        wire.decode_model({**known, **fields}, name="", sha256="", size=1, created=1)

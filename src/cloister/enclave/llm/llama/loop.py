@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
+from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.llama.model import AbortedError, Model
 from cloister.enclave.llm.llama.sampling import Sampler, logprob_of
 from cloister.enclave.llm.llama.sequences import Sequences, common_prefix
@@ -67,6 +68,7 @@ class Job:
     sampling: Sampling
     scope: bytes | None
     truncated: int
+    grammar: Grammar | None = None
 
 
 @dataclass(slots=True)
@@ -265,7 +267,9 @@ class DecodeLoop:
                 return
             self._waiting.popleft()
             try:
-                sampler = Sampler(self._lib, self._model, job.sampling, prompt=job.prompt, length=room)
+                sampler = Sampler(
+                    self._lib, self._model, job.sampling, prompt=job.prompt, length=room, grammar=job.grammar
+                )
             except WrongUse as error:
                 self.reject(job.number, error)
                 continue
@@ -469,7 +473,12 @@ class DecodeLoop:
             self._finish(stream, "length")
             return
         model, sampling = self._model, stream.job.sampling
-        token = stream.sampler.choose(row)
+        try:
+            token = stream.sampler.choose(row)
+        except WrongUse as error:
+            self._events.append((stream.job.number, error))
+            self._end(stream, keep=False)
+            return
         if token in model.end_tokens and not sampling.ignore_eos:
             self._finish(stream, "stop")
             return
@@ -482,7 +491,7 @@ class DecodeLoop:
         delta = stream.text.feed(model.piece(token), logprob)
         if delta is not None:
             self._events.append((stream.job.number, delta))
-        if stream.text.stopped:
+        if stream.text.stopped or stream.sampler.finished:
             self._finish(stream, "stop")
         elif stream.generated >= stream.room:
             self._finish(stream, "length")

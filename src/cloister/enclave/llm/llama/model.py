@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import KV_TYPES, VARIANTS, LoopSettings, physical_cores
 from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core
+from cloister.enclave.llm.reasoning import thinking_of
+from cloister.enclave.llm.toolcalls import MARKERS, call_form_of
 from cloister.errors import MalformedModel, WrongUse
 
 __all__ = ["AbortedError", "Model", "SelfTestError"]
@@ -60,6 +62,7 @@ class Model:
         if library.llama_model_has_encoder(self._model) or self.vocabulary < 1:
             raise MalformedModel("This is not a model that continues text.")
         self._pieces: dict[int, bytes] = {}
+        self._beginnings: NDArray[np.int32] | None = None
         self._open_context(settings)
         self._batch = _Batch(library, self.chunk)
         self.end_tokens = frozenset(t for t in range(self.vocabulary) if library.llama_vocab_is_eog(self._vocab, t))
@@ -99,6 +102,8 @@ class Model:
             size=lib.llama_model_size(self._model),
             context_length=self.context_length,
             has_chat_template=self.chat_template is not None,
+            calls=call_form_of(self.chat_template),
+            thinking=thinking_of(self.chat_template),
         )
 
     def _meta(self, key: str) -> str:
@@ -110,7 +115,10 @@ class Model:
         lib, texts = self._lib, set()
         for token in range(self.vocabulary):
             if lib.llama_vocab_get_attr(self._vocab, token) & _CONTROL_ATTRIBUTES:
-                texts.add((lib.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace"))
+                text = (lib.llama_vocab_get_text(self._vocab, token) or b"").decode(errors="replace")
+                texts.add(text)
+                if text in MARKERS:
+                    self._pieces[token] = text.encode()
         return tuple(sorted(texts - {""}, key=len, reverse=True))
 
     # Words.
@@ -129,7 +137,7 @@ class Model:
             room = -count
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The token's bytes; empty for control tokens unless `special`."""
+        """The token's bytes; unless `special`, empty for control tokens but those that mark calls and thoughts."""
         if not special and (known := self._pieces.get(token)) is not None:
             return known
         room = 64
@@ -143,6 +151,17 @@ class Model:
         if not special:
             self._pieces[token] = piece
         return piece
+
+    def beginnings(self) -> NDArray[np.int32]:
+        """How every token's piece begins: 257 times its first byte, and 1 more than its second if there is one.
+
+        256 * 257 for an empty piece. The first call takes a while.
+        """
+        if self._beginnings is None:
+            pieces = (self.piece(token) for token in range(self.vocabulary))
+            found = [257 * (piece[0] if piece else 256) + (piece[1] + 1 if len(piece) > 1 else 0) for piece in pieces]
+            self._beginnings = np.array(found, dtype=np.int32)
+        return self._beginnings
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raises: WrongUse when one is not in the vocabulary."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cloister.enclave.llm.engine import GenerateRequest
+from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.llama.loop import Job
 from cloister.enclave.llm.llama.model import Model
 from cloister.enclave.llm.llama.templates import ChatTemplate
@@ -32,8 +33,12 @@ class Preparer:
         return self._model.piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
     def prepare(self, number: int, request: GenerateRequest) -> Job:
-        """Raises: WrongUse, ContextLengthExceeded, MalformedModel (the template)."""
+        """Raises: WrongUse (a grammar too), ContextLengthExceeded, MalformedModel (the template)."""
         sampling, prompt = request.sampling, request.prompt
+        grammar = None
+        if sampling.grammar is not None:
+            grammar = Grammar(sampling.grammar)
+            self._model.beginnings()  # made here once, not where everybody waits
         if sampling.logprobs is not None and not 0 <= sampling.logprobs <= _MOST_LOGPROBS:
             raise WrongUse(f"logprobs must be between 0 and {_MOST_LOGPROBS}.")
         truncated = 0
@@ -48,7 +53,7 @@ class Preparer:
         if not tokens:
             raise WrongUse("The prompt is empty.")
         self._check_fit(len(tokens), request)
-        return Job(number, tuple(tokens), sampling, request.scope, truncated)
+        return Job(number, tuple(tokens), sampling, request.scope, truncated, grammar)
 
     def _from_plain(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
         if tokens is not None:
@@ -58,7 +63,7 @@ class Preparer:
         return [self._model.bos, *found] if self._model.adds_bos else found
 
     def _from_messages(self, messages: Sequence[Mapping[str, Any]], request: GenerateRequest) -> tuple[list[int], int]:
-        tokens = self.render(messages)
+        tokens = self.render(messages, tools=request.prompt.tools)
         room = self._room(request)
         if not request.truncate_prompt or len(tokens) <= room:
             return tokens, 0
@@ -66,14 +71,20 @@ class Preparer:
         kept, _ = _cut(shorter, self._head_length(messages, shorter), room)
         return kept, len(tokens) - len(kept)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True) -> list[int]:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+    ) -> list[int]:
         """Control tokens only where the template itself wrote them; BOS in front where the model wants one."""
         if self._template is None:
             raise WrongUse(
                 "This model has no chat template.", hint="Use /v1/completions (or /generate) with a plain prompt."
             )
         tokens: list[int] = []
-        for text, meant in self._template.render(messages, answer=answer):
+        for text, meant in self._template.render(messages, tools=tools, answer=answer):
             tokens += self._model.tokenize(text, parse_special=meant)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)

@@ -3,9 +3,12 @@
 What a user writes never becomes a control token: see `placeholders`.
 """
 
+import contextlib
 import ctypes
 import datetime
+import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -27,6 +30,10 @@ DEADLINE = 1.0
 """Seconds that one prompt's rendering may take."""
 _MOST = 16 << 20
 """Characters that one value inside a template may grow to."""
+
+
+_DEEPEST = 64
+"""Levels of a past call's arguments; deeper ones stay the text that they are."""
 
 
 class _RefusedError(Exception):
@@ -56,15 +63,20 @@ class ChatTemplate:
         self._compiled: jinja2.Template | None = None
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, deadline: float = DEADLINE
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+        deadline: float = DEADLINE,
     ) -> list[Segment]:
-        """With `answer`, the text ends where the assistant is to speak.
+        """With `answer`, the text ends where the assistant is to speak. Past calls and `tools` are in OpenAI's form.
 
         Raises: MalformedModel (the template is broken, or takes too long), WrongUse (it refuses these messages)."""
         mark = Placeholders(self._control)
-        plain = mark.hide(list(messages))
+        plain, offered = mark.hide(adapted(messages, self._source)), mark.hide(list(tools)) or None
         try:
-            text = under_deadline(lambda: self._render(plain, answer), deadline)
+            text = under_deadline(lambda: self._render(plain, offered, answer), deadline)
         except _Deadline:
             raise MalformedModel("The model's chat template ran too long.", expected=f"{deadline:g} s") from None
         except _RefusedError as error:
@@ -73,15 +85,82 @@ class ChatTemplate:
             raise MalformedModel("The model's chat template failed.", got=type(error).__name__) from None
         return mark.reveal(text)
 
-    def _render(self, messages: Any, answer: bool) -> str:
+    def _render(self, messages: Any, tools: Any, answer: bool) -> str:
         if self._compiled is None:
             self._compiled = self._environment.from_string(self._source)
-        return self._compiled.render(messages=messages, add_generation_prompt=answer, tools=None, **self._words)
+        return self._compiled.render(messages=messages, add_generation_prompt=answer, tools=tools, **self._words)
 
     def _refuse(self, reason: object) -> NoReturn:
         """Only words that stand in the template itself are passed on: others may be somebody's message."""
         known = isinstance(reason, str) and 0 < len(reason) <= 300 and reason in self._source
         raise _RefusedError(f" It says: {reason}" if known else "")
+
+
+_READS_OBJECT = re.compile(
+    r"""arguments['"\]\s]*\|\s*(?:tojson|items|dictsort)|arguments['"\]\s]*\.items\(|(?:call|function|calls)['"\]\s]*\|\s*tojson"""
+)
+_NINE = re.compile(r"[A-Za-z0-9]{9}")
+
+
+def adapted(messages: Sequence[Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
+    """The messages as a template of this source reads them, where they hold calls of tools or their results.
+
+    Fields that hold nothing are left out, as some templates ask only whether they are there. Arguments become an object
+    where the template puts them into JSON itself, and JSON elsewhere. A template that knows nothing of calls finds them
+    as text, and results as words of the user.
+    """
+    present = [{key: value for key, value in message.items() if value not in (None, [])} for message in messages]
+    if not any("tool_calls" in message or message.get("role") == "tool" for message in present):
+        return present
+    knows_calls, short = "tool_calls" in source, "[TOOL_CALLS]" in source
+    as_objects = not knows_calls or _READS_OBJECT.search(source) is not None
+    found: list[dict[str, Any]] = []
+    for one in present:
+        if "tool_call_id" in one and short:
+            one["tool_call_id"] = _nine_characters(one["tool_call_id"])
+        if "tool_calls" in one:
+            one["tool_calls"] = [_adapted_call(call, as_objects=as_objects, short=short) for call in one["tool_calls"]]
+            if not knows_calls:
+                calls = [call.get("function") for call in one.pop("tool_calls")]
+                one["content"] = "\n".join(filter(None, [one.get("content"), json.dumps(calls, ensure_ascii=False)]))
+        if one.get("role") == "tool" and "tool" not in source:
+            one["role"] = "user"
+            if found and found[-1].get("role") == "user":
+                one["content"] = f"{found.pop()['content']}\n{one['content']}"
+        found.append(one)
+    return found
+
+
+def _adapted_call(call: Mapping[str, Any], *, as_objects: bool, short: bool) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    arguments = function.get("arguments")
+    if as_objects and isinstance(arguments, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            read = json.loads(arguments)
+            if isinstance(read, dict) and _is_shallow(read):
+                function["arguments"] = read
+    elif not as_objects and not isinstance(arguments, str):
+        function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+    return {**call, "function": function, **({"id": _nine_characters(call.get("id"))} if short else {})}
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether what follows may go through it level by level, in calls of itself."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for holder in level
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+            if isinstance(item, dict | list)
+        ]
+    return not level
+
+
+def _nine_characters(name: Any) -> str:
+    """Mistral's templates refuse other identifiers. The same for the same `name`."""
+    text = str(name)
+    return text if _NINE.fullmatch(text) else hashlib.sha256(text.encode()).hexdigest()[:9]
 
 
 class _CodeGenerator(jinja2.compiler.CodeGenerator):

@@ -20,6 +20,8 @@ from cloister.enclave.llm.engine import (
     Started,
     TokenLogprob,
 )
+from cloister.enclave.llm.reasoning import THINKINGS
+from cloister.enclave.llm.toolcalls import CALL_FORMS
 from cloister.errors import (
     CloisterError,
     ContextLengthExceeded,
@@ -115,12 +117,14 @@ def real(value: object) -> float:
 
 
 def encode_request(number: int, request: GenerateRequest) -> dict[str, Any]:
-    """Raises: WrongUse when messages are nested beyond reason."""
+    """Raises: WrongUse when messages or tools are nested beyond reason."""
     prompt, sampling = request.prompt, request.sampling
     message: dict[str, Any] = {"t": "generate", "id": number, "truncate": request.truncate_prompt}
     if prompt.messages is not None:
         _check_depth(prompt.messages, _DEPTH)
+        _check_depth(prompt.tools, _DEPTH)
         message["messages"] = [dict(m) for m in prompt.messages]
+        message["tools"] = [dict(tool) for tool in prompt.tools]
     elif prompt.tokens is not None:
         message["tokens"] = list(prompt.tokens)
     else:
@@ -156,6 +160,7 @@ def decode_request(message: Mapping[str, Any]) -> GenerateRequest:
             messages=None if messages is None else tuple(messages),
             text=message.get("text"),
             tokens=None if tokens is None else tuple(tokens),
+            tools=tuple(message.get("tools", ())),
         ),
         sampling=Sampling(**fields),
         scope=None if scope is None else bytes.fromhex(scope),
@@ -254,6 +259,9 @@ def decode_model(fields: object, *, name: str, sha256: str, size: int, created: 
     """
     if not isinstance(fields, dict):
         raise MalformedMessage("The engine describes no model.")
+    calls, thinking = fields.get("calls", ""), fields.get("thinking", "")
+    if calls not in CALL_FORMS or thinking not in THINKINGS:
+        raise MalformedMessage("The engine describes a model of no known kind.")
     return ModelInfo(
         name=name or printable(_text(fields.get("name")), 200) or "model",
         sha256=sha256,
@@ -264,4 +272,6 @@ def decode_model(fields: object, *, name: str, sha256: str, size: int, created: 
         context_length=_whole(fields.get("context_length")),
         has_chat_template=fields.get("has_chat_template") is True,
         created=created,
+        calls=calls,
+        thinking=thinking,
     )
