@@ -202,3 +202,34 @@ def test_all_randomness_enters_through_entropy() -> None:
     drawn.clear()
     assert KeyRing(0.0, entropy=entropy).ohttp_keys == ring.ohttp_keys
     assert KeyRing(0.0, entropy=os.urandom).ohttp_keys != ring.ohttp_keys
+
+
+def test_a_ring_has_no_key_for_ehbp_unless_asked() -> None:
+    ring = KeyRing(0.0)
+    assert (ring.ehbp_key, ring.ehbp_config, ring.find_ehbp(0.0)) == (None, None, ())
+
+
+def test_publishes_ehbps_one_config_in_41_bytes_and_on_no_other_key() -> None:
+    ring = KeyRing(0.0, ehbp=True)
+    key = ring.ehbp_key
+    assert key is not None
+    assert ring.ehbp_config == bytes.fromhex("000020") + key + bytes.fromhex("000400010002")
+    assert key not in ring.ohttp_keys
+    assert [one.config.kem_id for one in ring.find_ehbp(0.0)] == [KEM_X25519]
+
+
+def test_ehbps_key_lives_and_dies_with_its_epoch() -> None:
+    ring = KeyRing(0.0, ehbp=True)
+    first = ring.ehbp_key
+    ring.rotate(1800.0)
+    second = ring.ehbp_key
+    assert first != second
+    assert [one.private.public for one in ring.find_ehbp(3599.0)] == [second, first]
+    assert [one.private.public for one in ring.find_ehbp(3600.0)] == [second]
+
+
+def test_an_epoch_that_is_full_opens_nothing_of_ehbps() -> None:
+    ring = KeyRing(0.0, ehbp=True, max_requests=1)
+    (key,) = ring.find_ehbp(0.0)
+    ring.remember(key, b"one", 0.0)
+    assert ring.find_ehbp(0.0) == ()

@@ -104,6 +104,20 @@ def test_the_policy_pins_all_that_can_be_pinned() -> None:
     assert policy.deployment == "local"
 
 
+def test_ehbp_is_off_unless_asked_and_named_when_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+
+    def started(plan: Plan, **_: object) -> None:
+        plans.append(plan)
+        raise WrongUse("enough was seen")
+
+    monkeypatch.setattr("cloister.cli.serve.LocalEnclave", started)
+    for options in ((), ("--ehbp",)):
+        assert run(app, "serve", "tiny", "--platform", "sim", *options).exit_code == 2
+    assert [(plan.config.ehbp, "ehbp" in plan.config.insecure) for plan in plans] == [(False, False), (True, True)]
+    assert "ehbp" in policy_for(plans[1], b"root").tolerate_insecure
+
+
 def test_keys_are_on_when_there_are_any_and_their_absence_is_named() -> None:
     assert Plan.make(resolve("tiny")).config.insecure == ("api-keys-off",)
     assert Plan.make(resolve("tiny"), keys=(KeyHash("a", "0" * 64),)).config.insecure == ()

@@ -8,12 +8,13 @@ import pytest
 from tests.enclave.attest.fakes import sev
 from tests.vendors import amd
 
+from cloister.channel.bhttp import Request
 from cloister.channel.keys import KeyRing
 from cloister.enclave.attest.detect import Machine, detect, open_source
 from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import EnclaveConfig
 from cloister.enclave.llm.engine import EngineInfo, ModelInfo
-from cloister.errors import NotTrusted
+from cloister.errors import EngineDied, NotTrusted
 from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Item, parse_document
 from cloister.evidence.endorsements import MEDIA_TYPE, Endorsements, parse_endorsements
@@ -182,3 +183,82 @@ def test_the_statement_names_the_record_of_the_models_lineage_where_there_is_one
     attestation = Attestation(Hardware(), KeyRing(time.time()), LAUNCH, lambda: INFO, (), lineage_sha256=lineage)
     (model,) = parse_statement(parse_document(asyncio.run(attestation.document(b""))).items["statement"].content).models
     assert (model.sha256, model.lineage_sha256) == (INFO.model.sha256, lineage)
+
+
+def test_the_statement_lists_the_key_for_ehbp_where_it_is_spoken_and_follows_its_rotation() -> None:
+    def said(ring: KeyRing, now: float) -> bytes | None:
+        attestation = Attestation(Hardware(), ring, LAUNCH, lambda: INFO, (), clock=lambda: now)
+        document = asyncio.run(attestation.document(b""))
+        return parse_statement(parse_document(document).items["statement"].content).ehbp_key
+
+    ring = KeyRing(0.0, ehbp=True)
+    first = said(ring, 0.0)
+    assert first is not None
+    assert first == ring.ehbp_key
+    assert said(ring, 1900.0) == ring.ehbp_key != first
+    assert said(KeyRing(0.0), 0.0) is None
+
+
+class Clocked:
+    """An attestation whose clock and engine a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.info: EngineInfo | None = INFO
+        self.attestation = Attestation(Hardware(), KeyRing(0.0), LAUNCH, self._engine, (), clock=lambda: self.now)
+
+    def _engine(self) -> EngineInfo:
+        if self.info is None:
+            raise EngineDied("it is being restarted")
+        return self.info
+
+    def statement(self) -> str:
+        document = asyncio.run(self.attestation.document(b""))
+        return hashlib.sha256(parse_document(document).items["statement"].content).hexdigest()
+
+    def gives(self, *named: str) -> bool:
+        headers = tuple((b"cloister-receipt", name.encode()) for name in named)
+        request = Request("POST", "https", "enclave.invalid", "/", headers, b"x")
+        return self.attestation.receipt(request) is not None
+
+
+def test_receipts_name_a_statement_that_is_valid_the_one_before_too() -> None:
+    clocked = Clocked()
+    first = clocked.statement()
+    assert clocked.gives(first)
+    assert not clocked.gives()
+    assert not clocked.gives(first, first)
+    assert not clocked.gives("00" * 32)
+    clocked.now = 1900.0
+    second = clocked.statement()
+    assert first != second
+    assert clocked.gives(first)
+    assert clocked.gives(second)
+    clocked.now = 3700.0
+    assert not clocked.gives(first)
+    assert clocked.gives(second)
+
+
+def test_statements_that_are_over_are_forgotten() -> None:
+    clocked = Clocked()
+    for _ in range(9):
+        clocked.statement()
+        clocked.now += 1900.0
+    assert len(clocked.attestation._valid) <= 2
+
+
+def test_no_receipt_names_a_statement_about_an_engine_that_is_no_more() -> None:
+    clocked = Clocked()
+    first = clocked.statement()
+    clocked.info = replace(INFO, variant="no-extra-buffers")
+    assert not clocked.gives(first)
+    assert clocked.gives(clocked.statement())
+
+
+def test_a_receipt_is_no_reason_to_fail_while_the_engine_is_away() -> None:
+    clocked = Clocked()
+    first = clocked.statement()
+    clocked.info = None
+    assert clocked.gives(first)
+    clocked.now = 3601.0
+    assert not clocked.gives(first)

@@ -56,6 +56,7 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
     assert parse_config(CONFIG.encode()) == CONFIG
     assert CONFIG.insecure == ()
     assert EnclaveConfig(platform="sim", api_keys=False, padding=False).insecure == ("api-keys-off", "padding-off")
+    assert EnclaveConfig(platform="sim", ehbp=True).insecure == ("ehbp",)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,8 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
         {"platform": 1},
         {"api_keys": 0},
         {"padding": None},
+        {"ehbp": 0},
+        {"ehbp": None},
         {"context_length": 63},
         {"context_length": True},
         {"slots": 0},

@@ -20,7 +20,8 @@ def test_two_hundred_open_streams_hold(state: object) -> None:
         with running_proxy(enclave) as port:
             counts = asyncio.run(_ask_at_once(f"http://127.0.0.1:{port}"))
     assert len(counts) == STREAMS
-    assert all(0 < count <= 8 for count in counts)
+    assert all(count <= 8 for count in counts)
+    assert sum(counts) > 4 * STREAMS, "a toy may end at once now and then"
 
 
 async def _ask_at_once(base: str) -> list[int]:

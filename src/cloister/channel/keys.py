@@ -113,19 +113,20 @@ def replica_of(ohttp_keys: bytes) -> str:
 
 @dataclass(slots=True, eq=False)
 class _Epoch:
-    """Two keys that live together, and every request that was opened with them."""
+    """Keys that live together, EHBP's among them if it is spoken, and every request that was opened with them."""
 
     number: int
     made_at: float
     expires_at: float
     keys: tuple[PrivateKey, ...]
     configs: tuple[KeyConfig, ...]
+    ehbp: PrivateKey | None
     seen: set[bytes] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiverKey:
-    """A live key of the ring, as `KeyRing.find` gave it."""
+    """A live key of the ring, as `KeyRing.find` or `KeyRing.find_ehbp` gave it."""
 
     private: PrivateKey
     config: KeyConfig
@@ -140,6 +141,8 @@ class KeyRing:
     is full, so it opens no more (KeyUnknown sends the client to attest again) and `rotate` publishes the next. The first
     epoch's number is drawn, so that a restarted enclave's key seldom has the identifier of one that was lost.
 
+    With `ehbp` each epoch has a third key, for EHBP alone: its requests share the epoch's life, limit and memory.
+
     `now` is Unix seconds and never runs backwards: the latest one seen counts. Not for several threads at once.
     Dropped keys are unreferenced, not erased: CPython cannot promise that.
     """
@@ -150,18 +153,32 @@ class KeyRing:
         *,
         lifetime: float = 3600.0,
         max_requests: int = 1 << 20,
+        ehbp: bool = False,
         entropy: Entropy = os.urandom,
     ) -> None:
         self.entropy = entropy
         self._now = now
         self._lifetime = lifetime
         self._max_requests = max_requests
+        self._ehbp = ehbp
         self._epochs = [self._make(entropy(1)[0])]
 
     @property
     def ohttp_keys(self) -> bytes:
         """What is published now: X-Wing first, X25519 second."""
         return encode_configs(self._epochs[-1].configs)
+
+    @property
+    def ehbp_key(self) -> bytes | None:
+        """The public key (32 bytes) for EHBP that is published now; None where EHBP is off."""
+        key = self._epochs[-1].ehbp
+        return None if key is None else key.public
+
+    @property
+    def ehbp_config(self) -> bytes | None:
+        """The same as EHBP publishes it: 41 bytes, without the length that stands before an OHTTP config."""
+        key = self._epochs[-1].ehbp
+        return None if key is None else _ehbp_config(key).encode()
 
     @property
     def expires_at(self) -> float:
@@ -191,6 +208,12 @@ class KeyRing:
                     return ReceiverKey(private, config, epoch)
         raise _unknown()
 
+    def find_ehbp(self, now: float) -> tuple[ReceiverKey, ...]:
+        """Every live key for EHBP, newest first: its requests do not name theirs. Empty where EHBP is off."""
+        self._advance(now)
+        alive = [epoch for epoch in reversed(self._epochs) if self._alive(epoch)]
+        return tuple(ReceiverKey(epoch.ehbp, _ehbp_config(epoch.ehbp), epoch) for epoch in alive if epoch.ehbp)
+
     def remember(self, key: ReceiverKey, enc: bytes, now: float) -> None:
         """Marks an encapsulated secret as used, until its key dies. Call it once the first chunk has opened.
 
@@ -209,8 +232,11 @@ class KeyRing:
     def _full(self, epoch: _Epoch) -> bool:
         return len(epoch.seen) >= self._max_requests
 
+    def _alive(self, epoch: _Epoch) -> bool:
+        return epoch in self._epochs and epoch.expires_at > self._now and not self._full(epoch)
+
     def _check_alive(self, epoch: _Epoch) -> None:
-        if epoch not in self._epochs or epoch.expires_at <= self._now or self._full(epoch):
+        if not self._alive(epoch):
             raise _unknown()
 
     def _make(self, number: int) -> _Epoch:
@@ -224,7 +250,13 @@ class KeyRing:
             )
             for index, key in enumerate(keys)
         )
-        return _Epoch(number, self._now, self._now + self._lifetime, keys, configs)
+        ehbp = generate(KEM_X25519, self.entropy) if self._ehbp else None
+        return _Epoch(number, self._now, self._now + self._lifetime, keys, configs, ehbp)
+
+
+def _ehbp_config(key: PrivateKey) -> KeyConfig:
+    """EHBP knows one suite and one key identifier (its SPEC.md, section 3.2)."""
+    return KeyConfig(0, key.kem_id, key.public, ((KDF_HKDF_SHA256, AEAD_AES_256_GCM),))
 
 
 def _unknown() -> KeyUnknown:

@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "chat": ("cloister.cli.chat", "Talk to a model in an enclave, verified first."),
         "ask": ("cloister.cli.ask", "Ask one question; the answer goes to stdout."),
         "verify": ("cloister.cli.verify", "Say whether an enclave is what it claims to be."),
+        "receipt": ("cloister.cli.receipt", "Say which model gave an answer, by its receipt."),
         "policy": ("cloister.cli.policy", "Write, accept, sign and check what you believe."),
         "collateral": ("cloister.cli.collateral", "Fetch and keep what the hardware's vendors say."),
         "connect": ("cloister.cli.connect", "Verify, then serve an OpenAI-compatible API locally."),

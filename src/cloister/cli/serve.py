@@ -45,6 +45,10 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="The vendor's collateral for clients; read anew for each of them."),
     ] = None,
+    ehbp: Annotated[
+        bool,
+        typer.Option("--ehbp", help="Weaker, and so named to all clients: take EHBP too, which seals bodies only."),
+    ] = False,
     dangerously_without_api_keys: Annotated[
         bool, typer.Option(help="On real hardware: let everybody ask who can reach it.")
     ] = False,
@@ -72,6 +76,7 @@ def serve(
         slots=slots,
         kv_type=kv_type,
         engine="thread" if engine_thread else "process",
+        ehbp=ehbp,
     )
     with LocalEnclave(plan, host=host, port=port, endorsements=endorsements) as enclave:
         with loading_bar() as progress:
@@ -138,13 +143,26 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
     if warning := ready.get("lineage_warning"):
         output.note(f"warning: {output.one_line(str(warning))}", "yellow", hang=9)
     output.note(f"owner   {enclave.plan.owner}")
+    if enclave.plan.config.ehbp:
+        _warn_of_ehbp()
     output.note("")
     if simulated:
-        output.note(f"cloister chat {enclave.url} --dangerously-trust-simulator {write_root(enclave.device)}")
+        policy = " --policy FILE" if enclave.plan.config.ehbp else ""
+        output.note(f"cloister chat {enclave.url}{policy} --dangerously-trust-simulator {write_root(enclave.device)}")
     else:
         output.note(f"cloister policy init --from {enclave.url}")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {enclave.url}")
+
+
+def _warn_of_ehbp() -> None:
+    output.note(
+        "EHBP is on: of its requests whoever is on the way reads and changes path, headers (API keys too) and status, "
+        "sees lengths, and can cut an answer unnoticed. Every client refuses this enclave unless its policy says: "
+        'dangerously_tolerate_insecure = ["ehbp"]',
+        "yellow",
+        hang=8,
+    )
 
 
 def wait_for_end(enclave: LocalEnclave) -> NoReturn:

@@ -1,22 +1,27 @@
 """The enclave's own attestation document: a statement over its current keys, and fresh evidence that binds it."""
 
 import asyncio
+import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from cloister.channel.bhttp import Request
 from cloister.channel.keys import KeyRing
 from cloister.enclave.attest import EvidenceSource, GpuSource
+from cloister.enclave.gateway.receipts import PendingReceipt, asked_for
 from cloister.enclave.llm.engine import EngineInfo
-from cloister.errors import NotTrusted
+from cloister.errors import CloisterError, NotTrusted
 from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Document, Item
 from cloister.evidence.endorsements import AMD_CHAIN, Endorsements, parse_endorsements
 from cloister.evidence.endorsements import MEDIA_TYPE as ENDORSEMENTS_MEDIA_TYPE
 from cloister.evidence.launch import LaunchConfig, parse_launch
+from cloister.evidence.receipt import SALT_LENGTH
 from cloister.evidence.statement import EngineStatement, ModelStatement, Statement
 
 __all__ = ["Attestation", "check_launch"]
@@ -54,6 +59,7 @@ class Attestation:
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _statement: bytes = field(default=b"", init=False)
     _made_for: tuple[bytes, EngineInfo] | None = field(default=None, init=False)
+    _valid: dict[str, Statement] = field(default_factory=dict, init=False)
 
     async def document(self, nonce: bytes) -> bytes:
         """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
@@ -64,6 +70,26 @@ class Attestation:
             **await asyncio.to_thread(self._evidence, nonce, statement),
         }
         return Document(items).encode()
+
+    def receipt(self, request: Request) -> PendingReceipt | None:
+        """Begins the receipt that a request asks for: of a statement that is valid, and true of the engine that runs now.
+        None where none is asked for, or of another statement, or while the engine is away."""
+        if (digest := asked_for(request.headers)) is None:
+            return None
+        with contextlib.suppress(CloisterError):
+            self._current()
+        now = self.clock()
+        statement = self._valid.get(digest)
+        if statement is None or statement.exp < now:
+            return None
+        return PendingReceipt(
+            request.content,
+            os.urandom(SALT_LENGTH),
+            statement_sha256=digest,
+            models=tuple(model.sha256 for model in statement.models),
+            iat=int(now),
+            sign=self.receipt_key.sign,
+        )
 
     def _evidence(self, nonce: bytes, statement: bytes) -> dict[str, Item]:
         """The GPUs' first, since the CPU's covers it."""
@@ -79,7 +105,12 @@ class Attestation:
         self.ring.rotate(now)
         made_for = self.ring.ohttp_keys, self.info()
         if made_for != self._made_for:
-            self._statement = self._make(now, made_for[1]).encode()
+            statement = self._make(now, made_for[1])
+            self._statement = statement.encode()
+            same_engine = self._made_for is not None and self._made_for[1] == made_for[1]
+            kept = self._valid.items() if same_engine else ()
+            self._valid = {digest: old for digest, old in kept if old.exp > now}
+            self._valid[hashlib.sha256(self._statement).hexdigest()] = statement
             self._made_for = made_for
         return self._statement
 
@@ -94,6 +125,7 @@ class Attestation:
             exp=int(self.ring.expires_at),
             ohttp_keys=self.ring.ohttp_keys,
             receipt_key=receipt,
+            ehbp_key=self.ring.ehbp_key,
             engine=EngineStatement(info.sha256, info.variant),
             models=(ModelStatement(model.name, model.sha256, model.quantization, self.lineage_sha256),),
             egress=(),

@@ -27,13 +27,14 @@ class EnclaveConfig:
 
     `context_length`: tokens per conversation, None = the model's own. `slots`: streams in one decode batch.
     `max_waiting`: requests that may wait for a slot. `engine`: a child process, or a thread where a child would be
-    another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `api_keys` and `padding` off are named in
-    the statement's `insecure`.
+    another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `ehbp`: EHBP is spoken too, on a key of its
+    own. `api_keys` and `padding` off, and `ehbp` on, are named in the statement's `insecure`.
     """
 
     platform: str
     api_keys: bool = True
     padding: bool = True
+    ehbp: bool = False
     context_length: int | None = None
     slots: int = 16
     max_waiting: int = 64
@@ -49,8 +50,8 @@ class EnclaveConfig:
 
     @property
     def insecure(self) -> tuple[str, ...]:
-        weakened = {"api-keys-off": not self.api_keys, "padding-off": not self.padding}
-        return tuple(name for name, off in weakened.items() if off)
+        weakened = {"api-keys-off": not self.api_keys, "padding-off": not self.padding, "ehbp": self.ehbp}
+        return tuple(name for name, is_so in weakened.items() if is_so)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ def parse_config(data: bytes) -> EnclaveConfig:
         and _is(raw.get("platform"), str)
         and _is(raw.get("api_keys"), bool)
         and _is(raw.get("padding"), bool)
+        and _is(raw.get("ehbp"), bool)
         and (context is None or _is(context, int, 64))
         and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)

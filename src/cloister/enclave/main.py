@@ -30,7 +30,7 @@ from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
 from cloister.enclave.lineage import read_lineage_digest
-from cloister.enclave.llm.api import ApiConfig, create_api
+from cloister.enclave.llm.api import ROUTES, ApiConfig, create_api
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
@@ -99,7 +99,7 @@ class _Enclave:
         self.config = parse_config(boot.config)
         self.source, self.gpus = _sources(self.config, boot)
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
-        self.ring = KeyRing(time.time())
+        self.ring = KeyRing(time.time(), ehbp=self.config.ehbp)
         os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
         self.engine = LlamaEngine(self._engine_config())
         lower_priority()
@@ -175,6 +175,8 @@ class _Enclave:
             self._document,
             ready=lambda: self.attestation is not None and self.engine.ready,
             padding=self.config.padding,
+            receipt=lambda request: None if self.attestation is None else self.attestation.receipt(request),
+            ehbp_paths=frozenset(route.path for route in ROUTES if route.method == "POST"),
         )
 
     async def _document(self, nonce: bytes) -> bytes:

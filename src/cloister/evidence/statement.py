@@ -45,6 +45,7 @@ class Statement:
     """Digests are 64 lower-case hexadecimal digits, times whole Unix seconds, keys raw bytes.
 
     `aud` holds origins, a hint only. `ohttp_keys` is the body of `application/ohttp-keys` (empty unless serving).
+    `ehbp_key` is an X25519 key, for EHBP and nothing else; None where that is off.
     `tls_spki` is the SHA-256 of the TLS key's SubjectPublicKeyInfo. `insecure` names weakened settings.
     """
 

@@ -81,6 +81,7 @@ class Verified:
             ],
             "insecure": list(self.statement.insecure),
             "ohttp_keys": base64.b64encode(self.ohttp_keys).decode(),
+            "ehbp_key": self.statement.ehbp_key.hex() if self.statement.ehbp_key else None,
             "verified_at": self.verified_at,
             "expires_at": self.expires_at,
             "factors": [factor.to_json() for factor in self.factors],

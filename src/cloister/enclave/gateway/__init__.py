@@ -2,9 +2,11 @@
 
 front      which outer address does what
 intake     reads one sealed request under caps of size and time
+ehbp       what of EHBP's heads, which travel in clear, gets in and out
 inner      the opened request as the inner app's ASGI scope; the inner `Date`
 answer     seals what the inner app sends, and decides when it leaves
 events     whole server-sent events, padded
+receipts   what an answer's asker may keep as proof, delivered with it
 problems   what is said in plaintext when nothing could be opened
 """
 

@@ -7,16 +7,18 @@ and length of tokens tell what is being said: this reduces it and does not remov
 
 import asyncio
 import math
+from collections.abc import Callable
+from typing import Protocol
 
 from cloister.channel.bhttp import encode_response_head
 from cloister.channel.limits import MAX_CHUNK
-from cloister.channel.ohttp import ResponseSealer
 from cloister.enclave.gateway import inner
 from cloister.enclave.gateway.events import EventBuffer
 from cloister.enclave.gateway.problems import Message, Send
+from cloister.enclave.gateway.receipts import PendingReceipt
 from cloister.errors import EngineDied
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "Sealer"]
 
 GRID = 0.05  # seconds
 _HIGH_WATER = 1 << 18  # bytes that wait here before the inner app has to
@@ -29,15 +31,43 @@ _OUTER_HEADERS = [
 ]
 
 
-class Answer:
-    """One answer: `send` is the inner app's, `pump` the gateway's; they meet in a buffer."""
+Head = tuple[int, list[tuple[bytes, bytes]]]
 
-    def __init__(self, sealer: ResponseSealer, *, padding: bool) -> None:
+
+class Sealer(Protocol):
+    """What seals one answer, `ohttp.ResponseSealer` or `ehbp.ResponseSealer`: bytes to send at once, possibly none."""
+
+    def start(self, status: int, headers: inner.Fields, *, stream: bool) -> bytes: ...
+    def data(self, body: bytes) -> bytes: ...
+    def finish(self, trailers: inner.Fields, *, pad: bool) -> bytes: ...
+
+
+def _opaque_head(status: int, headers: inner.Fields) -> Head:
+    return 200, list(_OUTER_HEADERS)
+
+
+class Answer:
+    """One answer: `send` is the inner app's, `pump` the gateway's; they meet in a buffer.
+
+    `outer` makes of the inner status and headers those that travel in clear: by default they tell nothing. `receipt`
+    leaves with the end, of an event stream as its last comment, of any other answer in its trailers.
+    """
+
+    def __init__(
+        self,
+        sealer: Sealer,
+        *,
+        padding: bool,
+        outer: Callable[[int, inner.Fields], Head] = _opaque_head,
+        receipt: PendingReceipt | None = None,
+    ) -> None:
         self._sealer = sealer
+        self._receipt = receipt
+        self._outer = outer
         self._padding = padding
         self._events: EventBuffer | None = None  # set when the answer is an event stream
         self._body = bytearray()  # of any other answer
-        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._head: Head | None = None
         self._whole = False  # leaves in whole chunks only
         self._left = False  # something has gone out
         self._failed = False
@@ -89,7 +119,7 @@ class Answer:
                 return
             ended = self.complete.is_set()
             sealed = self._flush(ended)
-            if sealed:
+            if sealed or ended:
                 await self._leave(send, sealed, more=not ended)
             if ended:
                 return
@@ -129,15 +159,26 @@ class Answer:
 
     def _flush(self, ended: bool) -> bytes:
         sealed = []
-        body = self._take(ended)
+        body, trailers = self._receipted(self._take(ended), ended)
         if (body or ended) and self._head is not None and not self._left:
             sealed.append(self._sealer.start(*self._head, stream=not self._whole))
         if body:
             sealed.append(self._sealer.data(body))
         if ended:
-            sealed.append(self._sealer.finish(pad=self._padding))
+            sealed.append(self._sealer.finish(trailers, pad=self._padding))
         self._room.set()
         return b"".join(sealed)
+
+    def _receipted(self, body: bytes, ended: bool) -> tuple[bytes, inner.Fields]:
+        """The content that leaves now, and what stands behind it."""
+        if self._receipt is None:
+            return body, ()
+        self._receipt.add(body)
+        if not ended:
+            return body, ()
+        if self._events is not None:
+            return body + self._receipt.comment(pad=self._padding), ()
+        return body, self._receipt.trailers()
 
     def _take(self, ended: bool) -> bytes:
         if self._events is not None:
@@ -147,9 +188,10 @@ class Answer:
         return body
 
     async def _leave(self, send: Send, sealed: bytes, *, more: bool) -> None:
-        if not self._left:
+        if not self._left and self._head is not None:
             self._left = True
-            await send({"type": "http.response.start", "status": 200, "headers": list(_OUTER_HEADERS)})
+            status, headers = self._outer(*self._head)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": sealed, "more_body": more})
 
     def _fail(self) -> None:

@@ -1,20 +1,25 @@
-"""Which outer address does what: the five that exist, and a refusal for all others."""
+"""Which outer address does what: the four that exist, EHBP's where it is spoken, and a refusal for all others."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl
 
+from cloister.channel import bhttp
+from cloister.channel import ehbp as ehbp_channel
 from cloister.channel.keys import KeyRing
 from cloister.channel.limits import Limits
-from cloister.channel.ohttp import OpenedRequest
-from cloister.enclave.gateway import inner, problems
+from cloister.channel.ohttp import RequestOpener
+from cloister.enclave.gateway import ehbp, inner, problems
 from cloister.enclave.gateway.answer import Answer
 from cloister.enclave.gateway.intake import Intake
 from cloister.enclave.gateway.problems import Message, Problem, Receive, Send
-from cloister.errors import CloisterError, MalformedEvidence
+from cloister.enclave.gateway.receipts import PendingReceipt
+from cloister.errors import CloisterError, MalformedEvidence, MalformedMessage
 from cloister.evidence.strict_json import from_b64url
 
 __all__ = ["Gateway"]
@@ -36,6 +41,10 @@ class Gateway:
     0.14 to 1 s of some hardware; above this rate, after a burst of 20, the answer is 503 and never stale evidence. `clock` gives Unix seconds; it belongs to the host, so it
     is never let run backwards and nothing rests on it alone.
 
+    Where `ring` has a key for EHBP, POST to exactly one of `ehbp_paths` is taken sealed by EHBP too, which hides bodies and
+    nothing else: that belongs into `insecure` as well. `receipt` begins one where a request inside the sealed channel asks
+    for it, None where not.
+
     Does not check who asks: an API key travels inside and is the inner app's affair.
     """
 
@@ -47,6 +56,8 @@ class Gateway:
         *,
         ready: Callable[[], bool] = lambda: True,
         padding: bool = True,
+        ehbp_paths: frozenset[str] = frozenset(),
+        receipt: Callable[[bhttp.Request], PendingReceipt | None] = lambda _request: None,
         quotes_per_second: float = 5.0,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         clock: Callable[[], float] = time.time,
@@ -57,8 +68,11 @@ class Gateway:
         self._ready = ready
         self._padding = padding
         self._clock = clock
+        self._ehbp_paths = ehbp_paths
+        self._receipt = receipt
+        self._limits = limits
         self._latest = 0.0
-        self._intake = Intake(ring, limits, self._now)
+        self._intake = Intake(limits, self._now)
         self._quotes = _Allowance(quotes_per_second, _QUOTES_AT_ONCE)
         self._document: tuple[bytes, float, bytes] | None = None  # keys, made at, document without a nonce
 
@@ -88,6 +102,10 @@ class Gateway:
                 await _reply(send, b"application/json", body, status=200 if ready else 503)
             case "/.well-known/ohttp-gateway" | "/.well-known/cloister-attestation" | "/healthz" | "/readyz":
                 await problems.METHOD.answer(send)
+            case ehbp.KEYS_PATH if self._ring.ehbp_key is not None:
+                await self._ehbp_keys(reads=reads, send=send)
+            case path if self._ring.ehbp_key is not None and path in self._ehbp_paths and ehbp.is_sealed(scope):
+                await self._ehbp_exchange(scope, receive, send)
             case _:
                 await problems.PLAINTEXT.answer(send)
 
@@ -130,19 +148,43 @@ class Gateway:
             await problems.MEDIA_TYPE.answer(send)
             return
         self._ring.rotate(self._now())
-        opened = await self._intake.open(receive)
+        opened = await self._intake.open(receive, RequestOpener(self._ring, limits=self._limits))
         if isinstance(opened, Problem):
             await opened.answer(send)
         elif opened is not None:
-            await self._answer(opened, scope, receive, send)
+            answer = Answer(opened.response, padding=self._padding, receipt=self._receipt(opened.request))
+            await self._answer(opened.request, answer, scope, receive, send)
 
-    async def _answer(self, opened: OpenedRequest, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = Answer(opened.response, padding=self._padding)
-        if not inner.is_timely(opened.request, now := self._now()):
+    async def _ehbp_keys(self, *, reads: bool, send: Send) -> None:
+        self._ring.rotate(self._now())
+        config = self._ring.ehbp_config
+        if not reads or config is None:
+            await problems.METHOD.answer(send)
+        else:
+            await _reply(send, ehbp.KEYS_TYPE, config)
+
+    async def _ehbp_exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._ring.rotate(self._now())
+        try:
+            enc = ehbp_channel.parse_enc(ehbp.encapsulated_keys(scope))
+        except MalformedMessage:
+            await replace(problems.CHANNEL, close=True).answer(send)  # its body was not read
+            return
+        opener = ehbp_channel.RequestOpener(self._ring, enc, limits=self._limits)
+        opened = await self._intake.open(receive, opener, key_unknown=ehbp.KEY_UNKNOWN)
+        if isinstance(opened, Problem):
+            await opened.answer(send)
+        elif opened is not None:
+            head = partial(ehbp.outer_head, opened.response.nonce)
+            answer = Answer(opened.response, padding=self._padding, outer=head)
+            await self._answer(ehbp.request_of(scope, opened.content), answer, scope, receive, send)
+
+    async def _answer(self, request: bhttp.Request, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        if not inner.is_timely(request, now := self._now()):
             answer.replace(*inner.date_problem(now))
             await answer.pump(send)
             return
-        app = asyncio.create_task(self._run(opened, scope, answer))
+        app = asyncio.create_task(self._run(request, scope, answer))
         app.add_done_callback(answer.app_ended)
         watch = asyncio.create_task(_watch(receive, answer, app))
         try:
@@ -154,9 +196,9 @@ class Gateway:
             watch.cancel()
             await asyncio.gather(app, watch, return_exceptions=True)
 
-    async def _run(self, opened: OpenedRequest, scope: Scope, answer: Answer) -> None:
+    async def _run(self, request: bhttp.Request, scope: Scope, answer: Answer) -> None:
         """Runs the inner app. Whatever it raises ends here: its text may hold what was asked, so it is not passed on."""
-        body: Message | None = {"type": "http.request", "body": opened.request.content, "more_body": False}
+        body: Message | None = {"type": "http.request", "body": request.content, "more_body": False}
 
         async def receive() -> Message:
             nonlocal body
@@ -167,7 +209,7 @@ class Gateway:
             return {"type": "http.disconnect"}
 
         with suppress(Exception):
-            await self._app(inner.scope_of(opened.request, scope.get("state")), receive, answer.send)
+            await self._app(inner.scope_of(request, scope.get("state")), receive, answer.send)
 
 
 class _Allowance:

@@ -232,7 +232,9 @@ def test_a_chunk_that_began_just_now_waits_for_prompts_that_come_at_the_same_mom
     assert {number: type(events[number][-1]) for number in events} == {1: Done, 2: Done, 3: Done}
 
 
-def test_no_chunk_is_begun_again_beside_answers(loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_chunk_is_begun_again_beside_answers(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     decode = model.decode
 
     def regrouping(items: Any) -> None:
