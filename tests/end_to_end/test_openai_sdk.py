@@ -57,6 +57,25 @@ def test_stream_with_usage(client: OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens > 0
 
 
+def test_responses_whole_and_streamed(client: OpenAI) -> None:
+    whole = client.responses.create(
+        model="default", input="What does attestation prove?", max_output_tokens=24, temperature=0
+    )
+    with client.responses.stream(
+        model="default", input="What does attestation prove?", max_output_tokens=24, temperature=0
+    ) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_response()
+    assert kinds[0] == "response.created"
+    assert kinds[-1] in ("response.completed", "response.incomplete")
+    assert final.output_text == whole.output_text != ""
+    assert whole.usage is not None
+    assert 0 < whole.usage.output_tokens <= 24
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model="default", input="And?", previous_response_id=whole.id)
+    assert caught.value.param == "previous_response_id"
+
+
 def test_error_is_typed_and_counts_tokens(client: OpenAI) -> None:
     long: list[ChatCompletionMessageParam] = [{"role": "user", "content": "many words " * 9000}]
     with pytest.raises(openai.BadRequestError) as caught:

@@ -11,6 +11,7 @@ from tests.enclave.llm.conftest import INFO, ScriptedEngine, client_of, eventual
 
 from cloister.enclave.llm.api import ROUTES, Api, ApiConfig, Route, create_api
 from cloister.enclave.llm.engine import Delta, Started
+from cloister.enclave.llm.envelope import ANTHROPIC, Dialect
 from cloister.enclave.llm.tenants import ApiKey, new_key
 from cloister.errors import ContextLengthExceeded, EngineDied, WrongUse
 
@@ -20,6 +21,9 @@ CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 BODIES: dict[str, Any] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": {"prompt": "Hi"},
+    "/v1/responses": {"input": "Hi"},
+    "/v1/messages": {**CHAT, "max_tokens": 8},
+    "/v1/messages/count_tokens": CHAT,
     "/tokenize": {"content": "Hi"},
     "/detokenize": {"tokens": [72]},
     "/generate": {"query": "Hi"},
@@ -31,6 +35,16 @@ async def ask(http: httpx2.AsyncClient, route: Route, **headers: str) -> httpx2.
         return await http.post(route.path, json=BODIES[route.path], headers=headers)
     path = route.path + "default" if route.path.endswith("/") else route.path
     return await http.get(path, params={"prompt": "SGk="} if path == "/generate" else None, headers=headers)
+
+
+def code_of(response: httpx2.Response) -> str:
+    """As Anthropic's dialect tells it: its error's type. As OpenAI's: its code."""
+    body = response.json()
+    return str(body["error"]["type"] if body.get("type") == "error" else body["error"]["code"])
+
+
+def dialect_of(path: str) -> Dialect:
+    return next(route.dialect for route in ROUTES if route.path == path)
 
 
 def test_only_health_goes_without_a_key() -> None:
@@ -81,19 +95,52 @@ async def test_other_methods_are_405(http: httpx2.AsyncClient, method: str, path
     assert "access-control-allow-origin" not in response.headers
 
 
+ANTHROPICS = {"anthropic-version": "2023-06-01"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("POST", "/v1/messages/batches", 404, "not_found_error"),
+        ("GET", "/v1/messages", 405, "invalid_request_error"),
+    ],
+)
+async def test_callers_of_anthropics_dialect_are_refused_in_it(
+    http: httpx2.AsyncClient, method: str, path: str, status: int, kind: str
+) -> None:
+    response = await http.request(method, path, headers=ANTHROPICS)
+    body = response.json()
+    assert (response.status_code, body["type"], body["error"]["type"]) == (status, "error", kind)
+    assert body["request_id"] == response.headers["request-id"]
+    assert (await http.get("/v1/models/nothing", headers=ANTHROPICS)).json()["error"]["code"] == "model_not_found"
+
+
+def test_anthropics_routes_speak_its_dialect_and_no_other_does() -> None:
+    spoken = {route.path for route in ROUTES if route.dialect is ANTHROPIC}
+    assert spoken == {"/v1/messages", "/v1/messages/count_tokens"}
+
+
+async def test_request_ids_are_fresh(http: httpx2.AsyncClient) -> None:
+    ids = {(await http.post("/v1/messages", json={})).json()["request_id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
 async def test_401_says_how(engine: ScriptedEngine) -> None:
     response = await client_of(create_api(engine, ApiConfig())).get("/v1/models")
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
+SERVING = [route for route in ROUTES if route.path != "/v1/openapi.json"]
 POSTS = [route.path for route in ROUTES if route.method == "POST"]
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_bodies_that_are_not_json_are_refused(http: httpx2.AsyncClient, path: str) -> None:
     as_form = await http.post(path, data={"a": "b"})
-    assert (as_form.status_code, as_form.json()["error"]["code"]) == (415, "unsupported_media_type")
+    spoken = dialect_of(path) is ANTHROPIC
+    media, invalid = ["invalid_request_error"] * 2 if spoken else ["unsupported_media_type", "invalid_json"]
+    assert (as_form.status_code, code_of(as_form)) == (415, media)
     assert (await http.post(path, content=b"{}")).status_code == 415
     for body in (
         b"",
@@ -107,32 +154,37 @@ async def test_bodies_that_are_not_json_are_refused(http: httpx2.AsyncClient, pa
         b'{"a":' * 90 + b"1" + b"}" * 90,
     ):
         response = await http.post(path, content=body, headers={"content-type": "application/json; charset=utf-8"})
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json"), body[:20]
+        assert (response.status_code, code_of(response)) == (400, invalid), body[:20]
 
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_bodies_over_the_limit_are_413(engine: ScriptedEngine, path: str) -> None:
     http = client_of(create_api(engine, ApiConfig(require_keys=False, max_body=100)))
     response = await http.post(path, json={**BODIES[path], "pad": "x" * 200})
-    assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
+    assert (response.status_code, code_of(response)) == (413, "request_too_large")
     assert (await http.post(path, json=BODIES[path])).status_code == 200
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+@pytest.mark.parametrize("route", SERVING, ids=lambda route: f"{route.method} {route.path}")
 async def test_loading_is_503_with_progress(engine: ScriptedEngine, http: httpx2.AsyncClient, route: Route) -> None:
     engine.loaded = False
     response = await ask(http, route)
-    assert response.status_code == 503
     assert response.headers["retry-after"] == "2"
     error = response.json()["error"]
+    if route.dialect is ANTHROPIC:
+        assert (response.status_code, error["type"]) == (529, "overloaded_error")
+        assert "42%" in error["message"]
+        return
+    assert response.status_code == 503
     assert (error["code"], error["progress"], error["type"]) == ("model_loading", 0.42, "server_error")
 
 
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
+@pytest.mark.parametrize("route", SERVING, ids=lambda route: f"{route.method} {route.path}")
 async def test_a_dead_engine_is_503(engine: ScriptedEngine, http: httpx2.AsyncClient, route: Route) -> None:
     engine.ready = False
     response = await ask(http, route)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_died")
+    expected = (529, "overloaded_error") if route.dialect is ANTHROPIC else (503, "engine_died")
+    assert (response.status_code, code_of(response)) == expected
 
 
 async def test_a_request_waits_for_an_engine_that_comes_back(engine: ScriptedEngine) -> None:
@@ -161,6 +213,7 @@ async def test_those_in_line_wait_for_it_too(engine: ScriptedEngine) -> None:
 PROMPTS = [
     ("POST", "/v1/chat/completions", CHAT, "messages"),
     ("POST", "/v1/completions", {"prompt": "Hi"}, "prompt"),
+    ("POST", "/v1/responses", {"input": "Hi"}, "input"),
     ("POST", "/generate", {"query": "Hi"}, "query"),
     ("GET", "/generate?prompt=SGk=", None, "prompt"),
 ]
@@ -204,6 +257,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("/v1/chat/completions", {**CHAT, "model": "CANARY"}, "model"),
     ("/v1/completions", {"prompt": {"CANARY": 1}}, "prompt"),
     ("/v1/models/CANARY", None, "model"),
+    ("/v1/responses", {"input": [{"type": "CANARY"}]}, "input[0].type"),
+    ("/v1/responses", {"input": "x", "previous_response_id": "CANARY"}, "previous_response_id"),
+    ("/v1/responses", {"input": "x", "tool_choice": "CANARY"}, "tool_choice"),
     ("/generate", {"query": ["CANARY"]}, "query"),
     ("/generate?prompt=CANARY!", None, "prompt"),
     ("/CANARY", None, ""),
@@ -309,6 +365,8 @@ FIELDS = [
     "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "logprobs", "top_logprobs",
     "logit_bias", "presence_penalty", "frequency_penalty", "repeat_penalty", "tools", "tool_choice", "functions",
     "response_format", "modalities", "echo", "suffix", "best_of", "template", "add_special", "parse_special",
+    "system", "stop_sequences", "thinking", "output_config", "input", "instructions", "text", "max_output_tokens",
+    "include", "background", "parallel_tool_calls",
 ]  # fmt: skip
 ANYTHING = st.recursive(
     st.none()
@@ -317,16 +375,27 @@ ANYTHING = st.recursive(
     | st.integers(-2, 20)
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["default", "user", "text", "auto"]),
+    | st.sampled_from(["default", "user", "assistant", "text", "auto", "tool", "message", "tool_use", "tool_result"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "include_usage", "1", "url", "image_url"]), inner
+            st.sampled_from(
+                ["role", "content", "type", "text", "include_usage", "1", "url", "image_url", "name", "input", "format"]
+            ),
+            inner,
         )
     ),
     max_leaves=8,
 )
-BASE = {"messages": [{"role": "user", "content": "x"}], "prompt": "x", "query": "x", "content": "x", "tokens": [1]}
+BASE = {
+    "messages": [{"role": "user", "content": "x"}],
+    "prompt": "x",
+    "query": "x",
+    "content": "x",
+    "tokens": [1],
+    "input": "x",
+    "max_tokens": 8,
+}
 
 
 @settings(max_examples=200, deadline=None)
@@ -345,7 +414,9 @@ def test_no_body_makes_the_api_fail(path: str, body: dict[str, Any], valid: bool
     )
     assert response.status_code in (200, 400, 404)
     if response.status_code != 200:
-        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        spoken = dialect_of(path) is ANTHROPIC
+        keys = {"message", "type"} if spoken else {"message", "type", "param", "code"}
+        assert set(response.json()["error"]) == keys
 
 
 @settings(max_examples=100, deadline=None)

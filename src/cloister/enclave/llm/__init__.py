@@ -1,1 +1,1 @@
-"""The built-in app: a language model behind the OpenAI API and the original's, with queue and tenants."""
+"""The built-in app: a language model behind OpenAI's API, Anthropic's and the original's, with queue and tenants."""

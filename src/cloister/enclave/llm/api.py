@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from cloister.enclave.llm import openai, original, tokens
+from cloister.enclave.llm import anthropic, openai, openapi, original, responses, sse, tokens
 from cloister.enclave.llm.connection import ClientGone, Reply
 from cloister.enclave.llm.engine import Engine
-from cloister.enclave.llm.envelope import Problem, Refused, problem
+from cloister.enclave.llm.envelope import ANTHROPIC, OPENAI, Dialect, Problem, Refused, problem
 from cloister.enclave.llm.metrics import Metrics
 from cloister.enclave.llm.queue import Queue
 from cloister.enclave.llm.service import ApiConfig, Call, Service
@@ -23,12 +23,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` ending in `/` stands for everything below it. `keyless` routes hold no user's data."""
+    """`path` ending in `/` stands for everything below it. `keyless` routes hold no user's data.
+
+    `dialect`: how its callers are told of errors.
+    """
 
     method: str
     path: str
     handler: Callable[[Call], Awaitable[None]]
     keyless: bool = False
+    dialect: Dialect = OPENAI
+    waits: bool = True
+    """Whether it first waits for an engine that is being restarted."""
 
     def covers(self, path: str) -> bool:
         if self.path.endswith("/"):
@@ -36,21 +42,31 @@ class Route:
         return path == self.path
 
 
+async def describe(call: Call) -> None:
+    """The OpenAPI document of all routes."""
+    entries = [openapi.Entry(route.method, route.path, route.dialect, keyless=route.keyless) for route in ROUTES]
+    await call.reply.json(200, sse.compact(openapi.document(entries)).encode("ascii"))
+
+
 ROUTES = (
     Route("POST", "/v1/chat/completions", openai.chat_completions),
     Route("POST", "/v1/completions", openai.completions),
+    Route("POST", "/v1/responses", responses.responses),
+    Route("POST", "/v1/messages", anthropic.messages, dialect=ANTHROPIC),
+    Route("POST", "/v1/messages/count_tokens", anthropic.count_tokens, dialect=ANTHROPIC),
+    Route("GET", "/v1/openapi.json", describe, waits=False),
     Route("GET", "/v1/models", openai.models),
     Route("GET", openai.MODELS_PATH, openai.model),
     Route("POST", "/tokenize", tokens.tokenize),
     Route("POST", "/detokenize", tokens.detokenize),
     Route("POST", "/generate", original.generate),
     Route("GET", "/generate", original.generate_from_query),
-    Route("GET", "/health", original.health, keyless=True),
+    Route("GET", "/health", original.health, keyless=True, waits=False),
 )
 
 
 class Api:
-    """Failures become OpenAI's error envelope. Once a stream runs, one is told as an event and then raised, so that
+    """Failures become the error envelope of the route's dialect. Once a stream runs, one is told as an event and then raised, so that
     the server aborts the response and nobody takes a short answer for a whole one.
 
     Nothing of a request is logged; of an unexpected error, its type and place.
@@ -70,7 +86,7 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise WrongUse("the API speaks HTTP only")
-        reply = Reply(send)
+        reply = Reply(send, _dialect(scope))
         self.metrics.requests += 1
         try:
             call = Call(self._service, scope, receive, reply)
@@ -104,7 +120,7 @@ class Api:
         if route is None or not route.keyless:
             call.principal = self._service.tenants.identify(call.headers)
         if route is not None:
-            if not route.keyless:
+            if route.waits:
                 await self._service.recovered()
             await route.handler(call)
         elif allowed:
@@ -130,6 +146,14 @@ def _find(method: str, path: str) -> tuple[Route | None, tuple[str, ...]]:
     """The route, and which methods the path has."""
     there = [route for route in ROUTES if route.covers(path)]
     return next((route for route in there if route.method == method), None), tuple(route.method for route in there)
+
+
+def _dialect(scope: Scope) -> Dialect:
+    """The path's; where it has none, what the caller seems to speak."""
+    there = next((route.dialect for route in ROUTES if route.covers(scope["path"])), None)
+    if there is not None:
+        return there
+    return ANTHROPIC if any(name == b"anthropic-version" for name, _ in scope["headers"]) else OPENAI
 
 
 def _place(error: Exception) -> str:

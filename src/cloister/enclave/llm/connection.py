@@ -1,13 +1,14 @@
 """The client's end of a request: its body, its leaving, and what is sent to it."""
 
 import asyncio
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Send
 
-from cloister.enclave.llm.envelope import Problem, Refused
+from cloister.enclave.llm.envelope import OPENAI, Dialect, Problem, Refused
 
 __all__ = ["ClientGone", "Reply", "WhileConnected", "read_json_body"]
 
@@ -77,14 +78,21 @@ class WhileConnected:
 
 
 class Reply:
-    """One HTTP response in plain ASGI. `status` is None until its first byte is on the way."""
+    """One HTTP response in plain ASGI. `status` is None until its first byte is on the way.
 
-    def __init__(self, send: Send) -> None:
+    `request_id` is fresh and says nothing of the request.
+    """
+
+    def __init__(self, send: Send, dialect: Dialect = OPENAI) -> None:
         self._deliver = send
+        self.dialect = dialect
+        self.request_id = f"req_{secrets.token_hex(12)}"
         self.status: int | None = None
         self.finished = False
         self.error_event = b""
         """What stands before `data:` in an event that reports an error."""
+        self.failure: Callable[[Problem], bytes] | None = None
+        """How a running stream reports an error in its own events, where the dialect's envelope is none of them."""
 
     async def _send(self, message: Message) -> None:
         try:
@@ -94,7 +102,8 @@ class Reply:
 
     async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         self.status = status
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        own = [(self.dialect.id_header, self.request_id.encode())] if self.dialect.id_header else []
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *own]})
 
     async def json(self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         length = (b"content-length", str(len(body)).encode())
@@ -117,8 +126,12 @@ class Reply:
 
     async def problem(self, found: Problem) -> None:
         """As a response of its own, or, once a stream runs, as an event in it; the stream is not ended here."""
-        body = found.encode()
         if self.status is not None:
-            await self.event(self.error_event + b"data: " + body + b"\n\n")
+            await self.event(self._failure(found))
             return
-        await self.json(found.status, body, found.headers)
+        await self.json(self.dialect.status(found), self.dialect.body(found, self.request_id), found.headers)
+
+    def _failure(self, found: Problem) -> bytes:
+        if self.failure is not None:
+            return self.failure(found)
+        return self.error_event + b"data: " + self.dialect.body(found, self.request_id) + b"\n\n"

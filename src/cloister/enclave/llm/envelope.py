@@ -1,6 +1,7 @@
-"""OpenAI's error envelope: which status, code and words each error becomes. No message repeats what a client sent."""
+"""Which status, code and words each error becomes, in each dialect. No message repeats what a client sent."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from cloister.errors import (
     WrongUse,
 )
 
-__all__ = ["Problem", "Refused", "problem", "retry_after"]
+__all__ = ["ANTHROPIC", "DIALECTS", "OPENAI", "Dialect", "Problem", "Refused", "problem", "retry_after"]
 
 SERVER_ERROR = "server_error"
 INVALID_REQUEST = "invalid_request_error"
@@ -57,6 +58,48 @@ class Problem:
     def encode(self) -> bytes:
         error: dict[str, Any] = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return json.dumps({"error": error | dict(self.extra)}, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one family of clients is told of errors. `id_header`: where it looks for a request's id; empty: nowhere."""
+
+    name: str
+    body: Callable[[Problem, str], bytes]
+    """An error's JSON, given the request's id."""
+    statuses: Mapping[int, int]
+    """Its own number for a status."""
+    id_header: bytes = b""
+
+    def status(self, found: Problem) -> int:
+        return self.statuses.get(found.status, found.status)
+
+
+def _openai_body(found: Problem, _request_id: str) -> bytes:
+    return found.encode()
+
+
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    529: "overloaded_error",
+}
+
+
+def _anthropic_body(found: Problem, request_id: str) -> bytes:
+    status = ANTHROPIC.status(found)
+    kind = ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else INVALID_REQUEST)
+    error = {"type": kind, "message": found.message}
+    return json.dumps({"type": "error", "error": error, "request_id": request_id}, separators=(",", ":")).encode()
+
+
+OPENAI = Dialect("openai", _openai_body, {})
+ANTHROPIC = Dialect("anthropic", _anthropic_body, {503: 529}, b"request-id")
+"""https://docs.anthropic.com/en/api/errors: what is too busy, or not there yet, is 529."""
+DIALECTS = (OPENAI, ANTHROPIC)
 
 
 def retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
