@@ -66,3 +66,13 @@ def test_lines_come_newest_first_and_damage_costs_only_the_damaged(tmp_path: Pat
     (tmp_path / "lines").write_bytes(rows[0] + b"nonsense\n" + rows[2])
     assert list(KeptHistory(Chats(tmp_path)).load_history_strings()) == ["three", "one"]
     assert (tmp_path / "lines").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_stops_no_question(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    chats = Chats(tmp_path / "file" / "chats")
+    with pytest.raises(WrongUse, match="cannot be kept"):
+        chats.save("a", TALK)
+    with pytest.raises(WrongUse, match="cannot be kept"):
+        chats.add_line("one")
+    KeptHistory(chats).store_string("one")

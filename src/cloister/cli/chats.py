@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,10 @@ class Chats:
     def save(self, name: str, conversation: dict[str, Any]) -> None:
         """In place of an older one of that name; whole or not at all. Raises: WrongUse."""
         path = self._path(name)
-        sealed = self._seal(json.dumps(conversation).encode(), _CHAT + name.encode())
+        with self._usable():
+            self._write(path, self._seal(json.dumps(conversation).encode(), _CHAT + name.encode()))
+
+    def _write(self, path: Path, sealed: bytes) -> None:
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -55,7 +58,8 @@ class Chats:
         if not path.exists():
             saved = ", ".join(self.names()) or "none"
             raise WrongUse("No conversation was saved by that name.", hint=f"Saved: {saved}", got=name)
-        value = json.loads(self._open(path.read_bytes(), _CHAT + name.encode()))
+        with self._usable():
+            value = json.loads(self._open(path.read_bytes(), _CHAT + name.encode()))
         if not isinstance(value, dict):
             raise WrongUse("The saved conversation has no shape.")
         return value
@@ -73,10 +77,22 @@ class Chats:
         return found
 
     def add_line(self, text: str) -> None:
-        sealed = base64.b64encode(self._seal(text.encode(errors="replace"), _LINE))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(self._folder / "lines", flags, 0o600), "ab") as file:
-            file.write(sealed + b"\n")
+        """Raises: WrongUse."""
+        with self._usable():
+            sealed = base64.b64encode(self._seal(text.encode(errors="replace"), _LINE))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            with os.fdopen(os.open(self._folder / "lines", flags, 0o600), "ab") as file:
+                file.write(sealed + b"\n")
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise WrongUse(
+                f"Chats cannot be kept in {self._folder}: {reason}.", hint="Is there room, and is it yours?"
+            ) from error
 
     def _path(self, name: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -107,7 +123,7 @@ class Chats:
 
 
 class KeptHistory(History):
-    """prompt_toolkit's history of typed lines, over `chats`."""
+    """prompt_toolkit's history of typed lines, over `chats`. What cannot be kept is asked all the same."""
 
     def __init__(self, chats: Chats) -> None:
         super().__init__()
@@ -117,4 +133,5 @@ class KeptHistory(History):
         return self._chats.lines()
 
     def store_string(self, string: str) -> None:
-        self._chats.add_line(string)
+        with contextlib.suppress(WrongUse):
+            self._chats.add_line(string)

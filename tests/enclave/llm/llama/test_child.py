@@ -118,3 +118,19 @@ def test_a_first_token_is_seen_once_for_each_stream() -> None:
     assert not _first_token([(1, token), (2, done)], waiting)
     assert not _first_token([(3, Started(3, 0, 0)), (3, done)], waiting)  # ended without one
     assert waiting == set()
+
+
+def test_a_prepared_job_is_in_the_inbox_before_a_young_chunk_is_told_to_wait_for_it() -> None:
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    seen: list[object] = []
+    loop = SimpleNamespace(
+        forgotten=lambda number: False,
+        submit=seen.append,
+        regroup=lambda: seen.append(f"regroup, {inbox.qsize()} waits"),
+    )
+    preparer = SimpleNamespace(prepare=lambda number, request: f"job {number}")
+    nothing: Any = SimpleNamespace()
+    _Desk(nothing, loop, preparer, nothing, inbox)._prepare(7, nothing)  # type: ignore[arg-type]
+    assert seen == ["regroup, 1 waits"]
+    inbox.get()()
+    assert seen[1:] == ["job 7"]
