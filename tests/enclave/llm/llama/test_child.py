@@ -88,10 +88,12 @@ def test_an_engine_without_work_rests_until_nothing_is_left(
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     forgot = []
 
-    def rest(*, forget: bool) -> bool:
+    def rest(*, forget: bool, stop: Callable[[], bool]) -> bool:
         forgot.append(forget)
+        assert not stop()
         if len(forgot) == len(expected):
             inbox.put(None)
+            assert stop(), "there is work: the rest may not go on"
         return forget
 
     loop: Any = SimpleNamespace(busy=False, rest=rest)

@@ -290,7 +290,7 @@ def test_a_small_batch_far_in_begins_earlier(library: Any, tmp_path: Path, monke
 
 def test_nothing_is_left_in_the_cache_at_rest(loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     erased = []
-    monkeypatch.setattr(model, "erase", lambda: erased.append(1))
+    monkeypatch.setattr(model, "erase", lambda _stop: not erased.append(1))  # type: ignore[func-returns-value]
     loop.submit(job(1, "mine", model))
     assert not loop.rest(forget=True), "busy"
     drain(loop)
@@ -303,6 +303,14 @@ def test_nothing_is_left_in_the_cache_at_rest(loop: DecodeLoop, model: Model, mo
     assert erased == [1]
     assert loop.rest(forget=True)
     assert erased == [1, 1]
+
+
+def test_an_erasing_that_was_ended_early_is_done_again(loop: DecodeLoop, model: Model) -> None:
+    loop.submit(job(1, "mine", model))
+    drain(loop)
+    assert not loop.rest(forget=False, stop=lambda: True)
+    assert loop.rest(forget=False)
+    assert loop.rest(forget=False, stop=lambda: True), "nothing is left to be done"
 
 
 def test_erasing_the_cache_forgets_what_it_held(loop: DecodeLoop, model: Model) -> None:

@@ -132,7 +132,8 @@ class Service:
             except queue.Empty:
                 if loop.busy:
                     return True
-                clean = loop.rest(forget=time.monotonic() - since >= _KEEP_SECONDS)
+                forget = time.monotonic() - since >= _KEEP_SECONDS
+                clean = loop.rest(forget=forget, stop=lambda: not inbox.empty())
                 continue
             self.live()
             if work is None:

@@ -18,7 +18,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,11 +216,12 @@ class DecodeLoop:
         events, self._events = self._events, []
         return events
 
-    def rest(self, *, forget: bool) -> bool:
+    def rest(self, *, forget: bool, stop: Callable[[], bool] = lambda: False) -> bool:
         """To be called while nothing is to be done: overwrite the cache memory with zeros, once after each use.
 
-        llama.cpp zeroes all of it or nothing, so it must wait while finished conversations are kept for their scope;
-        with `forget` they are dropped. Returns whether nothing of anybody's is in the cache any more.
+        Which cells are free is llama.cpp's secret, so it must wait while finished conversations are kept for their
+        scope; with `forget` they are dropped. `stop` may end it early. Returns whether nothing of anybody's is in the
+        cache any more.
         """
         if self.busy:
             return False
@@ -229,9 +230,8 @@ class DecodeLoop:
         if self._sequences.kept:
             return False
         if self._used:
-            self._model.erase()
-            self._used = False
-        return True
+            self._used = not self._model.erase(stop)
+        return not self._used
 
     # Coming and going.
 

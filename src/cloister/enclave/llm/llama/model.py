@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import KV_TYPES, VARIANTS, LoopSettings, physical_cores
+from cloister.enclave.llm.llama.memory import overwrite, overwritten_by, watched_buffers
 from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core
 from cloister.enclave.llm.reasoning import thinking_of
 from cloister.enclave.llm.toolcalls import MARKERS, call_form_of
@@ -198,13 +199,15 @@ class Model:
         self._flag = ctypes.create_string_buffer(2)
         params.abort_callback = _abort_callback(lib)
         params.abort_callback_data = ctypes.addressof(self._flag)
-        self._context = lib.llama_init_from_model(self._model, params)
+        with watched_buffers() as buffers:
+            self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             hint = "Is there memory enough?" if settings.kv_type == "f16" else "Try it with kv_type f16."
             raise MalformedModel("The engine cannot open a context for this model.", hint=hint)
         self.fills_every_core = fill_every_core(params.n_threads)
         self._end_threads = attach_threads(self._context, params.n_threads)
         self._memory = lib.llama_get_memory(self._context)
+        self._cache = overwritten_by(lambda: lib.llama_memory_clear(self._memory, True), buffers)  # noqa: FBT003
 
     def _cell_bytes(self, width: float) -> float:
         """Roughly what one token takes in the cache, at `width` bytes a value."""
@@ -247,9 +250,10 @@ class Model:
         """Let `target` use `source`'s cells before position `end` too."""
         self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
-    def erase(self) -> None:
-        """Forget every sequence, and overwrite the cache with zeros."""
-        self._lib.llama_memory_clear(self._memory, True)  # noqa: FBT003
+    def erase(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Forget every sequence, and overwrite the cache with zeros: False if `stop` said to leave the rest for later."""
+        self._lib.llama_memory_clear(self._memory, not self._cache)
+        return overwrite(self._cache, stop)
 
     def _self_test(self) -> None:
         """Both kinds of batch, a prompt's and a single token's, must give finite logits before anybody is served."""
