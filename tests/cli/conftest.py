@@ -20,7 +20,7 @@ from cloister.enclave.attest.simulated import SimulatedTee
 from cloister.enclave.attestation import Attestation
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.llm.api import ApiConfig, create_api
-from cloister.enclave.llm.engine import Delta, Done, EngineInfo, Event, GenerateRequest, ModelInfo, Started
+from cloister.enclave.llm.engine import Delta, Done, Embedded, EngineInfo, Event, GenerateRequest, ModelInfo, Started
 from cloister.enclave.llm.tenants import ApiKey
 from cloister.evidence.launch import App, LaunchConfig, launch_digest
 from cloister.host.process import listen
@@ -73,6 +73,9 @@ class ScriptedModel:
 
     async def detokenize(self, tokens: Sequence[int]) -> bytes:
         return bytes(tokens)
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> list[Embedded]:
+        raise AssertionError
 
     async def start(self) -> None: ...
 
@@ -135,19 +138,20 @@ MEASUREMENT = Measurement("sha256:" + "ee" * 32, "cpython 3.11", f"sha256:{INFO.
 def start_enclave(tmp_path: Path) -> Iterator[Callable[..., Enclave]]:
     stops: list[Callable[[], None]] = []
 
-    def start(*, api_key: str = "") -> Enclave:
+    def start(*, api_key: str = "", insecure: tuple[str, ...] = ("api-keys-off",)) -> Enclave:
         device = Device.open(tmp_path / "device")
         launched = device.launch(MEASUREMENT, launch_digest(LAUNCH))
         tee = SimulatedTee(os.dup(launched.fd))
-        ring = KeyRing(time.time())
+        ring = KeyRing(time.time(), ehbp="ehbp" in insecure)
         model = ScriptedModel()
-        attestation = Attestation(tee, ring, LAUNCH, lambda: INFO, ("api-keys-off",))
+        attestation = Attestation(tee, ring, LAUNCH, lambda: INFO, insecure)
 
         async def attest(nonce: bytes) -> bytes:
             return front.change(await attestation.document(nonce))
 
         keys = (ApiKey("me", hashlib.sha256(api_key.encode()).hexdigest()),) if api_key else ()
-        front = _Front(Gateway(create_api(model, ApiConfig(api_keys=keys, require_keys=bool(keys))), ring, attest))
+        api = create_api(model, ApiConfig(api_keys=keys, require_keys=bool(keys)))
+        front = _Front(Gateway(api, ring, attest, receipt=attestation.receipt))
         sock = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(front, log_config=None, access_log=False, lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -7,6 +7,7 @@ from tests.cli.running import run
 
 from cloister.cli.local import Plan, owner_key, owner_name, policy_for, write_root
 from cloister.cli.main import app
+from cloister.cli.serve import _warn_of_plaintext
 from cloister.enclave.boot import KeyHash
 from cloister.errors import WrongUse
 from cloister.models.download import resolve
@@ -104,7 +105,8 @@ def test_the_policy_pins_all_that_can_be_pinned() -> None:
     assert policy.deployment == "local"
 
 
-def test_ehbp_is_off_unless_asked_and_named_when_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ehbp", "plaintext"])
+def test_what_weakens_is_off_unless_asked_and_named_when_on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     plans: list[Plan] = []
 
     def started(plan: Plan, **_: object) -> None:
@@ -112,10 +114,27 @@ def test_ehbp_is_off_unless_asked_and_named_when_on(monkeypatch: pytest.MonkeyPa
         raise WrongUse("enough was seen")
 
     monkeypatch.setattr("cloister.cli.serve.LocalEnclave", started)
-    for options in ((), ("--ehbp",)):
+    for options in ((), (f"--{name}",)):
         assert run(app, "serve", "tiny", "--platform", "sim", *options).exit_code == 2
-    assert [(plan.config.ehbp, "ehbp" in plan.config.insecure) for plan in plans] == [(False, False), (True, True)]
-    assert "ehbp" in policy_for(plans[1], b"root").tolerate_insecure
+    seen = [(getattr(plan.config, name), name in plan.config.insecure) for plan in plans]
+    assert seen == [(False, False), (True, True)]
+    assert name in policy_for(plans[1], b"root").tolerate_insecure
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
+@pytest.mark.parametrize("platform", ["sim", "tdx"])
+def test_plaintext_is_answered_on_loopback_only(monkeypatch: pytest.MonkeyPatch, host: str, platform: str) -> None:
+    monkeypatch.setattr("cloister.cli.serve._find_platform", lambda _asked: platform)
+    refused = run(app, "serve", "tiny", "--plaintext", "--host", host)
+    assert refused.exit_code == 2
+    assert "Plaintext is answered on loopback only" in refused.stderr
+
+
+def test_plaintext_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
+    _warn_of_plaintext("http://127.0.0.1:8484")
+    said = capsys.readouterr().err
+    assert "PLAINTEXT" in said
+    assert 'dangerously_tolerate_insecure = ["plaintext"]' in said
 
 
 def test_keys_are_on_when_there_are_any_and_their_absence_is_named() -> None:

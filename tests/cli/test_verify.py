@@ -23,6 +23,7 @@ from cloister.client.account import urgency
 from cloister.client.explanations import EXPLANATIONS, explain
 from cloister.collateral import complete
 from cloister.evidence.document import Document, parse_document
+from cloister.evidence.statement import INSECURE_NAMES
 from cloister.verify import Factor
 from cloister.verify.factors import passed
 from cloister.verify.intel import judge_tdx
@@ -469,6 +470,7 @@ def emitted() -> set[str]:
     package, tests = Path(cloister.__file__).parent, Path(__file__).parents[1]
     sources = [*(package / "verify").glob("*.py"), package / "client" / "attestor.py"]
     found = {step for path in sources for step in _made(ast.parse(path.read_text()))}
+    found |= {f"insecure.{name}" for name in INSECURE_NAMES}
     for path in [*sources, *(tests / "verify").glob("*.py"), *(tests / "client").glob("test_session.py")]:
         texts = (_text(node) for node in ast.walk(ast.parse(path.read_text())))
         found |= {text for text in texts if STEP.fullmatch(text)} - NO_STEPS

@@ -21,7 +21,15 @@ BOOT = Boot(
 )
 
 
-@pytest.mark.parametrize("boot", [BOOT, replace(BOOT, device_fd=None, api_keys=())])
+@pytest.mark.parametrize(
+    "boot",
+    [
+        BOOT,
+        replace(BOOT, device_fd=None, api_keys=()),
+        replace(BOOT, model_path="", tokenizer_path="/models/toy"),
+        replace(BOOT, model_path="", bundle_path="/bundles/app"),
+    ],
+)
 def test_what_the_host_writes_is_what_the_enclave_reads(boot: Boot) -> None:
     assert boot.encode().count(b"\n") == 1
     assert parse_boot(boot.encode()) == boot
@@ -57,6 +65,8 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
     assert CONFIG.insecure == ()
     assert EnclaveConfig(platform="sim", api_keys=False, padding=False).insecure == ("api-keys-off", "padding-off")
     assert EnclaveConfig(platform="sim", ehbp=True).insecure == ("ehbp",)
+    assert EnclaveConfig(platform="sim", plaintext=True).insecure == ("plaintext",)
+    assert EnclaveConfig(platform="sim", upstream="http://127.0.0.1:8000").insecure == ("upstream",)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,10 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
         {"padding": None},
         {"ehbp": 0},
         {"ehbp": None},
+        {"plaintext": 1},
+        {"plaintext": None},
+        {"upstream": 8000},
+        {"upstream": False},
         {"context_length": 63},
         {"context_length": True},
         {"slots": 0},

@@ -47,18 +47,23 @@ def test_a_cells_bytes_are_those_of_every_layers_keys_and_values() -> None:
 @pytest.mark.parametrize(
     ("context", "streams", "budget", "cells"),
     [
-        (512, 4, GIB, 2048),
+        (512, 4, GIB, 5 * 512),  # a part for each, and one that is kept
+        (512, 4, 1920 * 2500, 4 * 512),
         (4096, 64, 1920 * 10_000, 10_000),  # what the budget allows
         (4096, 64, 1, 4096),  # never less than one conversation
     ],
 )
-def test_the_cache_holds_all_streams_within_the_budget(context: int, streams: int, budget: int, cells: int) -> None:
-    assert kv_cells(MODEL, context=context, streams=streams, budget=budget) == cells
+def test_the_cache_holds_all_streams_within_the_budget(
+    context: int, streams: int, budget: int, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED"):
+        monkeypatch.setattr(memory, name, budget)
+    assert kv_cells(MODEL, context=context, streams=streams) == cells
 
 
 def test_adds_up_what_is_resident_and_what_there_is_while_loading() -> None:
     needed = estimate(MODEL, context=1024, streams=2)
-    assert (needed.cells, needed.kv) == (2048, 2048 * 1920)
+    assert (needed.cells, needed.kv) == (3072, 3072 * 1920), "one part is for what is kept"
     assert needed.weights == 544_000 * 2 + 278_528 + 2048  # the output shares the embedding's matrix
     assert needed.resident == needed.weights + needed.kv + needed.buffers
     assert needed.peak == needed.resident + 825_600
@@ -80,7 +85,8 @@ def test_a_quarter_of_the_free_memory_is_the_caches_between_one_and_two_gibibyte
 
 
 def test_what_stands_here_and_in_the_engine_is_the_same() -> None:
-    assert (memory._LEAST_CACHE, memory._MOST_CACHE) == (engine._LEAST_CACHE, engine._MOST_CACHE)
+    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED"):
+        assert getattr(memory, name) == getattr(engine, name)
     assert memory._MOST_CONTEXT == engine._MOST_CONTEXT
     assert LoopSettings().chunk == memory._CHUNK
     widths = {kind: size / entries for kind, (entries, size) in memory.KV_TYPES.items()}
@@ -97,17 +103,15 @@ def test_the_engine_takes_as_many_cells(
     budget: int, slots: int, length: int | None, kv_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room in (engine, memory):
-        monkeypatch.setattr(room, "_LEAST_CACHE", budget)
-        monkeypatch.setattr(room, "_MOST_CACHE", budget)
+        for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED"):
+            monkeypatch.setattr(room, name, budget)
     path = embedded_path("tiny") if length is None else write_heads(tmp_path / "made.gguf", length)
     library, described = load_library(), read_description(path)
     needed = estimate(described, streams=slots, kv_type=kv_type)
     model = Model(library, path, LoopSettings(slots=slots, kv_type=kv_type))
     try:
         assert (int(library.llama_n_ctx(model.context)), model.context_length) == (needed.cells, needed.context)
-        assert model.kv_tokens == kv_cells(
-            described, context=needed.context, streams=slots, kv_type=kv_type, budget=budget
-        )
+        assert model.kv_tokens == kv_cells(described, context=needed.context, streams=slots, kv_type=kv_type)
         assert kv_bytes(described, model.kv_tokens, kv_type) <= budget
     finally:
         model.close()
@@ -162,7 +166,7 @@ def test_the_engine_and_the_estimate_read_free_memory_by_one_rule(
     said = available_memory(tmp_path)
     weightless = replace(MODEL, tensors=(), file_size=0)
     needed = estimate(weightless, context=32768, streams=64, available=said)
-    assert engine._cache_budget(tmp_path) == pytest.approx(needed.kv, rel=0.001)
+    assert engine._cache_budget(engine._MOST_CACHE, tmp_path) == pytest.approx(needed.kv, rel=0.001)
     assert engine._free_memory(tmp_path) == (0 if free is None and limit is None else said)
 
 

@@ -18,13 +18,14 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash
 from cloister.enclave.llm.llama.library import library_dir
+from cloister.enclave.llm.upstream import model_digest
 from cloister.errors import WrongUse
 from cloister.evidence import simulated
 from cloister.evidence.launch import App, LaunchConfig, launch_digest
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.store import LocalModel
+from cloister.private_file import refuse_shared, write_once
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
-from cloister.sim.keys import refuse_shared, write_once
 from cloister.verify import Policy
 
 __all__ = [
@@ -94,14 +95,16 @@ class Plan:
     def make(
         cls, model: LocalModel, *, keys: Sequence[KeyHash] = (), platform: str = simulated.PLATFORM, **settings: Any
     ) -> Self:
-        """Measures the code that would run and hashes the model: about a second."""
+        """Measures the code that would run and hashes the model: about a second. With the setting `upstream` there is no
+        engine to measure, and of the model only its name to hash."""
         config = EnclaveConfig(platform=platform, api_keys=bool(keys), **settings)
+        ours = config.upstream is None
         return cls(
             model=model,
             config=config,
             owner=owner_name(owner_key()),
-            measurement=measure(library_dir()),
-            model_digest=file_digest(model.path),
+            measurement=measure(library_dir() if ours else None),
+            model_digest=file_digest(model.path) if ours else model_digest(model.name),
             keys=tuple(keys),
         )
 
@@ -133,7 +136,8 @@ def policy_for(plan: Plan, root_pem: bytes) -> Policy:
 
 class LocalEnclave:
     """One running enclave. A context manager: leaving it stops the process and the simulated hardware, if that is what
-    the plan's platform asks for. `endorsements`: a file with the vendor's collateral, for the enclave to hand out."""
+    the plan's platform asks for. `endorsements`: a file with the vendor's collateral, for the enclave to hand out;
+    `tokenizer`: the folder of an upstream's model."""
 
     def __init__(
         self,
@@ -145,6 +149,7 @@ class LocalEnclave:
         engine_dir: Path | None = None,
         package_root: Path | None = None,
         endorsements: Path | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         """`engine_dir` and `package_root`: other libraries and other code than the installed ones, for attackers."""
         self.plan = plan
@@ -163,11 +168,12 @@ class LocalEnclave:
             config=plan.config.encode(),
             listen_fd=self._socket.fileno(),
             device_fd=given[0] if given else None,
-            model_path=str(plan.model.path),
+            model_path=str(plan.model.path) if plan.config.upstream is None else "",
             model_name=plan.model.name,
-            engine_dir=str(engine_dir or library_dir()),
+            engine_dir=str(engine_dir or library_dir()) if plan.config.upstream is None else "",
             api_keys=plan.keys,
             endorsements_path=str(endorsements.absolute()) if endorsements else "",
+            tokenizer_path=str(tokenizer.absolute()) if tokenizer else "",
         )
         self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), *given), package_root)
 

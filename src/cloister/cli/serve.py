@@ -1,5 +1,6 @@
 """`cloister serve MODEL`: an enclave on this machine."""
 
+import asyncio
 import contextlib
 import ipaddress
 import signal
@@ -14,14 +15,17 @@ from cloister.cli.local import LocalEnclave, Plan, write_root
 from cloister.cli.progress import loading_bar
 from cloister.enclave.attest.detect import Machine, detect
 from cloister.enclave.llm.llama.config import KV_TYPES
+from cloister.enclave.llm.upstream import Address, find_model, parse_address
 from cloister.errors import EngineDied, MalformedModel, WrongUse
 from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
 from cloister.models.gguf import read_description
 from cloister.models.memory import available_memory, estimate, has_amx, judge
+from cloister.models.store import LocalModel
 
 __all__ = ["register", "wait_for_end"]
 
+_DEFAULT = "default"
 Model = Annotated[str, typer.Argument(help="default, tiny, a .gguf file, or hf.co/org/repo[:quant].")]
 Context = Annotated[int | None, typer.Option(min=64, help="Tokens per conversation; absent: the model's own.")]
 Slots = Annotated[int, typer.Option(min=1, max=64, help="Conversations answered at the same time.")]
@@ -32,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    model: Model = "default",
+    model: Model = _DEFAULT,
     platform: Annotated[str, typer.Option(help="`sim` simulates a TEE; absent: the one that this machine has.")] = "",
     host: Annotated[str, typer.Option(help="The loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8484,
@@ -49,6 +53,18 @@ def serve(
         bool,
         typer.Option("--ehbp", help="Weaker, and so named to all clients: take EHBP too, which seals bodies only."),
     ] = False,
+    plaintext: Annotated[
+        bool,
+        typer.Option("--plaintext", help="For comparison: answer this machine's programs unsealed too; all are told."),
+    ] = False,
+    upstream: Annotated[
+        str,
+        typer.Option(metavar="URL", help="Weaker, and so named to all clients: a server on loopback runs the model."),
+    ] = "",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="The upstream's model, for its chat template; llama-server tells its own."),
+    ] = None,
     dangerously_without_api_keys: Annotated[
         bool, typer.Option(help="On real hardware: let everybody ask who can reach it.")
     ] = False,
@@ -58,15 +74,22 @@ def serve(
         raise WrongUse("The cache has no such type.", expected=" or ".join(KV_TYPES), got=output.one_line(kv_type, 40))
     platform = _find_platform(platform)
     simulated = platform == PLATFORM
+    if plaintext and not _is_loopback(host):
+        hint = "Leave --host away, or --plaintext: whoever is on the way would read every prompt."
+        raise WrongUse("Plaintext is answered on loopback only.", hint=hint, got=output.one_line(host, 60))
     if simulated:
         _check_host(host)
     elif not (api_keys or dangerously_without_api_keys):
         hint = "`cloister keys new` makes them. To go without: --dangerously-without-api-keys"
         raise WrongUse("An enclave on real hardware asks for API keys, and none were given.", hint=hint)
     keys = read_keys(api_keys) if api_keys else ()
-    with output.download_bar() as bar:
-        found = resolve(model, progress=bar)
-    _weigh(found.path, context, slots, kv_type)
+    address = parse_address(upstream) if upstream else None
+    if address is not None:
+        found = _ask_upstream(address, model)
+    else:
+        with output.download_bar() as bar:
+            found = resolve(model, progress=bar)
+        _weigh(found.path, context, slots, kv_type)
     output.note("measuring the code that will run", "dim")
     plan = Plan.make(
         found,
@@ -77,12 +100,21 @@ def serve(
         kv_type=kv_type,
         engine="thread" if engine_thread else "process",
         ehbp=ehbp,
+        plaintext=plaintext,
+        upstream=address.url if address else None,
     )
-    with LocalEnclave(plan, host=host, port=port, endorsements=endorsements) as enclave:
+    with LocalEnclave(plan, host=host, port=port, endorsements=endorsements, tokenizer=tokenizer) as enclave:
         with loading_bar() as progress:
             ready = enclave.start(progress)
         _announce(enclave, ready)
         wait_for_end(enclave)
+
+
+def _ask_upstream(address: Address, model: str) -> LocalModel:
+    """What it says that it runs. Raises: WrongUse, EngineDied."""
+    if model != _DEFAULT:
+        raise WrongUse("With --upstream the model is the upstream's.", hint="Leave the model away.")
+    return LocalModel(Path(), asyncio.run(find_model(address)), f"the upstream at {address.authority}")
 
 
 def _find_platform(asked: str) -> str:
@@ -104,13 +136,16 @@ def _find_platform(asked: str) -> str:
 
 def _check_host(host: str) -> None:
     """A simulated enclave is for this machine's own user: its root and its API stay on loopback."""
-    try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = False
-    if not local:
+    if not _is_loopback(host):
         hint = "Leave --host away. Others would take for an enclave what its operator can read."
         raise WrongUse("A simulated enclave listens on loopback only.", hint=hint, got=host)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _weigh(model: Path, context: int | None, streams: int, kv_type: str) -> None:
@@ -136,18 +171,24 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
         )
     else:
         output.note(f"platform {enclave.plan.config.platform}; clients verify it themselves", hang=2)
-    output.note(
-        f"model   {ready.get('model')} ({ready.get('quantization')}), sha256:{ready.get('model_sha256')}", hang=8
-    )
+    about = f"({ready.get('quantization')}), sha256:{ready.get('model_sha256')}"
+    if enclave.plan.config.upstream:
+        about = "as the upstream calls it; which weights those are is not known here"
+    output.note(f"model   {ready.get('model')} {about}", hang=8)
     output.note(f"engine  {ready.get('variant')}, {ready.get('slots')} streams of {ready.get('context_length')} tokens")
     if warning := ready.get("lineage_warning"):
         output.note(f"warning: {output.one_line(str(warning))}", "yellow", hang=9)
     output.note(f"owner   {enclave.plan.owner}")
     if enclave.plan.config.ehbp:
         _warn_of_ehbp()
+    if enclave.plan.config.plaintext:
+        _warn_of_plaintext(enclave.url)
+    if enclave.plan.config.upstream:
+        _warn_of_upstream(enclave.plan.config.upstream, chats=bool(ready.get("chats")))
     output.note("")
     if simulated:
-        policy = " --policy FILE" if enclave.plan.config.ehbp else ""
+        weakened = set(enclave.plan.config.insecure) - {"api-keys-off"}
+        policy = " --policy FILE" if weakened else ""
         output.note(f"cloister chat {enclave.url}{policy} --dangerously-trust-simulator {write_root(enclave.device)}")
     else:
         output.note(f"cloister policy init --from {enclave.url}")
@@ -163,6 +204,33 @@ def _warn_of_ehbp() -> None:
         "yellow",
         hang=8,
     )
+
+
+def _warn_of_plaintext(url: str) -> None:
+    output.note(
+        output.styled(
+            ("PLAINTEXT", "bold yellow"),
+            (
+                f"  {url}/v1 answers unsealed and unverified, to every user and program of this machine, which can listen. "
+                "For comparison and benchmarks. Every client refuses this enclave unless its policy says: "
+                'dangerously_tolerate_insecure = ["plaintext"]',
+                "",
+            ),
+        ),
+        hang=2,
+    )
+
+
+def _warn_of_upstream(url: str, *, chats: bool) -> None:
+    output.note(
+        f"An upstream runs the model: {url}. Which server and weights those are, the evidence does not prove. Every client "
+        'refuses this enclave unless its policy says: dangerously_tolerate_insecure = ["upstream"]',
+        "yellow",
+        hang=8,
+    )
+    if not chats:
+        hint = "It does not tell the model's chat template, so that only /v1/completions answers: --tokenizer FOLDER"
+        output.note(hint, "yellow", hang=8)
 
 
 def wait_for_end(enclave: LocalEnclave) -> NoReturn:

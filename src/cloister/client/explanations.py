@@ -312,7 +312,7 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             "Send nothing: it contradicts itself.",
         ),
         "purpose": Explanation(
-            "The enclave is ready to answer. Before that it waits for its owner, and takes no prompts.",
+            "The enclave is ready to answer; or, where its owner asks, it waits for the owner and takes nothing from others.",
             "Wait until it was provisioned, or ask its owner.",
         ),
         "issued": Explanation(
@@ -330,6 +330,34 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
         "insecure": Explanation(
             "Whether a protection is switched off in the enclave.",
             "Ask the owner to switch it on, or name it in dangerously_tolerate_insecure if you can live without it.",
+        ),
+        "insecure.plaintext": Explanation(
+            "Beside the sealed channel the enclave answers programs of its own machine in clear, for benchmarks. What you"
+            " send through the channel is sealed as ever.",
+            "Ask the owner to start it without --plaintext, unless it is yours and you compare the two.",
+        ),
+        "insecure.ehbp": Explanation(
+            "It also speaks EHBP, which seals bodies only: whoever is on the way reads and changes paths and headers, API keys"
+            " among them, and can cut an answer unnoticed. What you send through the channel is sealed as ever.",
+            "Ask the owner to start it without --ehbp, unless a tool of yours speaks nothing else.",
+        ),
+        "insecure.api-keys-off": Explanation(
+            "It answers everybody who reaches it: no API key is asked for.",
+            "Ask the owner to start it with --api-keys, unless nobody else can reach it.",
+        ),
+        "insecure.app-unconfined": Explanation(
+            "Its machine gives the app inside no view of its own of files and network: other programs of that machine may see"
+            " what it keeps in memory files, and where it connects to is enforced by nothing.",
+            "Ask the owner for a machine with namespaces (root in its guest, or user namespaces), unless it is yours.",
+        ),
+        "insecure.padding-off": Explanation(
+            "Requests and answers travel at their true length and rhythm, which tell much of what is said.",
+            "Ask the owner to start it with padding, unless it is yours and you measure what padding costs.",
+        ),
+        "insecure.upstream": Explanation(
+            "Another server beside the enclave's code runs the model. Which server and which weights those are is not proved:"
+            " what stands for the model's digest is one of its name.",
+            "Ask the owner for an enclave whose own engine runs the model, or trust the measured image that holds both.",
         ),
         # What the policy says
         "platform": Explanation(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,7 +25,7 @@ from cloister.evidence.launch import LaunchConfig, parse_launch
 from cloister.evidence.receipt import SALT_LENGTH
 from cloister.evidence.statement import EngineStatement, ModelStatement, Statement
 
-__all__ = ["Attestation", "check_launch"]
+__all__ = ["Attestation", "Runs", "Witness", "check_launch"]
 
 
 def check_launch(launch: bytes, config: bytes, source: EvidenceSource) -> LaunchConfig:
@@ -39,37 +40,71 @@ def check_launch(launch: bytes, config: bytes, source: EvidenceSource) -> Launch
     return parsed
 
 
-@dataclass(slots=True)
-class Attestation:
-    """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names, and as the
-    engine that `info` tells of: one that had to be restarted may run as another variant.
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What runs here where it is not our engine with one model: the engine's libraries that lie here, and the models."""
 
-    `endorsements` gives what the host shipped for verifiers, b"" for nothing: it completes the driver's own, and a client
-    believes neither before it has judged them. `lineage_sha256` (hex): of the record that came with the model."""
+    engine: EngineStatement
+    models: tuple[ModelStatement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What makes evidence over a statement: the hardware, GPUs beside it, and what the host shipped for verifiers."""
 
     source: EvidenceSource
-    ring: KeyRing
     launch: bytes
-    info: Callable[[], EngineInfo]
-    insecure: tuple[str, ...]
     gpus: GpuSource | None = None
-    lineage_sha256: str | None = None
     endorsements: Callable[[], bytes] = bytes
-    clock: Callable[[], float] = time.time
-    receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    _statement: bytes = field(default=b"", init=False)
-    _made_for: tuple[bytes, EngineInfo] | None = field(default=None, init=False)
-    _valid: dict[str, Statement] = field(default_factory=dict, init=False)
 
-    async def document(self, nonce: bytes) -> bytes:
-        """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
-        statement = self._current()
+    async def document(self, nonce: bytes, statement: bytes) -> bytes:
+        """The encoded CMW collection over `nonce` (0 or 32 bytes) and exactly these bytes of a statement."""
         items = {
             "statement": Item("application/json", statement),
             "launch": Item("application/json", self.launch),
             **await asyncio.to_thread(self._evidence, nonce, statement),
         }
         return Document(items).encode()
+
+    def _evidence(self, nonce: bytes, statement: bytes) -> dict[str, Item]:
+        """The GPUs' first, since the CPU's covers it."""
+        gpus = {} if self.gpus is None else dict(self.gpus.collect(gpu_nonce(nonce, statement)))
+        bound = report_data(nonce, statement, [item.content for item in gpus.values()])
+        items = {**self.source.collect(bound, nonce=nonce), **gpus}
+        if shipped := self.endorsements():
+            items["endorsements"] = _endorsed(items.get("endorsements"), shipped)
+        return items
+
+
+@dataclass(slots=True)
+class Attestation:
+    """`document(nonce)` makes evidence anew each time; the statement lives as long as the keys it names, and as the
+    engine that `info` tells of: one that had to be restarted may run as another variant.
+
+    `endorsements` gives what the host shipped for verifiers, b"" for nothing: it completes the driver's own, and a client
+    believes neither before it has judged them. `lineage_sha256` (hex): of the record that came with the model. `egress` as
+    the launch config has it; `code` "sealed" where nobody but the owner can read what runs."""
+
+    source: EvidenceSource
+    ring: KeyRing
+    launch: bytes
+    info: Callable[[], EngineInfo | Runs]
+    insecure: tuple[str, ...]
+    gpus: GpuSource | None = None
+    lineage_sha256: str | None = None
+    endorsements: Callable[[], bytes] = bytes
+    egress: tuple[str, ...] = ()
+    code: Literal["open", "sealed"] = "open"
+    clock: Callable[[], float] = time.time
+    receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    _statement: bytes = field(default=b"", init=False)
+    _made_for: tuple[bytes, EngineInfo | Runs] | None = field(default=None, init=False)
+    _valid: dict[str, Statement] = field(default_factory=dict, init=False)
+
+    async def document(self, nonce: bytes) -> bytes:
+        """The encoded CMW collection over `nonce` (0 or 32 bytes)."""
+        witness = Witness(self.source, self.launch, self.gpus, self.endorsements)
+        return await witness.document(nonce, self._current())
 
     def receipt(self, request: Request) -> PendingReceipt | None:
         """Begins the receipt that a request asks for: of a statement that is valid, and true of the engine that runs now.
@@ -91,15 +126,6 @@ class Attestation:
             sign=self.receipt_key.sign,
         )
 
-    def _evidence(self, nonce: bytes, statement: bytes) -> dict[str, Item]:
-        """The GPUs' first, since the CPU's covers it."""
-        gpus = {} if self.gpus is None else dict(self.gpus.collect(gpu_nonce(nonce, statement)))
-        bound = report_data(nonce, statement, [item.content for item in gpus.values()])
-        items = {**self.source.collect(bound, nonce=nonce), **gpus}
-        if shipped := self.endorsements():
-            items["endorsements"] = _endorsed(items.get("endorsements"), shipped)
-        return items
-
     def _current(self) -> bytes:
         now = self.clock()
         self.ring.rotate(now)
@@ -114,8 +140,14 @@ class Attestation:
             self._made_for = made_for
         return self._statement
 
-    def _make(self, now: float, info: EngineInfo) -> Statement:
-        model = info.model
+    def _runs(self, info: EngineInfo | Runs) -> Runs:
+        if isinstance(info, Runs):
+            return info
+        model = ModelStatement(info.model.name, info.model.sha256, info.model.quantization, self.lineage_sha256)
+        return Runs(EngineStatement(info.sha256, info.variant), (model,))
+
+    def _make(self, now: float, info: EngineInfo | Runs) -> Statement:
+        runs = self._runs(info)
         receipt = self.receipt_key.public_key().public_bytes_raw()
         return Statement(
             purpose="serve",
@@ -126,10 +158,10 @@ class Attestation:
             ohttp_keys=self.ring.ohttp_keys,
             receipt_key=receipt,
             ehbp_key=self.ring.ehbp_key,
-            engine=EngineStatement(info.sha256, info.variant),
-            models=(ModelStatement(model.name, model.sha256, model.quantization, self.lineage_sha256),),
-            egress=(),
-            code="open",
+            engine=runs.engine,
+            models=runs.models,
+            egress=self.egress,
+            code=self.code,
             key_scope="replica",
             insecure=self.insecure,
         )

@@ -28,18 +28,22 @@ class EnclaveConfig:
     `context_length`: tokens per conversation, None = the model's own. `slots`: streams in one decode batch.
     `max_waiting`: requests that may wait for a slot. `engine`: a child process, or a thread where a child would be
     another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `ehbp`: EHBP is spoken too, on a key of its
-    own. `api_keys` and `padding` off, and `ehbp` on, are named in the statement's `insecure`.
+    own. `plaintext`: the API is answered unsealed too, on this machine's loopback. `upstream`: the server on loopback that
+    runs the model, in its one spelling; None: our own engine does. `api_keys` and `padding` off, and `ehbp`, `plaintext`
+    and `upstream` on, are named in the statement's `insecure`.
     """
 
     platform: str
     api_keys: bool = True
     padding: bool = True
     ehbp: bool = False
+    plaintext: bool = False
     context_length: int | None = None
     slots: int = 16
     max_waiting: int = 64
     engine: EngineMode = "process"
     kv_type: KvType = "f16"
+    upstream: str | None = None
     v: int = 1
 
     def encode(self) -> bytes:
@@ -50,7 +54,13 @@ class EnclaveConfig:
 
     @property
     def insecure(self) -> tuple[str, ...]:
-        weakened = {"api-keys-off": not self.api_keys, "padding-off": not self.padding, "ehbp": self.ehbp}
+        weakened = {
+            "api-keys-off": not self.api_keys,
+            "padding-off": not self.padding,
+            "ehbp": self.ehbp,
+            "plaintext": self.plaintext,
+            "upstream": self.upstream is not None,
+        }
         return tuple(name for name, is_so in weakened.items() if is_so)
 
 
@@ -65,7 +75,10 @@ class KeyHash:
 @dataclass(frozen=True, slots=True)
 class Boot:
     """`listen_fd`: a bound, listening TCP socket. `device_fd`: the platform's device where it is a descriptor.
-    `endorsements_path`: a file with the vendor's collateral for clients, read anew for every document; "" for none."""
+    `endorsements_path`: a file with the vendor's collateral for clients, read anew for every document; "" for none.
+    With an upstream `model_path` and `engine_dir` are "", and `tokenizer_path` is the model's folder, or "" too.
+    `bundle_path`: an owner's sealed app, for which the enclave waits until its owner releases it, and then `model_path` is
+    ""; itself "" for the built-in app with a model from `model_path`."""
 
     launch: bytes
     config: bytes
@@ -76,6 +89,8 @@ class Boot:
     device_fd: int | None = None
     api_keys: tuple[KeyHash, ...] = ()
     endorsements_path: str = ""
+    tokenizer_path: str = ""
+    bundle_path: str = ""
 
     def encode(self) -> bytes:
         """One line of JSON, as it is written to the enclave's standard input."""
@@ -112,11 +127,13 @@ def parse_config(data: bytes) -> EnclaveConfig:
         and _is(raw.get("api_keys"), bool)
         and _is(raw.get("padding"), bool)
         and _is(raw.get("ehbp"), bool)
+        and _is(raw.get("plaintext"), bool)
         and (context is None or _is(context, int, 64))
         and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)
         and raw.get("engine") in get_args(EngineMode)
         and raw.get("kv_type") in get_args(KvType)
+        and (raw.get("upstream") is None or _is(raw.get("upstream"), str))
     )
     if not good:
         raise WrongUse("The enclave's config has a field of the wrong kind or size.")
@@ -144,6 +161,8 @@ def parse_boot(line: bytes) -> Boot:
             device_fd=None if device is None else int(device),
             api_keys=keys,
             endorsements_path=str(raw["endorsements_path"]),
+            tokenizer_path=str(raw["tokenizer_path"]),
+            bundle_path=str(raw["bundle_path"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise WrongUse("The boot message lacks a field or has one of the wrong kind.") from error

@@ -28,12 +28,15 @@ from cloister.enclave.attest.simulated import SimulatedTee
 from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
 from cloister.enclave.gateway import Gateway
+from cloister.enclave.gateway.plaintext import demand_loopback
 from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
 from cloister.enclave.lineage import read_lineage_digest
 from cloister.enclave.llm.api import ROUTES, ApiConfig, create_api
-from cloister.enclave.llm.engine import EngineInfo
+from cloister.enclave.llm.engine import Engine, EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
+from cloister.enclave.llm.upstream import UpstreamConfig, UpstreamEngine, parse_address
+from cloister.enclave.runtime.life import Life, Surroundings
 from cloister.enclave.serving import server
 from cloister.errors import CloisterError, EngineLoading, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.document import MAX_LOG
@@ -51,7 +54,7 @@ def main() -> None:
     quiet_logs()
     try:
         boot = parse_boot(sys.stdin.buffer.readline(_MAX_BOOT))
-        uvloop.run(_Enclave(boot).serve())
+        uvloop.run(_sealed(boot).serve(_on_stdin_closed) if boot.bundle_path else _Enclave(boot).serve())
     except CloisterError as error:
         _say("failed", error=type(error).__name__, message=error.message, hint=error.hint, step=error.step)
         raise SystemExit(1) from None
@@ -91,6 +94,12 @@ def _read_endorsements(path: str) -> bytes:
     return content
 
 
+def _sealed(boot: Boot) -> Life:
+    """An app that its owner releases, from a bundle."""
+    source, gpus = _sources(parse_config(boot.config), boot)
+    return Life(boot, Surroundings(source, gpus, lambda: _read_endorsements(boot.endorsements_path), _say))
+
+
 class _Enclave:
     """Joins the rooms; holds nothing that a room could hold itself."""
 
@@ -101,9 +110,22 @@ class _Enclave:
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
         self.ring = KeyRing(time.time(), ehbp=self.config.ehbp)
         os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
-        self.engine = LlamaEngine(self._engine_config())
+        self.engine = self._make_engine()
         lower_priority()
         self.attestation: Attestation | None = None
+
+    def _make_engine(self) -> Engine:
+        if self.config.upstream is None:
+            return LlamaEngine(self._engine_config())
+        folder = self.boot.tokenizer_path
+        return UpstreamEngine(
+            UpstreamConfig(
+                parse_address(self.config.upstream),
+                slots=self.config.slots,
+                context=self.config.context_length or 0,
+                tokenizer=Path(folder) if folder else None,
+            )
+        )
 
     def _engine_config(self) -> LlamaConfig:
         return LlamaConfig(
@@ -118,6 +140,8 @@ class _Enclave:
     async def serve(self) -> None:
         front = server(self._gateway())
         with socket.socket(fileno=self.boot.listen_fd) as sock:
+            if self.config.plaintext:
+                demand_loopback(sock)
             serving = asyncio.create_task(front.serve(sockets=[sock]))
             _on_stdin_closed(lambda: setattr(front, "should_exit", True))
             try:
@@ -141,7 +165,7 @@ class _Enclave:
                 hint="Start the enclave again with the model it was launched for.",
                 step="launch.models",
             )
-        lineage, trouble = read_lineage_digest(Path(self.boot.model_path), info.model.sha256)
+        lineage, trouble = self._lineage(info.model.sha256)
         self.attestation = Attestation(
             self.source,
             self.ring,
@@ -153,6 +177,12 @@ class _Enclave:
             endorsements=lambda: _read_endorsements(self.boot.endorsements_path),
         )
         _say("ready", **_describe(info), lineage_sha256=lineage, lineage_warning=trouble)
+
+    def _lineage(self, model: str) -> tuple[str | None, str]:
+        """Of a file that was loaded here: an upstream's has none that could be checked."""
+        if self.config.upstream is not None:
+            return None, ""
+        return read_lineage_digest(Path(self.boot.model_path), model)
 
     async def _tell_progress(self) -> None:
         with contextlib.suppress(asyncio.CancelledError):
@@ -177,6 +207,7 @@ class _Enclave:
             padding=self.config.padding,
             receipt=lambda request: None if self.attestation is None else self.attestation.receipt(request),
             ehbp_paths=frozenset(route.path for route in ROUTES if route.method == "POST"),
+            plaintext=self.config.plaintext,
         )
 
     async def _document(self, nonce: bytes) -> bytes:
@@ -196,6 +227,7 @@ def _describe(info: EngineInfo) -> dict[str, Any]:
         "engine_sha256": info.sha256,
         "variant": info.variant,
         "slots": info.slots,
+        "chats": model.has_chat_template,
     }
 
 

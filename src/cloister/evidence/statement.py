@@ -16,7 +16,7 @@ __all__ = ["INSECURE_NAMES", "MAX_STATEMENT", "EngineStatement", "ModelStatement
 MAX_STATEMENT = 64 * 1024
 MAX_KEY_CONFIGS = 16 * 1024
 
-INSECURE_NAMES = frozenset({"api-keys-off", "ehbp", "padding-off", "plaintext"})
+INSECURE_NAMES = frozenset({"api-keys-off", "app-unconfined", "ehbp", "padding-off", "plaintext", "upstream"})
 """Every weakened setting that a statement may name. A verifier refuses any other."""
 
 Purpose = Literal["serve", "provision", "key-join"]

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cloister
 from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTrusted, Unreachable, WrongUse
@@ -51,16 +51,25 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def _next_line(stdout: IO[bytes]) -> bytes:
+    try:
+        return stdout.readline(_MAX_LINE)
+    except ValueError:  # another thread has stopped it, and closed this
+        return b""
+
+
 @dataclass(slots=True)
 class EnclaveProcess:
     """`boot` is the line written to the child's standard input; `pass_fds` are the descriptors it names.
 
     `package_root`: run another copy of the code than the installed one; the (simulated) hardware measures that copy.
+    `silent`: its standard error goes nowhere.
     """
 
     boot: bytes
     pass_fds: tuple[int, ...]
     package_root: Path | None = None
+    silent: bool = False
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _drain: threading.Thread | None = field(default=None, init=False)
 
@@ -71,6 +80,7 @@ class EnclaveProcess:
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if self.silent else None,
             pass_fds=self.pass_fds,
             env=self._environment(),
             # Ctrl+C at a chat stops an answer, not the enclave. The session stays the same: Linux shares cores out by
@@ -94,7 +104,7 @@ class EnclaveProcess:
 
     def wait_ready(self, on_progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
         """Blocks until the model can answer; its description. Raises what the enclave says went wrong."""
-        for event in self._events():
+        for event in self.events():
             if event.get("event") == "loading":
                 on_progress(float(event.get("progress", 0.0)))
             elif event.get("event") == "failed":
@@ -110,16 +120,17 @@ class EnclaveProcess:
             f"The enclave ended before it was ready (status {self.wait()}).", hint="See its messages above."
         )
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def events(self) -> Iterator[dict[str, Any]]:
+        """All that it says until it ends or is stopped: for who does not `wait_ready`."""
         stdout = self.process.stdout if self.process else None
-        while stdout is not None and (line := stdout.readline(_MAX_LINE)):
-            with contextlib.suppress(ValueError):
+        while stdout is not None and (line := _next_line(stdout)):
+            with contextlib.suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):
                     yield event
 
     def _read_on(self) -> None:
-        for _event in self._events():
+        for _event in self.events():
             pass
 
     @property

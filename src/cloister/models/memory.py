@@ -18,7 +18,7 @@ KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}
 """Type of the cache's entries -> how many stand in a block, and the block's bytes."""
 
 _MOST_CONTEXT = 16384
-_LEAST_CACHE, _MOST_CACHE = 1 << 30, 1 << 31
+_LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32
 _PADDING = 256
 _CHUNK = 512
 _SEQUENCES = 2
@@ -65,12 +65,18 @@ def kv_bytes(model: Description, cells: int, kv_type: str = "f16") -> int:
     return cells * sum(-(-row // entries) * size for row in rows)
 
 
-def kv_cells(
-    model: Description, *, context: int, streams: int, kv_type: str = "f16", budget: int = _LEAST_CACHE
-) -> int:
-    """How many tokens the engine's cache holds: `streams` contexts within `budget` bytes, and never less than one."""
-    within = budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
-    return max(context, min(streams * context, within))
+def kv_cells(model: Description, *, context: int, streams: int, kv_type: str = "f16", free: int = 0) -> int:
+    """How many tokens the engine's cache holds, of `free` bytes: a part of one context for each stream and some that
+    are kept, where they fit, or else `streams` contexts at most in one cache for all, and never less than one."""
+
+    def within(most: int) -> int:
+        budget = min(max(free // 4, _LEAST_CACHE), most)
+        return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
+
+    parts = streams + max(1, streams // 4)
+    if kv_type == "f16" and parts * context <= within(_MOST_PARTED):
+        return parts * context
+    return max(context, min(streams * context, within(_MOST_CACHE)))
 
 
 def estimate(
@@ -85,14 +91,14 @@ def estimate(
     """What the engine takes to serve `model`. `context` None: the model's own, at most 16,384, as the engine does.
 
     `amx`: llama.cpp repacks the weights for AMX. `available` (bytes, before loading): the engine's cache may take a
-    quarter of what is free beside the weights, between one and two gibibytes. Measured: `resident` is within 10 % for
+    quarter of what is free beside the weights, between one and two gibibytes, or four where that is enough for a part
+    of its own for every stream. Measured: `resident` is within 10 % for
     llama and gptneox. Where layers keep a state instead of a cache (Mamba and its like) that state is missing here.
     """
     context = context or min(model.context, _MOST_CONTEXT)
     weights = _weights(model, amx=amx)
     free = 0 if available == _UNKNOWN else available - model.file_size - weights
-    budget = min(max(free // 4, _LEAST_CACHE), _MOST_CACHE)
-    cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, budget=budget)
+    cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, free=free)
     cells = -(-cells // _PADDING) * _PADDING
     return Estimate(
         context=context,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ import pytest
 import uvicorn
 
 from cloister.enclave.llm.api import Api, ApiConfig, create_api
-from cloister.enclave.llm.engine import Delta, Done, EngineInfo, Event, GenerateRequest, ModelInfo, Started
+from cloister.enclave.llm.engine import Delta, Done, Embedded, EngineInfo, Event, GenerateRequest, ModelInfo, Started
 from cloister.errors import EngineLoading
 
 MODEL = ModelInfo(
@@ -27,6 +28,7 @@ MODEL = ModelInfo(
     context_length=4096,
     has_chat_template=True,
     created=1_700_000_000,
+    embedding=2,
 )
 INFO = EngineInfo(sha256="cd" * 32, variant="amx", model=MODEL, slots=4)
 
@@ -52,6 +54,8 @@ class ScriptedEngine:
     running: int = 0
     peak: int = 0
     closed: int = 0
+    failure: Exception | None = None
+    """What becomes of embeddings."""
 
     @property
     def info(self) -> EngineInfo:
@@ -84,6 +88,12 @@ class ScriptedEngine:
 
     async def detokenize(self, tokens: Sequence[int]) -> bytes:
         return bytes(token % 256 for token in tokens)
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> list[Embedded]:
+        """Of each its length, and a half."""
+        if self.failure is not None:
+            raise self.failure
+        return [Embedded(struct.pack("<2f", len(one), 0.5), len(one)) for one in inputs]
 
     async def start(self) -> None:
         self.loaded = self.ready = True

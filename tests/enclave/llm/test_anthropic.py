@@ -10,9 +10,12 @@ from anthropic import types
 from pydantic import TypeAdapter
 from tests.enclave.llm.conftest import INFO, MODEL, ScriptedEngine, client_of, eventually, says
 
+from cloister.enclave.llm.anthropic import parse_messages
 from cloister.enclave.llm.api import Api, ApiConfig, create_api
 from cloister.enclave.llm.engine import Delta, Done, Started
+from cloister.enclave.llm.fields import Fields
 from cloister.enclave.llm.tenants import ApiKey, new_key
+from cloister.enclave.llm.toolcalls import ToolChoice
 from cloister.errors import ContextLengthExceeded, EngineDied, EngineLoading, QueueFull
 
 pytestmark = pytest.mark.anyio
@@ -445,3 +448,11 @@ async def test_a_client_that_leaves_stops_the_engine(api: Api, engine: ScriptedE
         assert await anext(stream.text_stream) == "Hel"
     await eventually(lambda: engine.running == 0)
     await eventually(lambda: api.metrics.cancelled == 1)
+
+
+def test_a_tool_that_is_named_is_called_exactly_once() -> None:
+    def choice(**wanted: Any) -> ToolChoice:
+        return parse_messages(Fields({**ASK, "tools": [WEATHER], "tool_choice": wanted}))[0].choice
+
+    assert choice(type="tool", name="weather") == ToolChoice("named", "weather", parallel=False)
+    assert choice(type="any") == ToolChoice("required", parallel=True)

@@ -423,22 +423,6 @@ async def test_waiting_has_a_limit(engine: ScriptedEngine) -> None:
     await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_models_are_listed_by_name_and_found_by_alias(sdk: openai.AsyncOpenAI, http: httpx2.AsyncClient) -> None:
-    assert [model.id for model in (await sdk.models.list()).data] == ["acme/toy"]
-    assert (await sdk.models.retrieve("default")).id == "acme/toy"
-    assert (await http.get("/v1/models/acme/toy")).json() == {
-        "id": "acme/toy",
-        "object": "model",
-        "created": 1_700_000_000,
-        "owned_by": "cloister",
-        "sha256": "ab" * 32,
-        "quantization": "q8_0",
-        "context_length": 4096,
-    }
-    with pytest.raises(openai.NotFoundError):
-        await sdk.models.retrieve("other")
-
-
 def test_the_sync_sdk_over_a_real_server(loopback: str, engine: ScriptedEngine, api: Api) -> None:
     with openai.OpenAI(base_url=f"{loopback}/v1", api_key="none", max_retries=0) as sdk:
         assert sdk.chat.completions.create(model="default", messages=HELLO).choices[0].message.content == "Hello"

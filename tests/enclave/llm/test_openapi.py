@@ -88,6 +88,32 @@ def test_what_is_said_of_a_field_is_what_the_parser_does(path: str, operation: O
             read(Fields(body))
 
 
+WITHIN: list[Any] = [
+    [],
+    [1],
+    [{}],
+    [{"role": "nobody", "content": "x"}],
+    [{"role": "user", "content": 5}],
+    [{"role": "user", "content": {}}],
+    [-1],
+    [2**31],
+    ["x"],
+]
+
+
+@pytest.mark.parametrize(("path", "operation"), READ)
+def test_what_is_said_of_the_inside_of_a_field_is_what_the_parser_does(path: str, operation: Operation) -> None:
+    read = operation.read
+    assert read is not None
+    validator = Draft202012Validator(request_schema(operation))
+    for name in operation.within:
+        refused = [body for value in WITHIN if not validator.is_valid(body := {**BODIES[path], name: value})]
+        assert len(refused) > 3, name
+        for body in refused:
+            with pytest.raises(WrongUse):
+                read(Fields(body))
+
+
 def fits(value: Any, kinds: list[str]) -> bool:
     return bool(Draft202012Validator({"type": kinds}).is_valid(value))
 
@@ -99,6 +125,18 @@ def test_fields_of_several_types_are_those_that_the_parser_takes_as_they_are(pat
     operation.read(recorder)
     anything = {name for name, about in recorder.schema()["properties"].items() if about == {}}
     assert anything == set(operation.either)
+
+
+async def test_every_body_has_an_example_that_is_taken(http: httpx2.AsyncClient) -> None:
+    document = await described(http)
+    examples = {
+        path: methods["post"]["requestBody"]["content"]["application/json"]["example"]
+        for path, methods in document["paths"].items()
+        if "post" in methods
+    }
+    assert set(examples) == {path for path, _ in READ}
+    for path, body in examples.items():
+        assert (await http.post(path, json=body)).status_code == 200, path
 
 
 async def test_bounds_and_defaults_are_told(http: httpx2.AsyncClient) -> None:

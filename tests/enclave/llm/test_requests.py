@@ -123,7 +123,7 @@ def test_tools_are_read_with_all_that_they_say() -> None:
     assert ask.choice == ToolChoice("auto", "", parallel=False)
     assert chat(tools=[TOOL], tool_choice="required").choice == ToolChoice("required")
     named = {"type": "function", "function": {"name": "clock"}}
-    assert chat(tools=[TOOL], tool_choice=named).choice == ToolChoice("named", "clock")
+    assert chat(tools=[TOOL], tool_choice=named).choice == ToolChoice("named", "clock", parallel=False)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +278,7 @@ def test_prompts_of_every_kind(prompt: Any, expected: Any) -> None:
         {"prompt": ["a"] * 9, "n": 2},
         {"prompt": "a", "echo": True},
         {"prompt": "a", "suffix": "b"},
+        {"prompt": "a", "suffix": {}},
         {"prompt": "a", "best_of": 2},
         {"prompt": "a", "logprobs": True},
         {"prompt": "a", "response_format": {"type": "json_schema"}},

@@ -12,6 +12,9 @@ from tests.enclave.llm.conftest import INFO, MODEL, ScriptedEngine, client_of, e
 
 from cloister.enclave.llm.api import Api
 from cloister.enclave.llm.engine import Delta, Done, Started
+from cloister.enclave.llm.fields import Fields
+from cloister.enclave.llm.responses import parse_response
+from cloister.enclave.llm.toolcalls import ToolChoice
 from cloister.errors import ContextLengthExceeded, EngineDied, QueueFull
 
 pytestmark = pytest.mark.anyio
@@ -334,3 +337,10 @@ async def test_a_client_that_leaves_stops_the_engine(api: Api, engine: ScriptedE
         assert await anext(response.aiter_raw())
     await eventually(lambda: engine.running == 0)
     await eventually(lambda: api.metrics.cancelled == 1)
+
+
+def test_a_function_that_is_named_is_called_exactly_once() -> None:
+    named = {"type": "function", "name": "weather"}
+    ask, told = parse_response(Fields({**ASK, "tools": [WEATHER], "tool_choice": named}))
+    assert ask.choice == ToolChoice("named", "weather", parallel=False)
+    assert told.parallel

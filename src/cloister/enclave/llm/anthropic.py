@@ -151,7 +151,7 @@ def _choice(fields: Fields, tools: Sequence[Tool]) -> ToolChoice:
     name = required_text(fields, "name")
     if name not in {tool.name for tool in tools}:
         refuse("tool_choice.name", "'tool_choice.name' must name a tool that 'tools' holds.")
-    return ToolChoice("named", name, parallel)
+    return ToolChoice("named", name, parallel=False)
 
 
 def _shape(wanted: Fields) -> Shape:

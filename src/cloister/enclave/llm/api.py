@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from cloister.enclave.llm import anthropic, openai, openapi, original, responses, sse, tokens
+from cloister.enclave.llm import anthropic, catalogue, embeddings, openai, openapi, original, responses, sse, tokens
 from cloister.enclave.llm.connection import ClientGone, Reply
 from cloister.enclave.llm.engine import Engine
 from cloister.enclave.llm.envelope import ANTHROPIC, OPENAI, Dialect, Problem, Refused, problem
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 class Route:
     """`path` ending in `/` stands for everything below it. `keyless` routes hold no user's data.
 
-    `dialect`: how its callers are told of errors.
+    `dialect`: how its callers are told of errors; None: as each of them seems to speak.
     """
 
     method: str
     path: str
     handler: Callable[[Call], Awaitable[None]]
     keyless: bool = False
-    dialect: Dialect = OPENAI
+    dialect: Dialect | None = OPENAI
     waits: bool = True
     """Whether it first waits for an engine that is being restarted."""
 
@@ -51,12 +51,13 @@ async def describe(call: Call) -> None:
 ROUTES = (
     Route("POST", "/v1/chat/completions", openai.chat_completions),
     Route("POST", "/v1/completions", openai.completions),
+    Route("POST", "/v1/embeddings", embeddings.embeddings),
     Route("POST", "/v1/responses", responses.responses),
     Route("POST", "/v1/messages", anthropic.messages, dialect=ANTHROPIC),
     Route("POST", "/v1/messages/count_tokens", anthropic.count_tokens, dialect=ANTHROPIC),
     Route("GET", "/v1/openapi.json", describe, waits=False),
-    Route("GET", "/v1/models", openai.models),
-    Route("GET", openai.MODELS_PATH, openai.model),
+    Route("GET", "/v1/models", catalogue.models, dialect=None),
+    Route("GET", catalogue.MODELS_PATH, catalogue.model, dialect=None),
     Route("POST", "/tokenize", tokens.tokenize),
     Route("POST", "/detokenize", tokens.detokenize),
     Route("POST", "/generate", original.generate),
@@ -149,7 +150,7 @@ def _find(method: str, path: str) -> tuple[Route | None, tuple[str, ...]]:
 
 
 def _dialect(scope: Scope) -> Dialect:
-    """The path's; where it has none, what the caller seems to speak."""
+    """The path's; where it has none of its own, what the caller seems to speak."""
     there = next((route.dialect for route in ROUTES if route.covers(scope["path"])), None)
     if there is not None:
         return there

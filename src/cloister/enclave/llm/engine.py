@@ -1,6 +1,7 @@
 """The engine seam: what the API asks of anything that runs a model, and the events that come back.
 
-Default: `cloister.enclave.llm.llama` (llama.cpp in a child process, or in a thread). Tests use a scripted engine.
+Default: `cloister.enclave.llm.llama` (llama.cpp in a child process, or in a thread); else `cloister.enclave.llm.upstream`
+(another server on loopback). Tests use a scripted engine.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from cloister.enclave.llm.toolcalls import CallForm
 __all__ = [
     "Delta",
     "Done",
+    "Embedded",
     "Engine",
     "EngineInfo",
     "Event",
@@ -123,10 +125,19 @@ Event: TypeAlias = Started | Delta | Done
 
 
 @dataclass(frozen=True, slots=True)
+class Embedded:
+    """A text as a direction: `vector` holds 32-bit floats, little-endian, of length 1; `tokens` is what the text took."""
+
+    vector: bytes
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """`sha256` (hex) is of the bytes that were loaded, not of a name. `created` in Unix seconds.
 
     `calls` and `thinking`: how the model writes calls of tools, and whether it thinks aloud, by its chat template.
+    `embedding`: numbers of an embedding, 0 where it gives none; `generates`: whether it continues texts.
     """
 
     name: str
@@ -140,11 +151,14 @@ class ModelInfo:
     created: int = 0
     calls: CallForm = ""
     thinking: Thinking = ""
+    embedding: int = 0
+    generates: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """`sha256` (hex) is over the engine's libraries as loaded; `variant` is the rung of the self-test that ran."""
+    """`sha256` (hex) is over the engine's libraries as loaded, of nothing where none of ours is; `variant` is the rung of the
+    self-test that ran, or "upstream"."""
 
     sha256: str
     variant: str
@@ -169,6 +183,9 @@ class Engine(Protocol):
     async def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]: ...
 
     async def detokenize(self, tokens: Sequence[int]) -> bytes: ...
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> list[Embedded]:
+        """Of texts, or of tokens, one each, in their order. Only where `ModelInfo.embedding` is not 0."""
 
     async def start(self) -> None:
         """Load the model; returns once it answers. Raises `MalformedModel` when no rung of the ladder can load it."""

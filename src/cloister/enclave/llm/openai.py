@@ -1,11 +1,10 @@
-"""OpenAI's routes: chat/completions, completions, models."""
+"""OpenAI's routes: chat/completions and completions."""
 
 import hashlib
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
 
 from cloister.enclave.llm import sse
 from cloister.enclave.llm.chunks import Answer, ChatForm, Form, Header, TextForm, Usage
@@ -16,9 +15,7 @@ from cloister.enclave.llm.requests import Ask, parse_chat, parse_completion
 from cloister.enclave.llm.service import Answers, Call
 from cloister.enclave.llm.structured import plan_answer
 
-__all__ = ["chat_completions", "completions", "model", "models"]
-
-MODELS_PATH = "/v1/models/"
+__all__ = ["chat_completions", "completions"]
 
 
 async def chat_completions(call: Call) -> None:
@@ -41,29 +38,6 @@ async def completions(call: Call) -> None:
     header = _header("cmpl-", call.service.serving(ask.model))
     form = TextForm(header, include_usage=ask.include_usage, logprobs=ask.sampling.logprobs is not None)
     await _answer(call, ask, ask.requests(call.scope()), form)
-
-
-async def models(call: Call) -> None:
-    listed = [_model(call.service.serving())]
-    await call.reply.json(200, sse.compact({"object": "list", "data": listed}).encode("ascii"))
-
-
-async def model(call: Call) -> None:
-    """By its name, which may hold slashes, or by its alias."""
-    info = call.service.serving(call.path.removeprefix(MODELS_PATH))
-    await call.reply.json(200, sse.compact(_model(info)).encode("ascii"))
-
-
-def _model(info: EngineInfo) -> dict[str, Any]:
-    return {
-        "id": info.model.name,
-        "object": "model",
-        "created": info.model.created,
-        "owned_by": "cloister",
-        "sha256": info.model.sha256,
-        "quantization": info.model.quantization,
-        "context_length": info.model.context_length,
-    }
 
 
 def _header(prefix: str, info: EngineInfo) -> Header:

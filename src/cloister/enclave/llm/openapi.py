@@ -1,16 +1,18 @@
 """The OpenAPI 3.1 document. A request's fields, types and bounds are those that its own parser asks for: each is run
 over a recorder, so that no second list of them can grow old."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from cloister import __version__
+from cloister.enclave.llm.anthropic import ROLES as ANTHROPIC_ROLES
 from cloister.enclave.llm.anthropic import parse_count, parse_messages
+from cloister.enclave.llm.embeddings import parse_embeddings
 from cloister.enclave.llm.envelope import ANTHROPIC, DIALECTS, Dialect
-from cloister.enclave.llm.fields import Fields
-from cloister.enclave.llm.requests import parse_chat, parse_completion, parse_generate
+from cloister.enclave.llm.fields import MAX_TOKEN_ID, Fields
+from cloister.enclave.llm.requests import ROLES, parse_chat, parse_completion, parse_generate
 from cloister.enclave.llm.responses import parse_response
 from cloister.enclave.llm.service import ApiConfig
 from cloister.enclave.llm.tokens import parse_detokenize, parse_tokenize
@@ -78,7 +80,8 @@ class Recorder(Fields):
 class Operation:
     """`read` parses the body; `sample` is the least that it takes, and so names what is required.
 
-    `either`: the types of fields that the parser takes in several. `answer`: what is surely in it; None: it is a stream.
+    `either`: the types of fields that the parser takes in several. `within`: what the parser asks of the inside of a
+    field. `answer`: what is surely in it; None: it is a stream.
     """
 
     summary: str
@@ -86,6 +89,7 @@ class Operation:
     read: Callable[[Fields], object] | None = None
     sample: Mapping[str, Any] = field(default_factory=dict)
     either: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    within: Mapping[str, Schema] = field(default_factory=dict)
     parameters: Sequence[Schema] = ()
     streams: bool = False
 
@@ -96,7 +100,7 @@ class Entry:
 
     method: str
     path: str
-    dialect: Dialect
+    dialect: Dialect | None
     keyless: bool
 
 
@@ -104,8 +108,8 @@ def _object(**properties: Schema) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-def _parameter(name: str, where: str, about: str) -> Schema:
-    return {"name": name, "in": where, "required": True, "description": about, "schema": {"type": "string"}}
+def _parameter(name: str, where: str, about: str, *, required: bool = True) -> Schema:
+    return {"name": name, "in": where, "required": required, "description": about, "schema": {"type": "string"}}
 
 
 TEXT: Schema = {"type": "string"}
@@ -131,7 +135,18 @@ _CHAT = _object(
     choices=_list(_object(**_CHOICE, message=_object(role=_constant("assistant"), content=MAYBE))),
 )
 _COMPLETION = _object(**_HEAD, object=_constant("text_completion"), choices=_list(_object(**_CHOICE, text=TEXT)))
-_MODEL = _object(id=TEXT, object=_constant("model"), created=COUNT, owned_by=TEXT, sha256=TEXT, context_length=COUNT)
+_OURS = {"id": TEXT, "sha256": TEXT, "quantization": TEXT, "context_length": COUNT}
+_OPENAI_MODEL = _object(**_OURS, object=_constant("model"), created=COUNT, owned_by=TEXT)
+_ANTHROPIC_MODEL = _object(
+    **_OURS, type=_constant("model"), display_name=TEXT, created_at=TEXT, lifecycle=_constant("active")
+)
+_MODEL = {"anyOf": [_OPENAI_MODEL, _ANTHROPIC_MODEL]}
+_MODELS = {
+    "anyOf": [
+        _object(object=_constant("list"), data=_list(_OPENAI_MODEL)),
+        _object(data=_list(_ANTHROPIC_MODEL), has_more={"const": False}, first_id=TEXT, last_id=TEXT),
+    ]
+}
 _TYPED = _list(_object(type=TEXT))
 _RESPONSE = _object(
     id=TEXT,
@@ -154,7 +169,26 @@ _MESSAGE = _object(
     stop_sequence=MAYBE,
     usage=_object(input_tokens=COUNT, output_tokens=COUNT, cache_read_input_tokens=COUNT),
 )
+_SPOKEN = _parameter("anthropic-version", "header", "Anthropic's shape and errors, where it is sent.", required=False)
+_EMBEDDING = _object(object=_constant("embedding"), index=COUNT, embedding={"type": ["array", "string"]})
+_EMBEDDINGS = _object(
+    object=_constant("list"),
+    model=TEXT,
+    data=_list(_EMBEDDING),
+    usage=_object(prompt_tokens=COUNT, total_tokens=COUNT),
+)
 _HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def _turns(roles: Iterable[str], *content: str) -> Mapping[str, Schema]:
+    properties = {"role": {"enum": list(roles)}, "content": {"type": list(content)}}
+    turn = {"type": "object", "required": ["role"], "properties": properties}
+    return {"messages": {"items": turn, "minItems": 1}}
+
+
+_TURNS = _turns(ROLES, "string", "array", "null")
+_ANTHROPIC_TURNS = _turns(ANTHROPIC_ROLES, "string", "array")
+_TOKEN = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
@@ -163,6 +197,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         parse_chat,
         _HELLO,
         {"stop": ("string", "array"), "tool_choice": ("string", "object")},
+        _TURNS,
         streams=True,
     ),
     ("POST", "/v1/completions"): Operation(
@@ -170,8 +205,15 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         _COMPLETION,
         parse_completion,
         {"prompt": "Once"},
-        {"stop": ("string", "array"), "prompt": ("string", "array"), "suffix": ("string",)},
+        {"stop": ("string", "array"), "prompt": ("string", "array")},
         streams=True,
+    ),
+    ("POST", "/v1/embeddings"): Operation(
+        "OpenAI: texts as directions, of length 1.",
+        _EMBEDDINGS,
+        parse_embeddings,
+        {"input": "Hello"},
+        {"input": ("string", "array")},
     ),
     ("POST", "/v1/responses"): Operation(
         "OpenAI: an answer to a conversation. Nothing is stored.",
@@ -187,6 +229,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         parse_messages,
         {**_HELLO, "max_tokens": 1},
         {"system": ("string", "array")},
+        _ANTHROPIC_TURNS,
         streams=True,
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
@@ -195,14 +238,19 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         parse_count,
         _HELLO,
         {"system": ("string", "array")},
+        _ANTHROPIC_TURNS,
     ),
     ("GET", "/v1/openapi.json"): Operation("This document.", _object(openapi=TEXT, info={}, paths={})),
-    ("GET", "/v1/models"): Operation("The one model.", _object(object=_constant("list"), data=_list(_MODEL))),
+    ("GET", "/v1/models"): Operation("The one model.", _MODELS, parameters=(_SPOKEN,)),
     ("GET", "/v1/models/"): Operation(
-        "The one model, by its name or alias.", _MODEL, parameters=(_parameter("model", "path", "May hold slashes."),)
+        "The one model, by its name or alias.",
+        _MODEL,
+        parameters=(_parameter("model", "path", "May hold slashes."), _SPOKEN),
     ),
     ("POST", "/tokenize"): Operation("A text's tokens.", _object(tokens=TOKENS), parse_tokenize, {"content": "Hello"}),
-    ("POST", "/detokenize"): Operation("The text of tokens.", _object(content=TEXT), parse_detokenize, {"tokens": [1]}),
+    ("POST", "/detokenize"): Operation(
+        "The text of tokens.", _object(content=TEXT), parse_detokenize, {"tokens": [1]}, within={"tokens": {"items": _TOKEN}}
+    ),
     ("POST", "/generate"): Operation(
         "The original's: an answer to a text; streamed with `Accept: text/event-stream`.",
         _object(response=TEXT),
@@ -230,6 +278,8 @@ def request_schema(operation: Operation) -> dict[str, Any]:
     schema = recorder.schema()
     for name, kinds in operation.either.items():
         schema["properties"][name] = {"type": [*kinds, "null"]}
+    for name, about in operation.within.items():
+        schema["properties"][name] |= about
     for name in operation.sample:
         kinds = schema["properties"][name].get("type", [])
         schema["properties"][name] |= {"type": [kind for kind in kinds if kind != "null"]}
@@ -239,28 +289,37 @@ def request_schema(operation: Operation) -> dict[str, Any]:
 def _described(entry: Entry, operation: Operation) -> dict[str, Any]:
     content: dict[str, Any] = {} if operation.answer is None else {"application/json": {"schema": operation.answer}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": TEXT}
+        content["text/event-stream"] = {}  # OpenAPI 3.1 cannot say what one event of a stream is
     told: dict[str, Any] = {
         "summary": operation.summary,
         "responses": {
             "200": {"description": "The answer.", "content": content},
-            "default": {"$ref": f"#/components/responses/{entry.dialect.name}_error"},
+            "default": {"$ref": f"#/components/responses/{_error_name(entry.dialect)}"},
         },
     }
     if operation.read is not None:
-        body = {"application/json": {"schema": request_schema(operation)}}
+        body = {"application/json": {"schema": request_schema(operation), "example": operation.sample}}
         told["requestBody"] = {"required": True, "content": body}
     if operation.parameters:
         told["parameters"] = operation.parameters
     return {**told, "security": []} if entry.keyless else told
 
 
-def _error(dialect: Dialect) -> dict[str, Any]:
+def _error_name(dialect: Dialect | None) -> str:
+    return f"{'any' if dialect is None else dialect.name}_error"
+
+
+def _error_schema(dialect: Dialect | None) -> Schema:
+    if dialect is None:
+        return {"anyOf": [_error_schema(one) for one in DIALECTS]}
     if dialect is ANTHROPIC:
-        schema = _object(type=_constant("error"), error=_object(type=TEXT, message=TEXT), request_id=TEXT)
-    else:
-        schema = _object(error=_object(message=TEXT, type=TEXT, param=MAYBE, code=MAYBE))
-    return {"description": "What went wrong.", "content": {"application/json": {"schema": schema}}}
+        told = _object(type=_constant("error"), error=_object(type=TEXT, message=TEXT))
+        return {**told, "properties": {**told["properties"], "request_id": TEXT}}  # a proxy's own errors have none
+    return _object(error=_object(message=TEXT, type=TEXT, param=MAYBE, code=MAYBE))
+
+
+def _error(dialect: Dialect | None) -> dict[str, Any]:
+    return {"description": "What went wrong.", "content": {"application/json": {"schema": _error_schema(dialect)}}}
 
 
 def document(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -284,6 +343,6 @@ def document(entries: Sequence[Entry]) -> dict[str, Any]:
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
             },
-            "responses": {f"{dialect.name}_error": _error(dialect) for dialect in DIALECTS},
+            "responses": {_error_name(dialect): _error(dialect) for dialect in (*DIALECTS, None)},
         },
     }

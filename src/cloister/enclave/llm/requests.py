@@ -94,7 +94,7 @@ def parse_completion(fields: Fields) -> Ask:
     """`/v1/completions`: a string, token ids, or an array of either. Raises `Refused` (400)."""
     if fields.flag("echo"):
         refuse("echo", "'echo' is not supported.", "unsupported_parameter")
-    if fields.get("suffix"):
+    if fields.text("suffix"):
         refuse("suffix", "'suffix' is not supported.", "unsupported_parameter")
     best_of = fields.integer("best_of", 1, MAX_CHOICES)
     if best_of is not None and best_of != (fields.integer("n", 1, MAX_CHOICES) or 1):
@@ -194,7 +194,8 @@ def _refuse_unsupported_chat(fields: Fields) -> None:
 
 
 def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
-    """The tools on offer, and how they may be called; none of them where `tool_choice` is "none"."""
+    """The tools on offer, and how they may be called; none of them where `tool_choice` is "none". A function that is
+    named is called exactly once, as OpenAI has it."""
     values = fields.array("tools")
     parallel = fields.flag("parallel_tool_calls", default=True)
     if fields.get("tool_choice") == "none":
@@ -206,7 +207,7 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], ToolChoice]:
     if len(names) < len(tools):
         refuse("tools", "'tools' holds two tools of one name.")
     choice = _tool_choice(fields, names)
-    return tools, replace(choice, parallel=parallel) if tools else choice
+    return tools, replace(choice, parallel=parallel and choice.mode != "named") if tools else choice
 
 
 def _tool(value: Any, where: str) -> Tool:

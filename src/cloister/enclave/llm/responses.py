@@ -104,7 +104,7 @@ def parse_response(fields: Fields) -> tuple[Ask, Told]:
         max_output_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        parallel=choice.parallel,
+        parallel=fields.flag("parallel_tool_calls", default=True),
         tool_choice={"type": "function", "name": choice.name} if choice.mode == "named" else choice.mode,
         tools=[_told_tool(tool) for tool in tools],
         text=fields.object("text").object("format").values or {"type": "text"},
@@ -145,7 +145,7 @@ def _choice(fields: Fields, tools: Sequence[Tool]) -> ToolChoice:
     name = chosen.text("name")
     if chosen.text("type") != "function" or name is None or name not in {tool.name for tool in tools}:
         refuse("tool_choice", "'tool_choice' must name a function that 'tools' holds.")
-    return ToolChoice("named", name, parallel)
+    return ToolChoice("named", name, parallel=False)
 
 
 def _shape(wanted: Fields) -> Shape:

@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope
 
 from cloister.enclave.llm.connection import Reply, read_json_body
-from cloister.enclave.llm.engine import Delta, Done, Engine, EngineInfo, Event, GenerateRequest
+from cloister.enclave.llm.engine import Delta, Done, Embedded, Engine, EngineInfo, Event, GenerateRequest, Started
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import Fields, parse_object
 from cloister.enclave.llm.metrics import Metrics
@@ -82,9 +82,12 @@ class Service:
         """The events of all requests, each with its request's index, as they come. Closing it stops them all.
 
         Raises:
-            QueueFull, Refused: no place in the queue, or none in time.
+            QueueFull, Refused: no place in the queue, or none in time; 400 for a model that continues no texts.
             EngineDied: also when an answer just stops: a short answer is never taken for a whole one.
         """
+        if not self.engine.info.model.generates:
+            message = "This model gives embeddings and continues no texts: /v1/embeddings takes its requests."
+            raise Refused(400, "unsupported_model", message, param="model")
         self.queue.slots = self.engine.info.slots
         tickets = self.queue.admit(principal.name, len(requests))
         try:
@@ -106,7 +109,9 @@ class Service:
             async with aclosing(events):
                 async for event in events:
                     started = True
-                    if isinstance(event, Delta):
+                    if isinstance(event, Started):
+                        self.metrics.prompt_tokens += event.prompt_tokens
+                    elif isinstance(event, Delta):
                         self.metrics.completion_tokens += event.tokens
                     elif isinstance(event, Done):
                         done = event
@@ -120,9 +125,29 @@ class Service:
             ticket.release()
         if done is None:
             raise EngineDied("the answer stopped without its end")
-        self.metrics.prompt_tokens += done.prompt_tokens
         self.metrics.cached_tokens += done.cached_tokens
         yield index, done
+
+    async def embeddings(self, principal: Principal, inputs: Sequence[str | Sequence[int]]) -> list[Embedded]:
+        """One for each input, in a single place of the queue.
+
+        Raises:
+            QueueFull, Refused: no place in the queue, or none in time; 400 for a model that gives none.
+        """
+        info = self.engine.info
+        if not info.model.embedding:
+            message = "This model continues texts and gives no embeddings. A model that does is one with a pooling."
+            raise Refused(400, "unsupported_model", message, param="model")
+        self.queue.slots = info.slots
+        ticket = self.queue.admit(principal.name, 1)[0]
+        try:
+            await ticket.wait(self.config.wait_limit)
+            await self.recovered()
+            found = await self.engine.embed(inputs)
+        finally:
+            ticket.release()
+        self.metrics.prompt_tokens += sum(embedded.tokens for embedded in found)
+        return found
 
 
 async def _merge(streams: Sequence[Answers]) -> Answers:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,12 @@ def library() -> Any:
 SETTINGS = LoopSettings(slots=8)
 
 
-@pytest.fixture
-def model(library: Any, model_path: Path) -> Iterator[Model]:
-    loaded = Model(library, model_path, SETTINGS)
+@pytest.fixture(params=["parted", "shared"])
+def model(library: Any, model_path: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
+    """Once with a part of the cache for each stream, once with one cache for all."""
+    cells = 0 if request.param == "parted" else SETTINGS.slots * 512
+    loaded = Model(library, model_path, replace(SETTINGS, kv_tokens=cells))
+    assert loaded.parted == (request.param == "parted")
     yield loaded
     loaded.close()
 

@@ -21,7 +21,13 @@ def byte_alphabet() -> list[str]:
 
 
 def write_model(
-    path: Path, *, template: str | None = CHATML, context: int = 512, layers: int = 2, width: int = 64
+    path: Path,
+    *,
+    template: str | None = CHATML,
+    context: int = 512,
+    layers: int = 2,
+    width: int = 64,
+    pooling: gguf.PoolingType | None = None,
 ) -> Path:
     rng = np.random.default_rng(7)
     tokens = [*byte_alphabet(), "<|im_start|>", "<|im_end|>", "th", "<|pad|>"]
@@ -49,6 +55,8 @@ def write_model(
     writer.add_add_bos_token(False)  # noqa: FBT003
     if template is not None:
         writer.add_chat_template(template)
+    if pooling is not None:
+        writer.add_pooling_type(pooling)
 
     def weight(name: str, rows: int, columns: int, scale: float = 1.0) -> None:
         noise = rng.standard_normal((rows, columns), dtype=np.float32) * np.float32(scale * columns**-0.5)

@@ -264,7 +264,7 @@ def test_prompts_of_different_scopes_never_share(
 def test_a_small_batch_far_in_begins_earlier(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second question of a long conversation: what is evaluated again is little, and changes no answer."""
     path = write_model(tmp_path / "long.gguf", context=2048)
-    model = Model(library, path, LoopSettings(slots=2))
+    model = Model(library, path, LoopSettings(slots=2, kv_tokens=4096))
     loop = DecodeLoop(library, model, slots=2)
     rows: list[int] = []
     decode = model.decode
@@ -412,11 +412,15 @@ def test_lets_running_streams_speak_while_a_long_prompt_is_read(library: Any, sl
     slow.close()
 
 
+@pytest.mark.parametrize("cells", [0, 4096])
 @pytest.mark.parametrize(("running", "reading"), [(4, 1), (1, 4)])
 def test_reading_prompts_takes_its_part_of_the_time_by_number(
-    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch, running: int, reading: int
+    library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, reading: int, cells: int
 ) -> None:
     """By a clock that only the model's work moves: a decode takes 10 ms, reading 1 ms a token."""
+    path = write_model(tmp_path / "long.gguf", context=1024)
+    model = Model(library, path, LoopSettings(slots=8, kv_tokens=cells))
+    loop = DecodeLoop(library, model, slots=8)
     now, spent, chunks, kinds = [0.0], {True: 0.0, False: 0.0}, [], []
     decode = model.decode
 
@@ -447,6 +451,7 @@ def test_reading_prompts_takes_its_part_of_the_time_by_number(
     assert chunks[-1] <= (0.16 if reading < running else 0.51), "nothing is saved any more"
     turns = "".join("r" if kind else "d" for kind in kinds)
     assert "rr" not in turns, "every answer goes on after each chunk"
+    model.close()
 
 
 def test_repeats_itself_with_a_seed_and_not_without(loop: DecodeLoop, model: Model) -> None:
@@ -605,3 +610,34 @@ def test_a_job_cancelled_before_it_was_prepared_is_forgotten_once(loop: DecodeLo
     assert loop.forgotten(1)
     assert not loop.forgotten(1)
     assert not loop.busy
+
+
+def test_a_gap_between_streams_is_filled_and_leaves_no_trace(
+    library: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of three ends and is kept for its scope: the others go on in one batch, over its sequence."""
+    model = Model(library, model_path, LoopSettings(slots=4))
+    loop = DecodeLoop(library, model, slots=4)
+    longer = Sampling(max_tokens=30, temperature=0.0, ignore_eos=True)
+    alone = {}
+    for number, word in ((1, "first"), (3, "third")):
+        loop.submit(job(number, word, model, longer))
+        alone[number] = text_of(drain(loop)[number])
+    batches: list[list[tuple[int, int, int, bool]]] = []
+    decode = model.decode
+
+    def seen(items: Any) -> None:
+        batches.append(list(items))
+        decode(items)
+
+    monkeypatch.setattr(model, "decode", seen)
+    loop.submit(job(1, "first", model, longer))
+    loop.submit(job(2, "kept for the next turn", model, scope=ALICE))
+    loop.submit(job(3, "third", model, longer))
+    events = drain(loop)
+    assert {number: text_of(events[number]) for number in alone} == alone
+    held = len(model.tokenize("kept for the next turn")) + 23
+    assert [(0, held, 1, False)] == [row for row in batches[-1] if not row[3]]
+    assert [row[2] for row in batches[-1]] == [0, 1, 2]
+    assert model._lib.llama_memory_seq_pos_max(model._memory, 1) == held - 1
+    model.close()

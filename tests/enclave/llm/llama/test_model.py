@@ -21,10 +21,12 @@ WINDOW = 1 << 22
 PAD = 259
 
 
-@pytest.fixture
-def used(library: Any, model_path: Path) -> Iterator[Model]:
+@pytest.fixture(params=["parted", "shared"])
+def used(library: Any, model_path: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     """It has read two prompts, and holds the first one's cells for a third sequence too."""
-    model = Model(library, model_path, LoopSettings(slots=2, threads=1))
+    cells = 0 if request.param == "parted" else 1024
+    model = Model(library, model_path, LoopSettings(slots=2, threads=1, kv_tokens=cells))
+    assert model.parted == (request.param == "parted")
     model.decode([(token, at, 0, at == CELLS - 1) for at, token in enumerate(range(50, 50 + CELLS))])
     model.decode([(token, at, 1, at == 19) for at, token in enumerate(range(100, 120))])
     model.share(0, 2, CELLS)
@@ -79,7 +81,7 @@ def find_in_memory(needle: memoryview) -> set[int]:
 
 
 def test_erasing_forgets_every_sequence(used: Model) -> None:
-    assert last_positions(used) == [CELLS - 1, 19, CELLS - 1, -1]
+    assert last_positions(used)[:3] == [CELLS - 1, 19, CELLS - 1]
     used.erase()
     assert last_positions(used) == [-1] * used.sequences
 
@@ -96,6 +98,7 @@ def test_erasing_leaves_no_byte_of_what_was_read(used: Model) -> None:
         places |= elsewhere
     used.erase()
     assert {ctypes.string_at(place, LENGTH) for place in places} == {bytes(LENGTH)}
+    ctypes.memset(state, 0, len(state))  # or the next search finds it in memory that was given back
 
 
 def test_the_batch_has_room_for_what_the_loop_fills_it_up_to() -> None:

@@ -1,3 +1,4 @@
+import fcntl
 import hashlib
 import os
 from pathlib import Path
@@ -24,6 +25,21 @@ def test_the_copy_is_hashed_and_nobody_can_change_it(tmp_path: Path) -> None:
         path.write_bytes(b"other")
         assert os.pread(weights.fd, 7, 0) == b"weights"
     assert weights.fd == -1
+
+
+def test_memory_that_nobody_can_change_is_not_copied() -> None:
+    memory = os.memfd_create("model", os.MFD_ALLOW_SEALING)
+    os.write(memory, b"weights")
+    path = Path(f"/proc/self/fd/{memory}")
+    with seal_weights(path) as copy:
+        assert os.fstat(copy.fd).st_ino != os.fstat(memory).st_ino
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+    with seal_weights(path) as same:
+        assert os.fstat(same.fd).st_ino == os.fstat(memory).st_ino
+        assert (same.size, same.sha256) == (7, hashlib.sha256(b"weights").hexdigest())
+    assert os.pread(memory, 7, 0) == b"weights"
+    os.close(memory)
 
 
 def test_refuses_another_digest(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Three threads: this one decodes; one reads the socket, so that a cancel is seen 
 prompts (template, tokenizer), so that running answers go on meanwhile.
 """
 
+import base64
 import contextlib
 import ctypes
 import mmap
@@ -16,7 +17,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -40,6 +41,9 @@ _REST_SECONDS = 0.5
 """Without work for so long, the cache is overwritten, unless conversations are kept in it;"""
 _KEEP_SECONDS = 600.0
 """and they are, for so long after the last work of anybody."""
+_LIVE_SECONDS = 1.0
+_LONGEST_EMBEDDING = 600.0
+"""Seconds for one text, all of which is computed in a single call."""
 _FIRST_TOKEN_PAUSE = 0.002
 """Seconds in which the front can pass a first token on. Where our threads fill every core, it would get its turn only
 after several milliseconds: it runs at lower priority."""
@@ -145,6 +149,24 @@ class Service:
         """A sign of life, from either thread that works. Two at the same moment may count as one."""
         _BEAT.pack_into(self.beat, 0, read_beat(self.beat) + 1)
 
+    @contextlib.contextmanager
+    def alive_for(self, seconds: float, *, every: float = _LIVE_SECONDS) -> Iterator[None]:
+        """Signs of life while one long call of llama.cpp runs that cannot give any; for so long, and then it hangs."""
+        over = threading.Event()
+
+        def beat() -> None:
+            until = time.monotonic() + seconds
+            while not over.wait(every) and time.monotonic() < until:
+                self.live()
+
+        thread = threading.Thread(target=roaming(beat), name="engine-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def send(self, message: dict[str, Any]) -> None:
         """From any thread: a long message is written in pieces, and nobody else's may come between them.
 
@@ -204,6 +226,8 @@ class _Desk:
         elif kind == "cancel":
             self._loop.cancel(number)
             self._inbox.put(lambda: None)
+        elif kind == "embed":
+            self._orders.put(lambda: self._embed(number, message))
         elif kind == "stats":
             self._inbox.put(lambda: self._service.send({"t": "reply", "id": number, "value": asdict(self._loop.stats)}))
         else:
@@ -244,6 +268,22 @@ class _Desk:
             self._reply(number, "value", value)
         except WrongUse as error:
             self._reply(number, "error", wire.encode_error(error))
+
+    def _embed(self, number: int, message: dict[str, Any]) -> None:
+        try:
+            tokens = self._preparer.embeddable(message.get("text"), message.get("tokens"))
+            if not self._model.pooled:
+                raise WrongUse("This model gives no embeddings.")
+        except WrongUse as error:
+            self._reply(number, "error", wire.encode_error(error))
+            return
+        self._inbox.put(lambda: self._give_embedding(number, tokens))
+
+    def _give_embedding(self, number: int, tokens: Sequence[int]) -> None:
+        with self._service.alive_for(_LONGEST_EMBEDDING):
+            vector = self._loop.embed(tokens)
+        packed = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        self._reply(number, "value", {"vector": packed, "tokens": len(tokens)})
 
     def _reply(self, number: int, kind: str, content: Any) -> None:
         with contextlib.suppress(OSError):

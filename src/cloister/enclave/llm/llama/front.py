@@ -1,6 +1,7 @@
 """The front's side: an `Engine` for asyncio that outlives the process in which the model runs."""
 
 import asyncio
+import base64
 import functools
 import logging
 import os
@@ -12,7 +13,7 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
 
-from cloister.enclave.llm.engine import Done, EngineInfo, Event, GenerateRequest, ModelInfo
+from cloister.enclave.llm.engine import Done, Embedded, EngineInfo, Event, GenerateRequest, ModelInfo
 from cloister.enclave.llm.llama import wire
 from cloister.enclave.llm.llama.child import read_beat
 from cloister.enclave.llm.llama.config import VARIANTS, LlamaConfig
@@ -130,6 +131,20 @@ class LlamaEngine:
             return bytes.fromhex(value)
         except (TypeError, ValueError) as error:
             raise MalformedMessage("The engine's answer has no shape.") from error
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> list[Embedded]:
+        """See `Engine.embed`. One after the other, so that others' come in between."""
+        return [await self._embed(one) for one in inputs]
+
+    async def _embed(self, one: str | Sequence[int]) -> Embedded:
+        value = await self._ask({"t": "embed", **({"text": one} if isinstance(one, str) else {"tokens": list(one)})})
+        try:
+            vector, tokens = base64.b64decode(value["vector"], validate=True), value["tokens"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise MalformedMessage("The engine's answer has no shape.") from error
+        if len(vector) != 4 * self.info.model.embedding or type(tokens) is not int or tokens < 1:
+            raise MalformedMessage("The engine's answer has no shape.")
+        return Embedded(vector, tokens)
 
     async def stats(self) -> dict[str, int]:
         """What the decode loop counted since the engine was last started; see `Stats`."""

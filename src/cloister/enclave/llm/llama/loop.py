@@ -20,7 +20,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
 from cloister.enclave.llm.grammar import Grammar
@@ -54,7 +58,11 @@ together they cost little more than the one alone, and clients that ask at the s
 _SMALLEST_CHUNK = 64
 """Rows. llama.cpp's attention reads so many at once; a batch of fewer costs up to eight times as much where much stands
 before it (measured at depth 3,000: 63 rows 4.8 s, 64 rows 0.6 s)."""
+_SMALLEST_PARTED = 32
+"""Rows, where the cache has a part for each stream: there llama.cpp does without flash attention, and few rows are cheap."""
 _DEEP = 512
+_LONGEST_GAP = 4
+"""Rows that may be wasted at one place in a batch, so that the weights are read once for all of it."""
 _GROWTH = 256
 """Cells that a stream reserves beyond what it holds. Most answers end long before the most that they might become."""
 
@@ -233,6 +241,11 @@ class DecodeLoop:
             self._used = not self._model.erase(stop)
         return not self._used
 
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See `Model.embed`. What it leaves in the cache is overwritten by the next `rest`, as all else."""
+        self._used = True
+        return self._model.embed(tokens)
+
     # Coming and going.
 
     def _drop_cancelled(self) -> None:
@@ -347,12 +360,34 @@ class DecodeLoop:
     def _decode(self, running: list[_Stream]) -> None:
         running = self._reserve(running)
         items = [(s.tokens[s.past], s.past, s.sequence, True) for s in running]
-        if not items or not self._run(items, running):
+        fillers = self._between([stream.sequence for stream in running])
+        rows = sorted([*items, *((0, past, sequence, False) for sequence, past in fillers)], key=lambda item: item[2])
+        done = bool(items) and self._run(rows, running)
+        for sequence, past in fillers:
+            self._model.forget(sequence, past)
+        if not done:
             return
         self.stats.decode_steps += 1
-        for row, stream in enumerate(running):
+        places = {sequence: row for row, (_, _, sequence, _) in enumerate(rows)}
+        for stream in running:
             stream.past += 1
-            self._next_token(stream, row)
+            self._next_token(stream, places[stream.sequence])
+
+    def _between(self, sequences: Sequence[int]) -> list[tuple[int, int]]:
+        """Those that stand between these and are not of them, with how many cells they hold.
+
+        llama.cpp evaluates parts of the cache together only where they are neighbours, and reads the weights again for
+        the others: a row more, that is forgotten again, costs a tenth of that.
+        """
+        if not self._model.parted:
+            return []
+        held = {stream.sequence: stream.past for stream in self._streams.values()}
+        found: list[tuple[int, int]] = []
+        for before, after in pairwise(sorted(sequences)):
+            gap = [(at, held[at] if at in held else self._sequences.held(at)) for at in range(before + 1, after)]
+            if len(gap) <= _LONGEST_GAP and all(past < self._model.context_length for _, past in gap):
+                found += gap
+        return found
 
     def _prefill(self) -> None:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""
@@ -361,6 +396,7 @@ class DecodeLoop:
         turns = [stream for stream in turns if not self._waits_for_prefix(stream) and stream.prefilling]
         budget = self._chunk_size()
         ends: list[tuple[_Stream, int]] = []
+        first = turns[0].job.number if turns else 0
         for stream in turns:
             end = min(stream.goal, stream.past + budget)
             if end <= stream.past:
@@ -370,6 +406,7 @@ class DecodeLoop:
         if not ends:
             return
         self._fill_up(ends)
+        ends.sort(key=lambda part: part[0].sequence)
         items: list[tuple[int, int, int, bool]] = []
         shares: list[tuple[_Stream, int, int]] = []
         for stream, end in ends:
@@ -386,7 +423,6 @@ class DecodeLoop:
         self._note_rate(len(items), time.monotonic() - started)
         self.stats.prefill_chunks += 1
         self.stats.prompt_tokens_evaluated += len(items)
-        first = shares[0][0].job.number
         self._turns.remove(first)
         self._turns.append(first)
         for stream, end, row in shares:
@@ -398,7 +434,7 @@ class DecodeLoop:
         """Where a batch would be small and deep, begin earlier: some tokens are evaluated again."""
         missing = _SMALLEST_CHUNK - sum(end - stream.past for stream, end in ends)
         deepest = max((stream for stream, _ in ends), key=lambda stream: stream.past)
-        if missing > 0 and deepest.past >= _DEEP and self._model.reuses_prefixes:
+        if missing > 0 and deepest.past >= _DEEP and self._model.reuses_prefixes and not self._model.parted:
             deepest.past -= missing
             self._model.forget(deepest.sequence, deepest.past)
 
@@ -435,11 +471,12 @@ class DecodeLoop:
             seconds = min(max(_CHUNK_SECONDS * max(1.0, prefilling / running), self._owed), _LONGEST_CHUNK)
         else:
             seconds = _QUIET_SECONDS if prefilling > 1 or self._waiting else _ALONE_SECONDS
-        wanted = int(self._prefill_rate * seconds) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
-        return max(min(wanted, self._model.chunk), _SMALLEST_CHUNK)
+        smallest = _SMALLEST_PARTED if self._model.parted and self._prefill_rate else _SMALLEST_CHUNK
+        wanted = int(self._prefill_rate * seconds) // smallest * smallest
+        return max(min(wanted, self._model.chunk), smallest)
 
     def _note_rate(self, tokens: int, seconds: float) -> None:
-        if tokens >= _SMALLEST_CHUNK // 2 and seconds > 0:
+        if tokens >= _SMALLEST_PARTED and seconds > 0:
             rate = tokens / seconds
             self._prefill_rate = rate if not self._prefill_rate else 0.7 * self._prefill_rate + 0.3 * rate
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cloister.enclave.llm.engine import ModelInfo
 from cloister.enclave.llm.llama.config import KV_TYPES, VARIANTS, LoopSettings, physical_cores
+from cloister.enclave.llm.llama.embedding import MOST_EMBEDDED, is_pooled, unit
 from cloister.enclave.llm.llama.memory import overwrite, overwritten_by, watched_buffers
 from cloister.enclave.llm.llama.threads import attach_threads, fill_every_core
 from cloister.enclave.llm.reasoning import thinking_of
@@ -20,7 +21,8 @@ from cloister.errors import MalformedModel, WrongUse
 __all__ = ["AbortedError", "Model", "SelfTestError"]
 
 _CONTROL_ATTRIBUTES = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL
-_LEAST_CACHE, _MOST_CACHE = 1 << 30, 1 << 31  # bytes
+_LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32  # bytes
+_MOST_SCORES = 1 << 28  # bytes
 _MOST_CONTEXT = 16384
 _SMALL_MODEL = 1 << 26
 """Bytes. Below this, threads spend more time waiting for each other than computing, most of all on a busy machine."""
@@ -64,6 +66,7 @@ class Model:
             raise MalformedModel("This is not a model that continues text.")
         self._pieces: dict[int, bytes] = {}
         self._beginnings: NDArray[np.int32] | None = None
+        self.pooled = is_pooled(self._meta, self._meta("general.architecture"))
         self._open_context(settings)
         self._batch = _Batch(library, self.chunk)
         self.end_tokens = frozenset(t for t in range(self.vocabulary) if library.llama_vocab_is_eog(self._vocab, t))
@@ -73,9 +76,6 @@ class Model:
         self.control_texts = self._find_control_texts()
         template = library.llama_model_chat_template(self._model, None)
         self.chat_template: str | None = template.decode(errors="replace") if template else None
-        self.reuses_prefixes = not (
-            library.llama_model_is_recurrent(self._model) or library.llama_model_is_hybrid(self._model)
-        )
         self._self_test()
 
     def close(self) -> None:
@@ -102,9 +102,11 @@ class Model:
             parameters=lib.llama_model_n_params(self._model),
             size=lib.llama_model_size(self._model),
             context_length=self.context_length,
-            has_chat_template=self.chat_template is not None,
+            has_chat_template=self.chat_template is not None and not self.pooled,
             calls=call_form_of(self.chat_template),
             thinking=thinking_of(self.chat_template),
+            embedding=int(lib.llama_model_n_embd_out(self._model)) if self.pooled else 0,
+            generates=not self.pooled,
         )
 
     def _meta(self, key: str) -> str:
@@ -179,21 +181,37 @@ class Model:
         if self.context_length < 1:
             raise MalformedModel("The model file names no context length.")
         number, width = KV_TYPES[settings.kv_type]
-        within = max(self.context_length, int(_cache_budget() / self._cell_bytes(width)))
-        self.kv_tokens: int = max(
-            self.context_length, settings.kv_tokens or min(settings.slots * self.context_length, within)
-        )
-        self.sequences: int = min(2 * settings.slots, lib.llama_max_parallel_sequences())
-        self.chunk: int = max(settings.chunk, self.sequences)
+        cell = self._cell_bytes(width)
+        self.reuses_prefixes = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
+        parts = min(settings.slots + max(1, settings.slots // 4), lib.llama_max_parallel_sequences())
+        within = settings.kv_tokens or int(_cache_budget(_MOST_PARTED) / cell)
+        self.parted = parts * self.context_length <= within and self._may_be_parted(settings)
+        if self.parted:
+            self.sequences: int = parts
+            self.kv_tokens: int = parts * self.context_length
+            self.chunk: int = max(min(settings.chunk, self._rows_within(_MOST_SCORES)), self.sequences)
+        else:
+            within = max(self.context_length, int(_cache_budget(_MOST_CACHE) / cell))
+            self.sequences = min(2 * settings.slots, lib.llama_max_parallel_sequences())
+            self.kv_tokens = max(
+                self.context_length, settings.kv_tokens or min(settings.slots * self.context_length, within)
+            )
+            self.chunk = max(settings.chunk, self.sequences)
+        if self.pooled:  # a text at a time, and all of it at once
+            self.context_length = settings.context or min(trained, MOST_EMBEDDED)
+            self.kv_tokens = self.chunk = self.context_length
+            self.sequences = 1
         params = lib.llama_context_default_params()
         params.n_ctx = self.kv_tokens
         params.n_batch = params.n_ubatch = self.chunk
         params.n_seq_max = self.sequences
-        params.n_outputs_max = self.sequences
+        params.n_outputs_max = self.chunk if self.pooled else self.sequences
+        params.embeddings = self.pooled
         threads = 1 if lib.llama_model_size(self._model) < _SMALL_MODEL else physical_cores()
         params.n_threads = params.n_threads_batch = settings.threads or threads
         params.type_k = params.type_v = number
-        params.kv_unified = True
+        params.kv_unified = not self.parted
+        params.flash_attn_type = 0 if self.parted else -1  # LLAMA_FLASH_ATTN_TYPE_DISABLED, _AUTO
         params.swa_full = True  # a sliding window could not give up part of a sequence
         params.no_perf = True
         self._flag = ctypes.create_string_buffer(2)
@@ -208,6 +226,15 @@ class Model:
         self._end_threads = attach_threads(self._context, params.n_threads)
         self._memory = lib.llama_get_memory(self._context)
         self._cache = overwritten_by(lambda: lib.llama_memory_clear(self._memory, True), buffers)  # noqa: FBT003
+
+    def _may_be_parted(self, settings: LoopSettings) -> bool:
+        """Values of less than 16 bit need flash attention; states that are not cells cannot be cut back."""
+        return self.reuses_prefixes and not self.pooled and settings.kv_type == "f16"
+
+    def _rows_within(self, size: int) -> int:
+        """How many rows' scores, against a whole conversation, take `size` bytes in one layer: a multiple of 64."""
+        row = 4 * int(self._lib.llama_model_n_head(self._model)) * self.context_length
+        return max(1, size // max(row, 1) // 64) * 64
 
     def _cell_bytes(self, width: float) -> float:
         """Roughly what one token takes in the cache, at `width` bytes a value."""
@@ -242,13 +269,31 @@ class Model:
             raise MalformedModel("The engine gave no logits.")
         return np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
 
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """What a `pooled` model makes of a text of at most `context_length` tokens, as a direction of length 1.
+
+        Raises: AbortedError, MalformedModel.
+        """
+        self.decode([(token, at, 0, True) for at, token in enumerate(tokens)])
+        pointer = self._lib.llama_get_embeddings_seq(self._context, 0)
+        if not pointer:
+            raise MalformedModel("The engine gave no embedding.")
+        width = int(self._lib.llama_model_n_embd_out(self._model))
+        found = unit(np.ctypeslib.as_array(pointer, shape=(width,)))
+        self.forget(0)
+        return found
+
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's cells from position `start` on. False: only whole sequences can be dropped here."""
         return bool(self._lib.llama_memory_seq_rm(self._memory, sequence, start, -1))
 
     def share(self, source: int, target: int, end: int) -> None:
-        """Let `target` use `source`'s cells before position `end` too."""
-        self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
+        """Let `target` use `source`'s cells before position `end` too; in a parted cache it gets a copy of them."""
+        if self.parted:  # whole parts only; llama.cpp copies them before it next evaluates anything
+            self._lib.llama_memory_seq_cp(self._memory, source, target, 0, -1)
+            self.forget(target, end)
+        else:
+            self._lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
     def erase(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Forget every sequence, and overwrite the cache with zeros: False if `stop` said to leave the rest for later."""
@@ -258,6 +303,13 @@ class Model:
     def _self_test(self) -> None:
         """Both kinds of batch, a prompt's and a single token's, must give finite logits before anybody is served."""
         words = [(1 + at * 7) % self.vocabulary for at in range(8)]
+        if self.pooled:
+            try:
+                self.embed(words)
+            except MalformedModel as error:
+                raise SelfTestError(error.message, hint="The file may be damaged.") from error
+            self.erase()
+            return
         self.decode([(token, at, 0, at == 7) for at, token in enumerate(words)])
         finite = bool(np.isfinite(self.logits(7)).all())
         self.decode([(words[0], 8, 0, True)])
@@ -266,9 +318,9 @@ class Model:
         self.erase()
 
 
-def _cache_budget(root: Path = Path("/")) -> int:
+def _cache_budget(most: int, root: Path = Path("/")) -> int:
     """Bytes that the cache may take where nobody said how many: a quarter of what is free. `root` for tests."""
-    return min(max(_free_memory(root) // 4, _LEAST_CACHE), _MOST_CACHE)
+    return min(max(_free_memory(root) // 4, _LEAST_CACHE), most)
 
 
 def _free_memory(root: Path) -> int:

@@ -1,26 +1,59 @@
 """From a request to tokens that fit: the template, the tokenizer, the context's length. Runs beside the decode loop."""
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from cloister.enclave.llm.engine import GenerateRequest
 from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.llama.loop import Job
-from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.placeholders import Segment
 from cloister.enclave.llm.llama.templates import ChatTemplate
+from cloister.enclave.llm.reasoning import thinking_of
 from cloister.errors import CloisterError, ContextLengthExceeded, WrongUse
 
-__all__ = ["Preparer"]
+__all__ = ["Preparer", "Words"]
 
 _MOST_LOGPROBS = 20
+
+
+class Words(Protocol):
+    """What is needed of a model: `llama.model.Model` has it all. `bos` and `eos` are -1 where there are none."""
+
+    @property
+    def bos(self) -> int: ...
+
+    @property
+    def eos(self) -> int: ...
+
+    @property
+    def adds_bos(self) -> bool: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def chat_template(self) -> str | None: ...
+
+    @property
+    def control_texts(self) -> tuple[str, ...]: ...
+
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
+
+    def beginnings(self) -> object: ...
+
+    def check_tokens(self, tokens: Sequence[int]) -> None: ...
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]: ...
 
 
 class Preparer:
     """Turns requests into jobs. Any one thread."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Words) -> None:
         self._model = model
         self._template: ChatTemplate | None = None
+        self._continues = thinking_of(model.chat_template) != "opened"
         if model.chat_template is not None:
             self._template = ChatTemplate(
                 model.chat_template,
@@ -55,6 +88,21 @@ class Preparer:
         self._check_fit(len(tokens), request)
         return Job(number, tuple(tokens), sampling, request.scope, truncated, grammar)
 
+    def embeddable(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
+        """A text's tokens, with those that the model wants around it, or tokens as they are.
+
+        Raises: WrongUse, ContextLengthExceeded.
+        """
+        if tokens is not None:
+            self._model.check_tokens(tokens)
+        found = list(tokens) if tokens is not None else self._model.tokenize(text or "", add_special=True)
+        if not found:
+            raise WrongUse("The text is empty.")
+        limit = self._model.context_length
+        if len(found) > limit:
+            raise ContextLengthExceeded(limit=limit, prompt=len(found), requested=len(found))
+        return found
+
     def _from_plain(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
         if tokens is not None:
             self._model.check_tokens(tokens)
@@ -78,13 +126,20 @@ class Preparer:
         tools: Sequence[Mapping[str, Any]] = (),
         answer: bool = True,
     ) -> list[int]:
-        """Control tokens only where the template itself wrote them; BOS in front where the model wants one."""
+        """Control tokens only where the template itself wrote them; BOS in front where the model wants one.
+
+        A last message that is the assistant's own is what its answer begins with, and is left open, unless the template
+        opens the model's thoughts before every answer.
+        """
         if self._template is None:
             raise WrongUse(
                 "This model has no chat template.", hint="Use /v1/completions (or /generate) with a plain prompt."
             )
+        segments = None
+        if answer and self._continues and _is_begun(messages):
+            segments = _left_open(self._template, messages, tools)
         tokens: list[int] = []
-        for text, meant in self._template.render(messages, tools=tools, answer=answer):
+        for text, meant in segments or self._template.render(messages, tools=tools, answer=answer):
             tokens += self._model.tokenize(text, parse_special=meant)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
@@ -138,6 +193,28 @@ class Preparer:
         requested = prompt + (1 if wanted is None else wanted)
         if requested > limit:
             raise ContextLengthExceeded(limit=limit, prompt=prompt, requested=requested)
+
+
+def _is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message is the beginning of an answer: the assistant's, with a text, and without calls."""
+    last = messages[-1] if messages else {}
+    content = last.get("content")
+    return last.get("role") == "assistant" and isinstance(content, str) and bool(content) and not last.get("tool_calls")
+
+
+def _left_open(
+    template: ChatTemplate, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[Segment] | None:
+    """The rendering up to the end of the last message's text; None where the template does not show it whole."""
+    end = f"\ufdd2{os.urandom(12).hex()}\ufdd3"
+    last = {**messages[-1], "content": f"{messages[-1]['content']}{end}"}
+    kept: list[Segment] = []
+    for text, meant in template.render([*messages[:-1], last], tools=tools, answer=False):
+        head, found, _ = text.partition(end)
+        kept.append((head, meant))
+        if found:
+            return kept
+    return None
 
 
 def _cut(tokens: list[int], head: int, room: int) -> tuple[list[int], int]:

@@ -44,7 +44,7 @@ class Sequences:
     def __init__(self, *, cells: int, count: int, slots: int) -> None:
         self._cells = cells
         self._slots = slots
-        self._free = list(range(count - 1, -1, -1))
+        self._free = list(range(count))
         self._active: dict[int, _Active] = {}
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
 
@@ -76,7 +76,7 @@ class Sequences:
         else:
             if source in self._kept:
                 self._kept.move_to_end(source)
-            sequence = self._free.pop() if self._free else self._drop_oldest(evict)
+            sequence = self._take_free() if self._free else self._drop_oldest(evict)
             if sequence == source:  # it was the oldest of all: there is nothing left to share
                 source, reused = -1, 0
         self._active[sequence] = _Active(scope, need)
@@ -99,6 +99,16 @@ class Sequences:
         """Keep nothing any longer. The caller erases all cells."""
         self._free.extend(self._kept)
         self._kept.clear()
+
+    def held(self, sequence: int) -> int:
+        """How many cells a sequence holds that is not active."""
+        return len(self._kept[sequence].tokens) if sequence in self._kept else 0
+
+    def _take_free(self) -> int:
+        """The lowest: active ones had better be neighbours."""
+        sequence = min(self._free)
+        self._free.remove(sequence)
+        return sequence
 
     def _make_room(self, evict: list[int]) -> None:
         while self._kept and self._reserved() + sum(len(k.tokens) for k in self._kept.values()) > self._cells:

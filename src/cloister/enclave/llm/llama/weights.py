@@ -38,8 +38,8 @@ class Weights:
 def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
     """Copy `path` into memory that nobody, we included, can change afterwards.
 
-    The file may change, or be changed, while it is read and after: the copy does not. With `expected` (hex) another
-    digest is refused. Does not look at what the bytes mean.
+    The file may change, or be changed, while it is read and after: the copy does not. What is such memory already is taken
+    as it is. With `expected` (hex) another digest is refused. Does not look at what the bytes mean.
 
     Raises: WrongUse (no such file, or no memfd here), MalformedModel (digest differs).
     """
@@ -51,14 +51,17 @@ def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
         size = 0
         with path.open("rb", buffering=0) as source:
             modified = int(os.fstat(source.fileno()).st_mtime)
+            sealed = _is_sealed(source.fileno())
             while chunk := source.read(_CHUNK):
                 digest.update(chunk)
                 view = memoryview(chunk)
-                while view:
+                while view and not sealed:
                     view = view[os.write(fd, view) :]
                 size += len(chunk)
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+            if sealed:
+                os.dup2(source.fileno(), fd, inheritable=False)
+            else:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _seals())
     except OSError as error:
         os.close(fd)
         raise WrongUse(
@@ -69,3 +72,15 @@ def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
         os.close(fd)
         raise MalformedModel("The model file is no longer the one that was loaded.", expected=expected, got=found)
     return Weights(fd=fd, sha256=found, size=size, modified=modified)
+
+
+def _seals() -> int:
+    return fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+def _is_sealed(fd: int) -> bool:
+    """Whether it is memory that nobody can change."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _seals() == _seals()
+    except OSError:
+        return False  # a file

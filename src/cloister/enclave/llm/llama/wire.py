@@ -274,4 +274,6 @@ def decode_model(fields: object, *, name: str, sha256: str, size: int, created: 
         created=created,
         calls=calls,
         thinking=thinking,
+        embedding=_whole(fields.get("embedding", 0), top=1 << 16),
+        generates=fields.get("generates") is not False,
     )
