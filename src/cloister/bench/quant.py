@@ -1,9 +1,10 @@
 """One model in several quantizations, held against each other on this machine: size, memory, speed, perplexity.
 
-1. Read the memory's bandwidth; again before each type and at the end. The best counts: it is what the machine can do.
-2. For each type: quantize with llama.cpp's own quantizer into a file that is removed afterwards.
-3. With a text: its perplexity, on the same chunks for all types.
-4. Load it in a child as the engine would; time a long prompt, and every token that follows a short one. Medians.
+1. For each type: quantize with llama.cpp's own quantizer into a file that is removed afterwards.
+2. With a text: its perplexity, on the same chunks for all types.
+3. Load it in a child as the engine would; time a long prompt, and every token that follows a short one. Medians.
+4. Between those runs of tokens, read the memory's bandwidth. What decoding takes of it: the best of these runs against the
+   best of these readings, for a machine that others share may give half as much a minute later.
 5. Recommend one.
 """
 
@@ -52,7 +53,8 @@ class Text:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One type. `resident`: bytes in memory, with a cache for the comparison's context. `read`: bytes that a token of the
-    timed runs read. `token`: seconds for one, and `prompt`: tokens per second of a prompt; medians."""
+    timed runs read. `token`: seconds for one, and `prompt`: tokens per second of a prompt; medians. `best`: seconds for a
+    token of the best run, and `bandwidth`: bytes per second, the best reading between the runs."""
 
     type: str
     file_size: int
@@ -60,7 +62,14 @@ class Row:
     read: float
     token: float
     prompt: float
+    best: float
+    bandwidth: float
     perplexity: Perplexity | None
+
+    @property
+    def share(self) -> float:
+        """Of what memory can give, how much decoding takes."""
+        return self.read / self.best / self.bandwidth
 
     @property
     def tokens_per_second(self) -> float:
@@ -69,15 +78,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All rows, the largest type first. `bandwidth`: bytes per second, the best reading; `context` in tokens."""
+    """All rows, the largest type first. `context` in tokens."""
 
     rows: tuple[Row, ...]
-    bandwidth: float
     context: int
 
-    def share(self, row: Row) -> float:
-        """Of what memory can give, how much decoding takes."""
-        return row.read * row.tokens_per_second / self.bandwidth
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second, the best reading of all."""
+        return max(row.bandwidth for row in self.rows)
 
     def loss(self, row: Row) -> tuple[float, float]:
         """By what share the perplexity is above the largest type's, and that share's standard error.
@@ -140,7 +149,8 @@ class Comparison:
             "tokens_per_second": row.tokens_per_second,
             "prompt_tokens_per_second": row.prompt,
             "bytes_read_per_token": row.read,
-            "roofline_share": self.share(row),
+            "bandwidth_bytes_per_second": row.bandwidth,
+            "roofline_share": row.share,
         }
         if row.perplexity is not None:
             loss, error = self.loss(row)
@@ -179,16 +189,13 @@ def compare(
         )
     context = min(context, description.context or context)
     folder.mkdir(parents=True, exist_ok=True)
-    bandwidths, rows = [], []
+    rows = []
     for done, kind in enumerate(sorted(types, key=TYPES.index)):
         stage = _Stage(kind, done, progress)
         with tempfile.TemporaryDirectory(prefix="quant-", dir=folder) as name:
             path = _provide(model, description, kind, Path(name), stage)
-            stage("reading memory", 0.2)
-            bandwidths.append(read_bandwidth())
             rows.append(_measure(path, kind, context, text, stage))
-    bandwidths.append(read_bandwidth())
-    return Comparison(tuple(rows), max(bandwidths), context)
+    return Comparison(tuple(rows), context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +241,18 @@ def _measure(path: Path, kind: str, context: int, text: Text | None, stage: _Sta
         stage("speed", 0.7)
         firsts = [model.run(long_prompt, 1).first_token for _ in range(_RUNS)]
         stage("speed", 0.85)
-        paces = [second for _ in range(_RUNS) for second in model.run(short_prompt, tokens).tokens]
+        runs, bandwidths = [], [read_bandwidth()]
+        for _ in range(_RUNS):
+            runs.append(model.run(short_prompt, tokens).tokens)
+            bandwidths.append(read_bandwidth())
     return Row(
         type=kind,
         file_size=description.file_size,
         resident=model.resident,
         read=weight_bytes_per_token(description) + kv_bytes(description, 1) * (short_prompt + tokens / 2),
-        token=statistics.median(paces),
+        token=statistics.median(second for run in runs for second in run),
         prompt=long_prompt / statistics.median(firsts),
+        best=min(statistics.median(run) for run in runs),
+        bandwidth=max(bandwidths),
         perplexity=found,
     )

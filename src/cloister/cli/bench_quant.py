@@ -98,7 +98,7 @@ def _show(model: LocalModel, result: Comparison, *, random: bool) -> None:
     show(table)
     output.line(
         f"memory: resident with a cache of {result.context} tokens. tokens/s: one stream, medians. roofline: the share of "
-        "the memory's bandwidth that decoding takes."
+        "the memory's bandwidth that decoding takes, best run against best reading between the runs."
     )
     if min(row.read for row in result.rows) < last_cache():
         output.line("Some of these weights fit the processor's last-level cache: there the roofline says nothing.")
@@ -120,7 +120,7 @@ def _cells(result: Comparison, row: Row) -> list[str]:
         f"{row.token * 1000:.2f}",
         f"{row.tokens_per_second:.1f}",
         f"{row.prompt:.0f}",
-        f"{100 * result.share(row):.0f} %",
+        f"{100 * row.share:.0f} %",
     ]
     if row.perplexity is not None:
         loss, _ = result.loss(row)

@@ -73,7 +73,7 @@ def kv_cells(model: Description, *, context: int, streams: int, kv_type: str = "
         budget = min(max(free // 4, _LEAST_CACHE), most)
         return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
 
-    parts = streams + max(1, streams // 4)
+    parts = streams + streams // 4
     if kv_type == "f16" and parts * context <= within(_MOST_PARTED):
         return parts * context
     return max(context, min(streams * context, within(_MOST_CACHE)))

@@ -264,7 +264,7 @@ def test_prompts_of_different_scopes_never_share(
 def test_a_small_batch_far_in_begins_earlier(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second question of a long conversation: what is evaluated again is little, and changes no answer."""
     path = write_model(tmp_path / "long.gguf", context=2048)
-    model = Model(library, path, LoopSettings(slots=2, kv_tokens=4096))
+    model = Model(library, path, LoopSettings(slots=2, kv_tokens=3072))
     loop = DecodeLoop(library, model, slots=2)
     rows: list[int] = []
     decode = model.decode

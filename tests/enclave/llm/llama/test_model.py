@@ -25,7 +25,7 @@ PAD = 259
 def used(library: Any, model_path: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     """It has read two prompts, and holds the first one's cells for a third sequence too."""
     cells = 0 if request.param == "parted" else 1024
-    model = Model(library, model_path, LoopSettings(slots=2, threads=1, kv_tokens=cells))
+    model = Model(library, model_path, LoopSettings(slots=4, threads=1, kv_tokens=cells))
     assert model.parted == (request.param == "parted")
     model.decode([(token, at, 0, at == CELLS - 1) for at, token in enumerate(range(50, 50 + CELLS))])
     model.decode([(token, at, 1, at == 19) for at, token in enumerate(range(100, 120))])

@@ -183,7 +183,7 @@ class Model:
         number, width = KV_TYPES[settings.kv_type]
         cell = self._cell_bytes(width)
         self.reuses_prefixes = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
-        parts = min(settings.slots + max(1, settings.slots // 4), lib.llama_max_parallel_sequences())
+        parts = min(settings.slots + settings.slots // 4, lib.llama_max_parallel_sequences())
         within = settings.kv_tokens or int(_cache_budget(_MOST_PARTED) / cell)
         self.parted = parts * self.context_length <= within and self._may_be_parted(settings)
         if self.parted:
