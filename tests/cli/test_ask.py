@@ -1,9 +1,11 @@
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.cli.conftest import Enclave
+from tests.cli.conftest import MODEL, Enclave
 from typer.testing import Result
 
 from cloister.errors import EngineDied
@@ -171,3 +173,73 @@ def test_a_project_file_cannot_set_anything_else(run: Run, enclave: Enclave, tmp
     _settings(tmp_path / "work" / "cloister.toml", text)
     assert run("ask", enclave.url, "hello", *enclave.trusted).exit_code == 4
     assert enclave.gateway.paths == []
+
+
+def test_a_receipt_keeps_the_answer_with_its_proof(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    file = tmp_path / "receipt.json"
+    ran = run("ask", enclave.url, "hello", "--receipt", file, *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (0, "You said hello.\n")
+    assert f"cloister receipt verify {file}" in ran.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    checked = run("receipt", "verify", file, *enclave.trusted)
+    assert checked.exit_code == 0, checked.output
+    assert checked.stdout.startswith(f"answered by  {MODEL.name}, sha256:{MODEL.sha256}\n")
+    assert json.loads(run("receipt", "verify", file, "--json", *enclave.trusted).stdout)["models"] == [
+        {"name": MODEL.name, "sha256": MODEL.sha256}
+    ]
+
+
+def test_a_receipt_goes_with_json_too(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    ran = run("ask", enclave.url, "hello", "--json", "--receipt", tmp_path / "r", *enclave.trusted)
+    assert json.loads(ran.stdout)["answer"] == "You said hello."
+    assert run("receipt", "verify", tmp_path / "r", *enclave.trusted).exit_code == 0
+
+
+def test_a_receipt_that_was_touched_is_refused(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    file = tmp_path / "receipt.json"
+    run("ask", enclave.url, "hello", "--receipt", file, *enclave.trusted)
+    kept = json.loads(file.read_text())
+
+    def verified(*options: str | Path, **changes: Any) -> int:
+        (tmp_path / "changed").write_text(json.dumps({**kept, **changes}))
+        return run("receipt", "verify", tmp_path / "changed", *options).exit_code
+
+    def flipped(name: str) -> str:
+        content = base64.b64decode(kept[name])
+        return base64.b64encode(content.replace(b"hello", b"hellO")).decode()
+
+    trusted = enclave.trusted
+    assert verified(*trusted) == 0
+    assert verified() == 3, "under no policy"
+    assert verified(*trusted, request=flipped("request")) == 3
+    assert verified(*trusted, answer=flipped("answer")) == 3
+    assert verified(*trusted, answer=base64.b64encode(b"data: [DONE]\n\n").decode()) == 4
+    assert verified(*trusted, document={**kept["document"], "nonce": "00" * 32}) == 3
+    assert verified(*trusted, cloister_receipt=2) == 4
+    assert verified(*trusted, request="%") == 4
+    assert verified(*trusted, more=1) == 4
+    assert verified(*trusted, "--request", file) == 2
+    assert run("receipt", "verify", tmp_path / "none", *trusted).exit_code == 2
+    (tmp_path / "bare").write_bytes(base64.b64decode(kept["answer"]))
+    assert run("receipt", "verify", tmp_path / "bare", *trusted).exit_code == 2
+
+
+def test_no_receipt_is_kept_of_an_answer_that_was_cut_behind_its_end(
+    run: Run, enclave: Enclave, tmp_path: Path
+) -> None:
+    """All of the text came, and the receipt did not."""
+    whole = run("ask", enclave.url, "hello", "--receipt", tmp_path / "whole", *enclave.trusted)
+    assert whole.exit_code == 0
+    for cut in range(500, 20_000, 250):
+        enclave.gateway.cut = cut
+        ran = run("ask", enclave.url, "hello", "--receipt", tmp_path / "cut", *enclave.trusted)
+        assert (ran.exit_code == 0) == (tmp_path / "cut").exists()
+        if ran.exit_code == 0:
+            break
+        assert ran.exit_code in (2, 3)
+    assert run("receipt", "verify", tmp_path / "cut", *enclave.trusted).exit_code == 0
+
+
+def test_a_receipt_that_cannot_be_written_is_wrong_use(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    ran = run("ask", enclave.url, "hello", "--receipt", tmp_path / "no" / "folder", *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (2, "You said hello.\n")

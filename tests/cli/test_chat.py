@@ -1,4 +1,6 @@
+import base64
 import fcntl
+import json
 import os
 import pty
 import re
@@ -106,6 +108,74 @@ def test_regen_asks_the_last_question_again_and_stats_count(run: Run, enclave: E
     assert "(no answer yet)" in ran.stderr
     assert enclave.model.asked()[2] == enclave.model.asked()[1]
     assert "3 answers, 6 tokens" in ran.stderr
+
+
+def test_the_last_answers_receipt_is_kept_on_demand(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    lines = ["one", f"/receipt {first}", "two", "/show", f"/receipt {second}"]
+    ran = run("chat", enclave.url, *enclave.trusted, input="\n".join(lines))
+    assert (ran.exit_code, ran.stdout) == (0, "You said one.\nYou said two.\n")
+    for file, said in ((first, "one"), (second, "two")):
+        assert run("receipt", "verify", file, *enclave.trusted).exit_code == 0
+        request = base64.b64decode(json.loads(file.read_text())["request"])
+        assert json.loads(request)["messages"][-1]["content"] == said
+
+
+@pytest.mark.parametrize("lines", [["/receipt"], ["one", "/receipt"], ["/receipt there"], ["/web"]])
+def test_what_is_not_there_is_not_kept_or_opened(run: Run, enclave: Enclave, lines: list[str]) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, input="\n".join(lines))
+    assert ran.exit_code == 2
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_a_stopped_answer_has_no_receipt(
+    enclave: Enclave, keys: Callable[[str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    enclave.model.answer = lambda asked: ["It begins", None] if asked == "two" else ["Yes."]
+    keys(f"one\rtwo\r/receipt {tmp_path / 'receipt'}\r\x04")
+    original = output.printable
+
+    def interrupt(text: str) -> str:
+        if text == "It begins":
+            main = threading.main_thread().ident
+            threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+        return original(text)
+
+    with pytest.MonkeyPatch.context() as patch, _trust(enclave) as session:
+        patch.setattr(output, "printable", interrupt)
+        run_chat(session)
+        wait_for(lambda: enclave.model.running == 0)
+    assert "no answer with a receipt" in capsys.readouterr().err
+    assert not (tmp_path / "receipt").exists()
+
+
+@pytest.mark.parametrize("desktop", [True, False])
+def test_the_web_chats_address_is_shown_and_on_a_desktop_opened(
+    enclave: Enclave,
+    keys: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    desktop: bool,
+) -> None:
+    opened: list[str] = []
+
+    def open_it(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_it)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if desktop:
+        monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    addresses = iter(["http://127.0.0.1:1/chat#first", "http://127.0.0.1:1/chat#second"])
+    keys("/web\r/web\r\x04")
+    with _trust(enclave) as session:
+        run_chat(session, web=lambda: next(addresses))
+    shown = capsys.readouterr().err
+    assert "http://127.0.0.1:1/chat#first\n" in shown
+    assert opened == (["http://127.0.0.1:1/chat#first", "http://127.0.0.1:1/chat#second"] if desktop else [])
 
 
 def test_a_failed_regen_leaves_the_answer_that_was_there(

@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from tests.cli.conftest import Enclave
+from tests.cli.conftest import MODEL, Enclave
 from typer.testing import Result
 
 Run = Callable[..., Result]
@@ -114,3 +115,91 @@ def test_serves_nothing_when_the_enclave_is_not_trusted(run: Run, enclave: Encla
 def test_a_taken_port_is_wrong_use(run: Run, enclave: Enclave) -> None:
     port = enclave.url.rpartition(":")[2]
     assert run("connect", enclave.url, "--port", port, *enclave.trusted).exit_code == 2
+
+
+@pytest.mark.timeout(120)
+def test_several_enclaves_answer_side_by_side_and_one_that_is_blocked_stops_no_other(
+    start_enclave: Callable[..., Enclave], connect: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLOISTER_API_KEY_OPEN", "ck-none")
+    monkeypatch.setenv("CLOISTER_API_KEY_SHUT", "ck-right")
+    policy = tmp_path / "other.toml"
+    policy.write_text(f'version = 1\ndeployment = "other"\ndangerously_trust_simulator = "{tmp_path / "root.pem"}"\n')
+    one, two = start_enclave(), start_enclave(api_key="ck-right")
+    addresses = [f"open={one.url}", f"shut={two.url}"]
+    process, base, _ = connect(*addresses, *one.trusted)
+    assert process.stdout
+    assert process.stdout.readline().startswith(f"models  curl {base}/models  (open ")
+    for name, enclave in (("open", one), ("shut", two)):
+        body = {**QUESTION, "model": f"{name}/{MODEL.name}"}
+        assert httpx2.post(f"{base}/chat/completions", json=body).status_code == 200
+        assert len(enclave.model.requests) == 1
+    assert httpx2.get(base.replace("/v1", "/chat")).status_code == 404
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].count("SIMULATED  sim") == 2
+    process, base, _ = connect(*addresses, *one.trusted, "--policy-of", f"shut={policy}")
+    body = {**QUESTION, "model": f"shut/{MODEL.name}"}
+    refused = httpx2.post(f"{base}/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (502, "enclave_not_trusted")
+    assert httpx2.post(f"{base}/chat/completions", json=QUESTION).status_code == 200
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert "BLOCKED" in error
+    assert "failed: deployment" in error
+    assert len(two.model.requests) == 1
+
+
+def test_nothing_is_served_when_all_are_blocked(run: Run, enclave: Enclave, nowhere: str) -> None:
+    ran = run("connect", f"a={enclave.url}", f"b={nowhere}", "--port", "0")
+    assert (ran.exit_code, ran.stdout) == (3, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a={0}", "a={0}"],
+        ["{0}", "{0}"],
+        ["a={0}", "b={0}", "--api-key", "ck-one"],
+        ["a={0}", "b={0}", "--policy-of", "c=p.toml"],
+        ["a={0}", "b={0}", "--policy-of", "p.toml"],
+        ["a=ftp://x"],
+        [],
+    ],
+)
+def test_what_cannot_be_told_apart_is_wrong_use(run: Run, enclave: Enclave, words: list[str]) -> None:
+    ran = run("connect", *(word.format(enclave.url) for word in words), "--port", "0", *enclave.trusted)
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "ck-one" not in ran.output
+    assert enclave.gateway.paths == []
+
+
+def test_a_service_starts_the_same_again(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    policy = tmp_path / "a policy's 100%.toml"
+    url = "https://chat.example/#owner=ed25519:" + "A" * 43 + "&deployment=acme-chat"
+    ran = run(
+        "connect", url, "--policy", policy, "--port", "8500", "--require-pq", "--api-key", "ck-x", "--print-service"
+    )
+    assert ran.exit_code == 0
+    assert "ck-x" not in ran.output
+    command = next(line for line in ran.stdout.splitlines() if line.startswith("ExecStart="))
+    assert "100%%.toml" in command, "systemd has words of its own behind one"
+    words = [word.replace("%%", "%") for word in shlex.split(command.removeprefix("ExecStart="))]
+    assert Path(words[0]).name == "cloister"
+    assert words[1:] == ["connect", url, "--port", "8500", "--policy", str(policy), "--require-pq"]
+    assert enclave.gateway.paths == []
+
+
+def test_a_service_for_several_names_each(run: Run, tmp_path: Path) -> None:
+    words = ["connect", "a=https://a.example", "https://b.example:8443", "--policy-of", "a=p.toml", "--print-service"]
+    ran = run(*words, "--dangerously-trust-simulator", "root.pem")
+    (command,) = [line for line in ran.stdout.splitlines() if line.startswith("ExecStart=")]
+    assert shlex.split(command)[1:] == [
+        *("connect", "a=https://a.example", "https://b.example:8443", "--port", "8484"),
+        *("--policy-of", f"a={Path.cwd() / 'p.toml'}", "--dangerously-trust-simulator", str(Path.cwd() / "root.pem")),
+    ]
+
+
+@pytest.mark.parametrize("url", ["https://a.example/\nExecStartPre=/bin/true", "https://a.example/\x1b[2J"])
+def test_no_address_writes_a_line_of_its_own(run: Run, url: str) -> None:
+    ran = run("connect", url, "--print-service")
+    assert (ran.exit_code, ran.stdout) == (2, "")

@@ -156,6 +156,27 @@ def test_init_writes_what_runs_in_a_simulator(run: Run, enclave: Enclave, tmp_pa
     assert run("verify", enclave.url, "--policy", tmp_path / "p.toml").exit_code == 0
 
 
+def test_init_tolerates_exactly_what_is_switched_off_and_says_so(
+    run: Run, start_enclave: Callable[..., Enclave], tmp_path: Path
+) -> None:
+    enclave = start_enclave(insecure=("api-keys-off", "ehbp"))
+    ran = run("policy", "init", "--from", enclave.url, "-o", tmp_path / "p.toml", *enclave.trusted)
+    assert ran.exit_code == 0, ran.output
+    written = tomllib.loads((tmp_path / "p.toml").read_text())
+    assert written["dangerously_tolerate_insecure"] == ["api-keys-off", "ehbp"]
+    assert written["trust"] == "first-use"
+    assert "WEAKENED  ehbp: the policy tolerates it. It also speaks EHBP" in ran.stderr
+    assert "WEAKENED  api-keys-off: " in ran.stderr
+    ran = run("verify", enclave.url, "--policy", tmp_path / "p.toml")
+    assert (ran.exit_code, "FIRST USE" in ran.stdout) == (0, True)
+
+
+def test_init_says_nothing_of_weakness_where_there_is_none(run: Run, good: Path, tmp_path: Path) -> None:
+    ran = run("policy", "init", "--from", good, "-o", tmp_path / "p.toml")
+    assert "WEAKENED" not in ran.output
+    assert "dangerously_tolerate_insecure" not in (tmp_path / "p.toml").read_text()
+
+
 @pytest.mark.parametrize("command", ["verify", "ask", "chat"])
 def test_first_use_is_said_on_every_screen(run: Run, enclave: Enclave, tmp_path: Path, command: str) -> None:
     assert run("policy", "init", "--from", enclave.url, "-o", tmp_path / "p.toml", *enclave.trusted).exit_code == 0

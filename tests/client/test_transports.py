@@ -7,8 +7,10 @@ import httpx
 import httpx2
 import openai
 import pytest
-from tests.client.deployment import HANG, Deployment, InnerApp, Stage
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.client.deployment import HANG, Asgi, Deployment, InnerApp, Stage, Tampering
 
+from cloister.channel.bhttp import Request
 from cloister.client import (
     AsyncSealedTransport,
     AsyncSession,
@@ -18,6 +20,8 @@ from cloister.client import (
     http_client,
     httpx_transport,
 )
+from cloister.enclave.gateway import Gateway
+from cloister.enclave.gateway.receipts import PendingReceipt
 from cloister.errors import TruncatedResponse, WrongUse
 
 BASE = "http://enclave.invalid/v1"
@@ -144,3 +148,61 @@ async def test_the_async_sdk_does_the_same(
 async def test_an_async_client_in_one_call(deployment: Deployment, stage: Stage) -> None:
     async with async_http_client(stage.show(deployment.gateway), policy=deployment.policy) as client:
         assert (await client.get("/v1/models")).json()["path"] == "/v1/models"
+
+
+@pytest.mark.parametrize("length", [3, 300_000])
+@pytest.mark.parametrize("make", [sync_httpx2, sync_httpx])
+def test_what_stands_behind_an_answer_is_there_once_it_was_read(
+    deployment: Deployment, stage: Stage, make: Callable[[Session], Any], length: int
+) -> None:
+    """Whether its end comes with its head or much later."""
+    deployment.app = answering(length)
+    session = Session(stage.show(with_receipts(deployment)), policy=deployment.policy)
+    with make(session) as client:
+        url = "http://enclave.invalid/v1/whole"
+        whole = client.post(url, content=b"x")
+        assert dict(whole.extensions["trailers"]).keys() == {b"cloister-receipt", b"cloister-receipt-salt"}
+        with client.stream("POST", url, content=b"x") as answer:
+            assert answer.extensions["trailers"] == []
+            assert len(answer.read()) == length
+            assert len(answer.extensions["trailers"]) == 2
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("make", [async_httpx2, async_httpx])
+async def test_the_async_transports_have_it_too(
+    deployment: Deployment, stage: Stage, make: Callable[[AsyncSession], Any]
+) -> None:
+    deployment.app = answering(300_000)
+    session = AsyncSession(stage.show(with_receipts(deployment)), policy=deployment.policy)
+    async with make(session) as client:
+        answer = await client.post("http://enclave.invalid/v1/whole", content=b"x")
+        assert len(answer.extensions["trailers"]) == 2
+
+
+def test_nothing_stands_behind_an_answer_that_was_cut(deployment: Deployment, stage: Stage) -> None:
+    deployment.app = answering(40_000)
+    tampering = Tampering(with_receipts(deployment))
+    tampering.change_response = lambda sealed: sealed[:-1]
+    with http_client(stage.show(tampering), policy=deployment.policy) as client:
+        with client.stream("POST", "/v1/long", content=b"x") as answer, pytest.raises(TruncatedResponse):
+            answer.read()
+        assert answer.extensions["trailers"] == []
+
+
+def answering(length: int) -> Asgi:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(length)})
+
+    return app
+
+
+def with_receipts(deployment: Deployment) -> Gateway:
+    """Its gateway, which signs for every answer with a key of no statement."""
+
+    def begin(request: Request) -> PendingReceipt:
+        key = Ed25519PrivateKey.generate()
+        return PendingReceipt(request.content, bytes(32), statement_sha256="00" * 32, models=(), iat=0, sign=key.sign)
+
+    return Gateway(deployment.app, deployment.ring, deployment.attest, clock=deployment.now, receipt=begin)

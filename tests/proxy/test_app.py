@@ -17,6 +17,7 @@ from cloister.client import AsyncAnswer, AsyncSession
 from cloister.client.explanations import explain
 from cloister.evidence.document import parse_document
 from cloister.proxy import ProxyConfig, create_proxy
+from cloister.verify import Policy, parse_policy
 
 JSON = {"content-type": "application/json"}
 
@@ -253,7 +254,13 @@ def test_its_own_page_may_ask(http: httpx2.Client, proxy: Served) -> None:
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/metrics", 404), ("OPTIONS", "/v1/models", 405), ("PUT", "/v1/x", 405), ("POST", "/verification", 405)],
+    [
+        ("GET", "/slots", 404),
+        ("OPTIONS", "/v1/models", 405),
+        ("PUT", "/v1/x", 405),
+        ("POST", "/verification", 405),
+        ("POST", "/metrics", 405),
+    ],
 )
 def test_forwards_nothing_else(
     http: httpx2.Client, deployment: Deployment, method: str, path: str, status: int
@@ -381,7 +388,9 @@ def test_first_use_is_said_on_every_page(deployment: Deployment, stage: Stage) -
         assert http.get("/").json()["first_use"] is True
 
 
-def test_a_changed_measurement_is_blocked_with_old_and_new(http: httpx2.Client, deployment: Deployment) -> None:
+def test_a_changed_measurement_is_blocked_with_old_and_new(
+    http: httpx2.Client, deployment: Deployment, stage: Stage
+) -> None:
     assert http.get("/v1/models").status_code == 200
     old = deployment.measurement.code
     deployment.measurement = replace(deployment.measurement, code=f"sha256:{'99' * 32}")
@@ -394,6 +403,18 @@ def test_a_changed_measurement_is_blocked_with_old_and_new(http: httpx2.Client, 
     changed = factors["measurement.code"]
     assert (changed["expected"], changed["got"]) == (old, f"sha256:{'99' * 32}")
     assert len(app_of(deployment).seen) == 1
+    lines = f'version = 1\ndangerously_trust_simulator = "root"\n{error["policy_change"]}'
+    accepting = parse_policy(lines, read=lambda name: deployment.device.root_pem)
+    assert asked_under(stage.url, accepting) == 200
+    deployment.measurement = replace(deployment.measurement, code=old)
+    assert asked_under(stage.url, accepting) == 502
+
+
+def asked_under(url: str, policy: Policy) -> int:
+    """The status of a question through a proxy that was started with this policy."""
+    session = AsyncSession(url, policy=policy, pin_measurement=True)
+    with Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port))) as served:
+        return httpx2.get(f"{served.url}/v1/models", trust_env=False).status_code
 
 
 def test_an_enclave_that_is_not_trusted_hears_nothing(deployment: Deployment, stage: Stage, proxy: Served) -> None:
@@ -402,4 +423,47 @@ def test_an_enclave_that_is_not_trusted_hears_nothing(deployment: Deployment, st
         answer = http.post("/v1/echo", json={"marked": 1})
         assert (answer.status_code, answer.json()["error"]["code"]) == (502, "enclave_not_trusted")
         assert http.get("/verification").status_code == 502
+    assert app_of(deployment).seen == []
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "anthropic"),
+    [
+        ("/v1/messages", {}, True),
+        ("/v1/messages/count_tokens", {}, True),
+        ("/v1/models", {"anthropic-version": "2023-06-01"}, True),
+        ("/v1/models", {}, False),
+        ("/v1/chat/completions", {"anthropic-version": "2023-06-01"}, False),
+        ("/v1/messagesx", {}, False),
+    ],
+)
+def test_its_own_errors_are_in_the_callers_dialect(
+    http: httpx2.Client, deployment: Deployment, path: str, headers: dict[str, str], anthropic: bool
+) -> None:
+    deployment.launch = replace(deployment.launch, deployment="another")
+    refusals = [
+        (http.post(path, json={}, headers=headers), 502, "api_error", "enclave_not_trusted"),
+        (http.post(path, content=b"{}", headers={**headers, "content-type": "text/plain"}), 415, "", "media_type"),
+        (http.post(path, json={}, headers={**headers, "origin": "http://evil.example"}), 403, "", "foreign_page"),
+    ]
+    for answer, status, kind, code in refusals:
+        told = answer.json()
+        assert (answer.status_code, told["error"]["code"]) == (status, code)
+        if anthropic:
+            expected = kind or {415: "invalid_request_error", 403: "permission_error"}[status]
+            assert (told["type"], told["error"]["type"]) == ("error", expected)
+        else:
+            assert (told["error"]["type"], told["error"]["param"]) == ("proxy_error", None)
+            assert "type" not in told
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def test_a_body_that_the_seal_has_no_room_for_is_too_large(
+    http: httpx2.Client, deployment: Deployment, path: str
+) -> None:
+    """32 MiB exactly: the proxy's own limit lets it in, and the sealed message holds headers too."""
+    answer = http.post(path, content=bytes(32 << 20), headers=JSON)
+    told = answer.json()
+    assert (answer.status_code, told["error"]["code"]) == (413, "too_large")
+    assert told["error"]["type"] == ("request_too_large" if path == "/v1/messages" else "proxy_error")
     assert app_of(deployment).seen == []

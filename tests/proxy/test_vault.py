@@ -76,7 +76,7 @@ def test_of_two_that_make_it_at_once_both_get_the_same(path: Path, monkeypatch: 
             others.append(Vault(path).key())
         link(draft, place)
 
-    monkeypatch.setattr("cloister.proxy.vault.os.link", late)
+    monkeypatch.setattr("cloister.private_file.os.link", late)
     assert Vault(path).key() == others[1]
 
 

@@ -1,29 +1,31 @@
-"""`web/client` in Node, through the `openai` npm package, against an enclave with the embedded model."""
+"""`web/client` in Node and in a page of Chromium, through the `openai` npm package, against an enclave with the embedded
+model."""
 
 import asyncio
 import base64
-import json
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from tests.client.deployment import Deployment, Served
 from tests.end_to_end.proxying import running_proxy
-from tests.system.shell import ROOT, tool
+from tests.system.js_stage import CLIENT, Ask, Origin, in_chromium, in_node
 
 from cloister.channel.hpke import KEM_X25519
 from cloister.channel.keys import encode_configs, parse_configs
 from cloister.cli.local import LocalEnclave, Plan
+from cloister.client import AsyncSession
 from cloister.host.process import listen
 from cloister.models.download import resolve
+from cloister.proxy import ProxyConfig, create_proxy
+from cloister.sim import Device
 
 pytestmark = pytest.mark.system
-
-CLIENT = ROOT / "web" / "client"
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +38,16 @@ def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalEnclave]:
 
 
 @pytest.fixture(scope="module")
-def ask() -> Callable[..., dict[str, Any]]:
+def origin() -> Iterator[Served]:
     assert (CLIENT / "node_modules").is_dir(), "npm ci, in web/client, fetches what the lock names"
+    with Served(Origin()) as one:
+        yield one
 
-    def run(**options: Any) -> dict[str, Any]:
-        command = [tool("node"), "test/ask.mjs", json.dumps(options)]
-        ran = subprocess.run(command, cwd=CLIENT, capture_output=True, text=True, timeout=60, check=True)
-        seen: dict[str, Any] = json.loads(ran.stdout)
-        return seen
 
-    return run
+@pytest.fixture(scope="module", params=[in_node, in_chromium])
+def ask(request: pytest.FixtureRequest, origin: Served) -> Iterator[Ask]:
+    with request.param(origin) as one:
+        yield one
 
 
 @pytest.fixture
@@ -56,9 +58,7 @@ def keys(enclave: LocalEnclave, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_openai_package_talks_to_what_the_proxy_verified(
-    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], *, stream: bool
-) -> None:
+def test_the_openai_package_talks_to_what_the_proxy_verified(enclave: LocalEnclave, ask: Ask, *, stream: bool) -> None:
     with running_proxy(enclave) as port:
         seen = ask(proxy=f"http://127.0.0.1:{port}", allowSimulated=True, stream=stream, requirePq=True)
     assert seen["error"] is None
@@ -67,40 +67,34 @@ def test_the_openai_package_talks_to_what_the_proxy_verified(
     assert (seen["chunks"] > 1) == stream
 
 
-def test_a_simulated_enclave_is_refused_unless_that_is_wanted(
-    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_simulated_enclave_is_refused_unless_that_is_wanted(enclave: LocalEnclave, ask: Ask) -> None:
     with running_proxy(enclave) as port:
         seen = ask(proxy=f"http://127.0.0.1:{port}")
     assert seen["error"] == 'NotTrusted: The proxy\'s verdict is "simulated".'
 
 
 @pytest.mark.parametrize("classical", [False, True])
-def test_pinned_keys_of_either_kind_do(
-    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path, *, classical: bool
-) -> None:
+def test_pinned_keys_of_either_kind_do(enclave: LocalEnclave, ask: Ask, keys: Path, *, classical: bool) -> None:
     if classical:
         keys.write_bytes(encode_configs([one for one in parse_configs(keys.read_bytes()) if one.kem_id == KEM_X25519]))
-    seen = ask(enclave=enclave.url, keys=str(keys), stream=True)
+    seen = ask(enclave=enclave.url, keys=keys, stream=True)
     assert (seen["error"], seen["chunks"] > 1) == (None, True)
-    strict = ask(enclave=enclave.url, keys=str(keys), requirePq=True)["error"]
+    strict = ask(enclave=enclave.url, keys=keys, requirePq=True)["error"]
     assert (strict or "").startswith("NotTrusted") == classical
 
 
-def test_other_addresses_are_refused(enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path) -> None:
-    seen = ask(enclave=enclave.url, keys=str(keys), url="http://example.com/v1/models")
+def test_other_addresses_are_refused(enclave: LocalEnclave, ask: Ask, keys: Path) -> None:
+    seen = ask(enclave=enclave.url, keys=keys, url="http://example.com/v1/models")
     assert seen["error"].startswith("TypeError: A sealed request goes to http://enclave.invalid")
 
 
-def test_keys_that_are_not_the_enclaves_are_refused(
-    enclave: LocalEnclave, ask: Callable[..., dict[str, Any]], keys: Path
-) -> None:
+def test_keys_that_are_not_the_enclaves_are_refused(enclave: LocalEnclave, ask: Ask, keys: Path) -> None:
     configs = parse_configs(keys.read_bytes())
     foreign = [
         type(one)(one.key_id, one.kem_id, one.public[:-1] + bytes([one.public[-1] ^ 1]), one.suites) for one in configs
     ]
     keys.write_bytes(encode_configs(foreign))
-    assert ask(enclave=enclave.url, keys=str(keys))["error"].startswith("NotTrusted: An answer came outside")
+    assert ask(enclave=enclave.url, keys=keys)["error"].startswith("NotTrusted: An answer came outside")
 
 
 class Middle:
@@ -139,7 +133,7 @@ class Middle:
 )
 def test_an_answer_that_was_touched_is_never_taken_for_whole(
     enclave: LocalEnclave,
-    ask: Callable[..., dict[str, Any]],
+    ask: Ask,
     keys: Path,
     change: Callable[[bytes], bytes],
     error: str,
@@ -153,7 +147,7 @@ def test_an_answer_that_was_touched_is_never_taken_for_whole(
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])), daemon=True)
     thread.start()
     with closing(sock):
-        seen = ask(enclave=f"http://127.0.0.1:{sock.getsockname()[1]}", keys=str(keys), stream=True)
+        seen = ask(enclave=f"http://127.0.0.1:{sock.getsockname()[1]}", keys=keys, stream=True)
         server.should_exit = True
         thread.join()
     assert (seen["error"] or "").startswith(error)
@@ -163,3 +157,52 @@ def test_the_proxys_keys_are_the_attested_ones(enclave: LocalEnclave, keys: Path
     with running_proxy(enclave) as port:
         told = httpx2.get(f"http://127.0.0.1:{port}/verification", trust_env=False).json()
     assert base64.b64decode(told["ohttp_keys"]) == keys.read_bytes()
+
+
+@pytest.fixture
+def renewing(tmp_path: Path, origin: Served) -> Iterator[tuple[Deployment, str, str]]:
+    """An enclave whose keys can be renewed, its address, and a proxy that verified it."""
+    deployment = Deployment(Device.open(tmp_path / "sim"))
+    with Served(deployment.gateway) as enclave:
+        session = AsyncSession(enclave.url, policy=deployment.policy, pin_measurement=True)
+        with Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port))) as proxy:
+            yield deployment, enclave.url, proxy.url
+
+
+MODELS = "http://enclave.invalid/v1/models"
+
+
+@pytest.mark.parametrize("same_names", [False, True])
+def test_keys_that_an_enclave_has_no_more_are_verified_anew(
+    renewing: tuple[Deployment, str, str], origin: Served, ask: Ask, *, same_names: bool
+) -> None:
+    deployment, _, proxy = renewing
+    origin.app.change = lambda: deployment.renew_keys(same_names=same_names)
+    seen = ask(proxy=proxy, allowSimulated=True, url=MODELS, again=f"{origin.url}/change")
+    assert (seen["error"], seen["status"], seen["again"]) == (None, 200, 200)
+    assert deployment.attested == 2
+
+
+def test_keys_that_were_pinned_and_are_gone_are_refused(
+    renewing: tuple[Deployment, str, str], origin: Served, ask: Ask, tmp_path: Path
+) -> None:
+    deployment, enclave, _ = renewing
+    origin.app.change = deployment.renew_keys
+    (tmp_path / "keys").write_bytes(deployment.ring.ohttp_keys)
+    seen = ask(enclave=enclave, keys=tmp_path / "keys", url=MODELS, again=f"{origin.url}/change")
+    assert (seen["status"], seen.get("again")) == (200, None)
+    assert seen["error"].startswith("NotTrusted: An answer came outside the sealed channel (status 422)")
+
+
+def test_what_changed_behind_a_running_proxy_is_refused(
+    renewing: tuple[Deployment, str, str], origin: Served, ask: Ask
+) -> None:
+    deployment, _, proxy = renewing
+
+    def restart() -> None:
+        deployment.launch = replace(deployment.launch, deployment="another")
+        deployment.renew_keys()
+
+    origin.app.change = restart
+    seen = ask(proxy=proxy, allowSimulated=True, url=MODELS, again=f"{origin.url}/change")
+    assert (seen["status"], seen["error"]) == (200, "NotTrusted: Not trusted: deployment.")

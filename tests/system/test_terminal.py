@@ -66,6 +66,8 @@ def test_a_conversation_with_the_hosts_view_beside_it(terminal: Terminal) -> Non
     assert len(answer.split()) >= 3
     terminal.type("/?")
     terminal.until("Ctrl+C")
+    terminal.type("/web")
+    terminal.until("/chat#", count=2)  # one was shown at the start; each opens one browser
     terminal.press("C-c")  # at the prompt: stays
     terminal.until("/bye leaves")
     terminal.type("What is a nonce?")

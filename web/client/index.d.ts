@@ -10,6 +10,10 @@ export class TruncatedResponse extends Error {}
 export interface FromProxy {
   /** The local verifying proxy, e.g. `http://127.0.0.1:8484`: it judges the enclave by its own policy. */
   proxy: string;
+  /** Which of the proxy's enclaves, where it has several. */
+  upstream?: string;
+  /** Where the sealed bytes go, in the place of the address that the proxy names: a page reaches its own origin only. */
+  enclave?: string;
   /** Take the verdict "simulated" too. */
   allowSimulated?: boolean;
 }

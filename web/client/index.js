@@ -6,6 +6,7 @@ export { AUTHORITY, ChannelBroken, NotTrusted, TruncatedResponse };
 
 const SEALED = 'message/ohttp-chunked-res';
 const KEY_PROBLEM = 'https://iana.org/assignments/http-problem-types#ohttp-key';
+const NOT_OPENED = 'https://cloister.invalid/problems/not-opened';
 const DATE_PROBLEM = 'https://iana.org/assignments/http-problem-types#date';
 // Of the hop between caller and here, or better decided here (a compressed answer tells its content by its size).
 const NOT_FORWARDED = new Set(('host connection keep-alive proxy-connection proxy-authorization proxy-authenticate te '
@@ -15,9 +16,12 @@ const NOT_FORWARDED = new Set(('host connection keep-alive proxy-connection prox
  * @param {object} options see index.d.ts
  * @returns {typeof fetch} for URLs below http://enclave.invalid/, and no others
  */
-export function createFetch({ proxy, enclave, keys, allowSimulated = false, requirePq = false, fetch: hop = globalThis.fetch }) {
+export function createFetch({
+  proxy, upstream, enclave, keys, allowSimulated = false, requirePq = false, fetch: given = globalThis.fetch,
+}) {
   if (!proxy === !(enclave && keys)) throw new TypeError('Give `proxy`, or `enclave` and `keys`.');
-  const trust = proxy ? new ProxyTrust(proxy, allowSimulated, hop) : new PinnedTrust(enclave, keys);
+  const hop = (url, options) => given(url, options); // a browser's own is nobody's method
+  const trust = proxy ? new ProxyTrust({ proxy, upstream, enclave, allowSimulated, hop }) : new PinnedTrust(enclave, keys);
   let offset = 0; // milliseconds that the enclave's clock is ahead
 
   async function exchange(request, stale) {
@@ -76,10 +80,12 @@ class PinnedTrust {
 
 /** What the local proxy verified, asked again when it runs out and when keys are refused. */
 class ProxyTrust {
-  #base; #allowSimulated; #hop; #pending = null; #trusted = null;
+  #verification; #enclave; #allowSimulated; #hop; #pending = null; #trusted = null;
 
-  constructor(base, allowSimulated, hop) {
-    this.#base = new URL(base);
+  constructor({ proxy, upstream, enclave, allowSimulated, hop }) {
+    this.#verification = new URL('/verification', proxy);
+    if (upstream) this.#verification.searchParams.set('upstream', upstream);
+    this.#enclave = enclave;
     this.#allowSimulated = allowSimulated;
     this.#hop = hop;
   }
@@ -87,12 +93,15 @@ class ProxyTrust {
   async current(stale) {
     const known = this.#trusted;
     if (known && known !== stale && Date.now() < known.until) return known;
-    this.#pending ??= this.#ask().finally(() => { this.#pending = null; });
+    // The proxy holds a verification for an hour; keys that the enclave refuses are to be looked at anew.
+    this.#pending ??= this.#ask(known !== null && known === stale).finally(() => { this.#pending = null; });
     return this.#pending;
   }
 
-  async #ask() {
-    const answer = await this.#hop(new URL('/verification', this.#base), { redirect: 'error', cache: 'no-store' });
+  async #ask(fresh) {
+    const url = new URL(this.#verification);
+    if (fresh) url.search += `${url.search ? '&' : '?'}fresh`;
+    const answer = await this.#hop(url, { redirect: 'error', cache: 'no-store' });
     const verdict = await answer.json();
     if (answer.status !== 200) {
       throw new NotTrusted(verdict.error?.message ?? `The proxy could not verify the enclave (status ${answer.status}).`);
@@ -100,7 +109,7 @@ class ProxyTrust {
     const accepted = verdict.verdict === 'trusted' || (verdict.verdict === 'simulated' && this.#allowSimulated);
     if (!accepted) throw new NotTrusted(`The proxy's verdict is "${verdict.verdict}".`);
     if (typeof verdict.ohttp_keys !== 'string') throw new NotTrusted('The proxy names no keys; is it of this release?');
-    this.#trusted = { enclave: new URL(verdict.enclave), keys: base64(verdict.ohttp_keys), until: verdict.expires_at * 1000 };
+    this.#trusted = { enclave: new URL(this.#enclave ?? verdict.enclave), keys: base64(verdict.ohttp_keys), until: verdict.expires_at * 1000 };
     return this.#trusted;
   }
 }
@@ -118,10 +127,12 @@ function isSealed(answer) {
   return answer.status === 200 && (answer.headers.get('content-type') ?? '').split(';')[0].trim() === SEALED;
 }
 
+/** A key that is gone, or one that a restarted enclave has another of under the same identifier. */
 async function isKeyProblem(answer) {
-  if (answer.status !== 422) return false;
+  const expected = { 422: KEY_PROBLEM, 400: NOT_OPENED }[answer.status];
+  if (!expected) return false;
   try {
-    return (await answer.clone().json()).type === KEY_PROBLEM;
+    return (await answer.clone().json()).type === expected;
   } catch {
     return false;
   }

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cloister.cli import output
 from cloister.cli.dialogue import Asking, Conversation, Reply
+from cloister.cli.receipt import save
+from cloister.cli.receipt_file import Recorder
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client, summary
 from cloister.errors import WrongUse
 from cloister.verify import Verified
@@ -43,6 +46,14 @@ def ask(
     temperature: Temperature = None,
     seed: Seed = None,
     raw: Raw = False,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            "--receipt",
+            metavar="FILE",
+            help="Keep a proof of which model answered, with question and answer, for `cloister receipt verify`.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Answer, counts and verification as JSON, at the end.")
     ] = False,
@@ -54,11 +65,15 @@ def ask(
         verified = session.verify()
         for part in summary(verified):
             output.note(part, hang=2)
-        reply = Conversation(open_client(session, api_key), asking, system).ask(question)
+        client = open_client(session, api_key)
+        recorder = Recorder(session, client) if receipt is not None else None
+        reply = Conversation(client, asking, system).ask(question)
         if as_json:
             _finish_json(reply, verified)
         else:
             show(reply)
+        if recorder is not None and receipt is not None:
+            save(recorder.last, receipt)
 
 
 def _question(text: str) -> str:

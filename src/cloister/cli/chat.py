@@ -15,9 +15,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from cloister.cli import output
 from cloister.cli.ask import MaxTokens, Raw, Seed, System, Temperature, end_note, show
 from cloister.cli.chats import Chats, KeptHistory
-from cloister.cli.commands import COMPLETIONS, Commands, attest
+from cloister.cli.commands import COMPLETIONS, Beside, Commands, attest
 from cloister.cli.dialogue import Asking, Conversation, Reply
 from cloister.cli.local import state_directory
+from cloister.cli.receipt_file import Recorder
 from cloister.cli.rendering import show_markdown
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client
 from cloister.client import Session
@@ -119,9 +120,11 @@ def run_chat(
     system: str = "",
     on_turn: Callable[[Turn], None] | None = None,
     history: bool = False,
+    web: Callable[[], str] | None = None,
 ) -> None:
     """Verify, say what was verified, then converse until the end of input. `on_turn` is called after each answer that
-    came whole or was stopped by the person. `history`: what is typed is kept, encrypted.
+    came whole or was stopped by the person. `history`: what is typed is kept, encrypted. `web` gives a new address of the
+    web chat, where one runs beside this.
 
     On a terminal errors are shown and the conversation goes on; from a pipe the first one is raised.
 
@@ -133,8 +136,10 @@ def run_chat(
     attest(session, force=False)
     if reader.interactive:
         output.note("/? for help, Ctrl+D to leave", "dim")
-    conversation = Conversation(open_client(session, api_key), asking or Asking(), system)
-    _Loop(session, conversation, reader, chats, on_turn).run()
+    client = open_client(session, api_key)
+    beside = Beside(Recorder(session, client), web)
+    conversation = Conversation(client, asking or Asking(), system)
+    _Loop(session, conversation, reader, chats, on_turn, beside).run()
 
 
 class _Loop:
@@ -145,10 +150,11 @@ class _Loop:
         reader: _Reader,
         chats: Chats,
         on_turn: Callable[[Turn], None] | None,
+        beside: Beside,
     ) -> None:
         self._conversation = conversation
         self._reader = reader
-        self._commands = Commands(session, conversation, chats, self._regenerate)
+        self._commands = Commands(session, conversation, chats, self._regenerate, beside)
         self._on_turn = on_turn
 
     def run(self) -> None:

@@ -18,8 +18,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from prompt_toolkit.history import History
 
+from cloister import private_file
 from cloister.errors import WrongUse
-from cloister.sim.keys import refuse_shared, write_once
 
 __all__ = ["Chats", "KeptHistory"]
 
@@ -39,18 +39,7 @@ class Chats:
         """In place of an older one of that name; whole or not at all. Raises: WrongUse."""
         path = self._path(name)
         with self._usable():
-            self._write(path, self._seal(json.dumps(conversation).encode(), _CHAT + name.encode()))
-
-    def _write(self, path: Path, sealed: bytes) -> None:
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(sealed)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+            private_file.write(path, self._seal(json.dumps(conversation).encode(), _CHAT + name.encode()))
 
     def load(self, name: str) -> dict[str, Any]:
         """Raises: WrongUse when there is none, or it is not what was saved under this name."""
@@ -101,11 +90,11 @@ class Chats:
 
     def _key(self) -> AESGCM:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        refuse_shared(self._folder)
+        private_file.refuse_shared(self._folder)
         path = self._folder / "key"
         if not path.exists():
-            write_once(path, secrets.token_bytes(32))
-        refuse_shared(path)
+            private_file.write_once(path, secrets.token_bytes(32))
+        private_file.refuse_shared(path)
         key = path.read_bytes()
         if len(key) != 32:
             raise WrongUse(f"{path} holds no key.", hint="Move it away with what was saved; a new one is made.")

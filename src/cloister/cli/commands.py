@@ -1,12 +1,18 @@
 """What a person may type at the chat's prompt beside questions: lines that begin with a slash, after Ollama's habits."""
 
+import os
+import sys
+import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cloister.cli import output
 from cloister.cli.chats import Chats
 from cloister.cli.dialogue import Asking, Conversation
+from cloister.cli.receipt import save
+from cloister.cli.receipt_file import Recorder
 from cloister.cli.trust import summary
 from cloister.client import Session
 from cloister.errors import WrongUse
@@ -20,6 +26,8 @@ HELP = '''\
 /save NAME, /load NAME     keep this conversation on this machine, encrypted; take one up again
 /regen                     another answer to the last question
 /stats                     how long the last answer took, and what all took together
+/receipt FILE              keep a proof of which model gave the last answer, with question and answer
+/web                       the web chat's address, where it runs beside this; on a desktop, open it
 /clear                     forget the conversation so far
 /attest                    verify the enclave anew, and show what was verified
 /bye                       leave (Ctrl+D too)
@@ -40,7 +48,9 @@ _PARAMETERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 COMPLETIONS: Mapping[str, Any] = {
     "/set": {"system": None, "parameter": dict.fromkeys(_PARAMETERS)},
-    **dict.fromkeys(("/show", "/save", "/load", "/regen", "/stats", "/clear", "/attest", "/bye", "/?")),
+    **dict.fromkeys(
+        ("/show", "/save", "/load", "/regen", "/stats", "/receipt", "/web", "/clear", "/attest", "/bye", "/?")
+    ),
 }
 
 
@@ -78,15 +88,29 @@ def _count(fields: Mapping[str, Any], name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What runs beside a conversation: who keeps the last answer's receipt, and what gives an address of the web chat."""
+
+    recorder: Recorder
+    web: Callable[[], str] | None = None
+
+
 class Commands:
     """`run` does what a line says. `regenerate` asks the last question again."""
 
     def __init__(
-        self, session: Session, conversation: Conversation, chats: Chats, regenerate: Callable[[], None]
+        self,
+        session: Session,
+        conversation: Conversation,
+        chats: Chats,
+        regenerate: Callable[[], None],
+        beside: Beside,
     ) -> None:
         self._session = session
         self._conversation = conversation
         self._chats = chats
+        self._beside = beside
         self.statistics = Statistics()
         self._table: Mapping[str, Callable[[str], None]] = {
             "/?": lambda _rest: output.note(HELP),
@@ -97,6 +121,8 @@ class Commands:
             "/load": self._load,
             "/regen": lambda _rest: regenerate(),
             "/stats": lambda _rest: self.statistics.show(),
+            "/receipt": self._receipt,
+            "/web": lambda _rest: self._web(),
             "/clear": lambda _rest: self._clear(),
             "/attest": lambda _rest: attest(session, force=True),
         }
@@ -156,6 +182,20 @@ class Commands:
         self._conversation.asking, self._conversation.system = asking, system
         output.note(f"({len(turns)} turns)", "dim")
 
+    def _receipt(self, name: str) -> None:
+        if not name:
+            raise WrongUse("The receipt needs a file.", hint="/receipt FILE")
+        save(self._beside.recorder.last, Path(name).expanduser())
+
+    def _web(self) -> None:
+        """The address opens it once, in the browser that comes first."""
+        if self._beside.web is None:
+            raise WrongUse("No web chat runs beside this.", hint="`cloister up` and `cloister connect URL` serve one.")
+        address = self._beside.web()
+        output.note(address)
+        if _has_desktop() and webbrowser.open(address):
+            output.note("(opened)", "dim")
+
     def _clear(self) -> None:
         self._conversation.turns.clear()
         output.note("(forgotten)", "dim")
@@ -165,6 +205,11 @@ def attest(session: Session, *, force: bool) -> None:
     """Verify, and say what was verified. Raises: what verification raises."""
     for part in summary(session.verify(force=force)):
         output.note(part, hang=2)
+
+
+def _has_desktop() -> bool:
+    """Where there is none, a browser would be one of letters, in this very terminal."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
 def _with_parameter(asking: Asking, name: str, value: str) -> Asking:

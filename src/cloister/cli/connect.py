@@ -1,22 +1,43 @@
-"""`cloister connect URL`: verify, then an OpenAI-compatible endpoint and a web chat on 127.0.0.1, and all of it sealed."""
+"""`cloister connect URL`: verify, then an OpenAI-compatible endpoint and a web chat on 127.0.0.1, and all of it sealed.
+
+With several addresses, each is verified by itself and answers for its own models; one that is refused keeps no other from
+answering.
+"""
 
 import asyncio
+import os
+import re
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
 from cloister.cli import output
-from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, summary
-from cloister.client import AsyncSession
+from cloister.cli.service import unit
+from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, one_word, split, summary
+from cloister.errors import CloisterError, WrongUse
 from cloister.host.process import listen
-from cloister.proxy import Chat, ProxyConfig, create_proxy
+from cloister.proxy import Chat, ProxyConfig, Upstream, create_proxy
 from cloister.proxy.serving import server
 
 __all__ = ["register"]
 
-App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(https?://.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """One enclave as it was asked for. `name`: given, or the address's host and port."""
+
+    name: str
+    url: str
+    trust: Trust
+    api_key: str
 
 
 def register(app: typer.Typer) -> None:
@@ -24,52 +45,164 @@ def register(app: typer.Typer) -> None:
 
 
 def _connect(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The enclave's address.", show_default=False)],
+    urls: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[NAME=]URL...",
+            help="The enclave's address; or several, each with its own models.",
+            show_default=False,
+        ),
+    ],
     port: Annotated[
         int, typer.Option("--port", metavar="PORT", min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")
     ] = 8484,
     policy: PolicyFile = None,
+    policy_of: Annotated[
+        list[str] | None,
+        typer.Option("--policy-of", metavar="NAME=FILE", help="Of several: what to believe of this one instead."),
+    ] = None,
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,
     api_key: ApiKey = "",
+    print_service: Annotated[
+        bool, typer.Option("--print-service", help="Start nothing: print a systemd user service that does.")
+    ] = False,
 ) -> None:
-    """Offer a verified enclave to any OpenAI-compatible tool of this machine's user, and to a browser, until Ctrl+C.
+    """Offer a verified enclave to any OpenAI- or Anthropic-compatible tool of this machine's user, and to a browser, until
+    Ctrl+C.
 
-    With --api-key that key is sent in place of the tool's own.
+    With --api-key that key is sent in place of the tool's own. Of several enclaves, each takes its key from
+    CLOISTER_API_KEY_NAME (the name in capitals, other letters as _), and a request goes to the one whose model it names.
     """
     trust = Trust(policy, dangerously_trust_simulator, require_pq)
-    session = trust.async_session(url, pin_measurement=True)
+    addresses = _addresses(urls, trust, policy_of or [], api_key)
+    if print_service:
+        output.write(unit(_arguments(addresses, port)))
+        return
+    upstreams = [
+        Upstream(one.name, one.trust.async_session(one.url, pin_measurement=True), one.api_key) for one in addresses
+    ]
     with listen("127.0.0.1", port) as sock:
-        asyncio.run(_serve(session, sock, api_key))
+        asyncio.run(_serve(upstreams, sock))
 
 
-async def _serve(session: AsyncSession, sock: socket.socket, api_key: str) -> None:
-    async with session:
-        for part in summary(await session.verify()):
-            output.note(part, hang=2)
+def _addresses(urls: Sequence[str], trust: Trust, policies: Iterable[str], api_key: str) -> list[_Address]:
+    """Raises: WrongUse for two of one name, a policy of none of them, or one key for several."""
+    named = dict(_named(url) for url in urls)
+    if len(named) != len(urls):
+        hint = "Give them names: cloister connect one=https://… two=https://…"
+        raise WrongUse("Two of the enclaves have one name.", hint=hint, step="upstreams")
+    if api_key and len(named) > 1:
+        hint = f"Each its own, in the environment: {', '.join(map(_variable, named))}."
+        raise WrongUse("One API key for several enclaves: which of them shall see it?", hint=hint, step="api-key")
+    files = dict(_policy(text, named) for text in policies)
+    return [
+        _Address(
+            name,
+            url,
+            replace(trust, policy_file=files.get(name, trust.policy_file)),
+            api_key or (one_word(os.environ.get(_variable(name), "")) if len(named) > 1 else ""),
+        )
+        for name, url in named.items()
+    ]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and address of `[NAME=]URL`; what is no address is left to whoever asks there."""
+    match = _NAMED.fullmatch(text)
+    return (match[1], match[2]) if match else (_place(text), text)
+
+
+def _place(url: str) -> str:
+    """Host and port, as the address has them."""
+    try:
+        return urlsplit(split(url)[0]).netloc.rpartition("@")[2] or url
+    except ValueError:
+        return url
+
+
+def _policy(text: str, named: Iterable[str]) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if name not in named or not file:
+        raise WrongUse(
+            "--policy-of names none of the enclaves.",
+            hint="--policy-of NAME=FILE: the name before the address, or its host and port.",
+            step="policy-of",
+            expected=", ".join(named),
+            got=output.one_line(text, 80),
+        )
+    return name, Path(file)
+
+
+def _variable(name: str) -> str:
+    return "CLOISTER_API_KEY_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def _arguments(addresses: Sequence[_Address], port: int) -> list[str]:
+    """The same again, for a service: it starts in another folder, and has no key on its command line."""
+    several = len(addresses) > 1
+    urls = [one.url if one.name == _place(one.url) else f"{one.name}={one.url}" for one in addresses]
+    words = ["connect", *urls, "--port", str(port)]
+    for one in addresses:
+        if one.trust.policy_file is not None:
+            file = str(one.trust.policy_file.absolute())
+            words += ["--policy-of", f"{one.name}={file}"] if several else ["--policy", file]
+    trust = addresses[0].trust
+    if trust.simulator_root is not None:
+        words += ["--dangerously-trust-simulator", str(trust.simulator_root.absolute())]
+    return [*words, "--require-pq"] if trust.require_pq else words
+
+
+async def _serve(upstreams: Sequence[Upstream], sock: socket.socket) -> None:
+    async with AsyncExitStack() as sessions:
+        for one in upstreams:
+            await sessions.enter_async_context(one.session)
+        await _verify(upstreams)
         port = sock.getsockname()[1]
-        chat = Chat(port, on_begin=lambda: output.note(f"web chat, for another browser: {chat.address()}", "dim"))
-        proxy = create_proxy(session, ProxyConfig(port=port), chat)
-        app = _with_key(proxy, api_key) if api_key else proxy
-        _announce(f"http://127.0.0.1:{port}/v1", chat.address())
-        await server(app).serve(sockets=[sock])
+        chat = _chat(port) if len(upstreams) == 1 else None
+        _announce(f"http://127.0.0.1:{port}/v1", chat, upstreams)
+        await server(create_proxy(upstreams, ProxyConfig(port=port), chat)).serve(sockets=[sock])
 
 
-def _announce(base: str, chat: str) -> None:
+async def _verify(upstreams: Sequence[Upstream]) -> None:
+    """All at once; what cannot be verified is shown. Raises: what its verification raised, when none is left."""
+    outcomes = await asyncio.gather(*(_outcome(one) for one in upstreams))
+    errors = [error for error in outcomes if error is not None]
+    if len(errors) == len(upstreams):
+        raise errors[0]
+    for one, error in zip(upstreams, outcomes, strict=True):
+        if len(upstreams) > 1:
+            output.note(output.styled((one.name, "bold"), (f"  {one.session.url}", "")))
+        if error is not None:
+            output.note(
+                output.styled(("BLOCKED", "bold red"), ("  it is asked again when somebody names its model", ""))
+            )
+            output.show_error(error)
+        elif (verified := one.session.verified) is not None:
+            for part in summary(verified):
+                output.note(part, hang=2)
+
+
+async def _outcome(upstream: Upstream) -> CloisterError | None:
+    try:
+        await upstream.verify()
+    except CloisterError as error:
+        return error
+    return None
+
+
+def _chat(port: int) -> Chat:
+    chat = Chat(port, on_begin=lambda: output.note(f"web chat, for another browser: {chat.address()}", "dim"))
+    return chat
+
+
+def _announce(base: str, chat: Chat | None, upstreams: Sequence[Upstream]) -> None:
     """The socket listens already, so whoever reads this may ask. The chat's address is good for one browser."""
     body = '{"model":"default","messages":[{"role":"user","content":"Who are you?"}]}'
     output.line(f"ready {base}")
     output.line(f"curl {base}/chat/completions -H 'Content-Type: application/json' -d '{body}'")
-    output.line(f"web chat {chat}")
-
-
-def _with_key(app: App, api_key: str) -> App:
-    authorization = (b"authorization", f"Bearer {api_key}".encode())
-
-    async def keyed(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            others = [field for field in scope["headers"] if field[0] not in (b"authorization", b"x-api-key")]
-            scope = {**scope, "headers": [*others, authorization]}
-        await app(scope, receive, send)
-
-    return keyed
+    if chat is not None:
+        output.line(f"web chat {chat.address()}")
+    else:
+        output.line(f"models  curl {base}/models  ({upstreams[0].name} answers for `default`)")
+        output.note("no web chat: it shows the proof of one enclave, so connect to one for it", "dim")

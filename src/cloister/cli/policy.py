@@ -26,12 +26,14 @@ from cloister.cli.policy_file import (
 from cloister.cli.trust import SimulatorRoot, Trust, configured_signers, split, with_fragment
 from cloister.cli.verify import examine, is_address, read_saved
 from cloister.client import Session
+from cloister.client.explanations import explain
 from cloister.client.memory import FileMemory
 from cloister.errors import CloisterError, MalformedPolicy, NotTrusted, VerificationFailed, WrongUse
 from cloister.evidence.launch import OWNER_KEY
 from cloister.evidence.provenance import Payload, Provenance, signed_bytes
 from cloister.evidence.simulated import COMPONENTS
 from cloister.evidence.simulated import PLATFORM as SIMULATED
+from cloister.evidence.statement import INSECURE_NAMES
 from cloister.verify import Factor, Policy, Tcb, Verified, parse_policy
 from cloister.verify.policy import GPUS, SNP_TCB, UNKNOWN
 
@@ -84,10 +86,12 @@ def init(
 ) -> None:
     """Write a policy from what is running: genuine hardware, and from now on exactly this code, owner and model.
 
-    It says what runs, not that it is right: every screen says FIRST USE until its fingerprint was compared.
+    It says what runs, not that it is right: every screen says FIRST USE until its fingerprint was compared. What the enclave
+    was started without is tolerated from then on, by name, and shown.
     """
     policy = _write_down(source, _open_policy(source, tolerate or [], dangerously_trust_simulator))
     comment = f"Written by `cloister policy init --from {output.one_line(split(source)[0])}`."
+    _warn_of_weakened(policy)
     root = dangerously_trust_simulator.absolute() if dangerously_trust_simulator else None
     text = to_toml(policy, comment=comment, root=root)
     if out is None:
@@ -106,7 +110,7 @@ def _open_policy(source: str, tolerated: Iterable[str], root: Path | None) -> Po
         measurements={name: (dict.fromkeys(components, UNKNOWN),) for name, components in _CODE.items()},
         tcb=Tcb(tolerate=frozenset(tolerated), min_sev_snp={"snp": 0}),
         simulator_root=read_file(root) if root else None,
-        tolerate_insecure=frozenset({"api-keys-off"} if root else ()),
+        tolerate_insecure=INSECURE_NAMES,  # until it is known which there are
     )
     return with_fragment(policy, split(source)[1]) if is_address(source) else policy
 
@@ -133,6 +137,13 @@ def _write_down(source: str, opened: Policy) -> Policy:
     except VerificationFailed as error:
         _refuse(error)
     return replace(policy, tolerate_insecure=policy.tolerate_insecure & set(verified.statement.insecure))
+
+
+def _warn_of_weakened(policy: Policy) -> None:
+    for name in sorted(policy.tolerate_insecure):
+        meaning = explain(f"insecure.{name}") or explain("insecure")
+        told = f"  {name}: the policy tolerates it. {meaning.meaning if meaning else ''}"
+        output.note(output.styled(("WEAKENED", "bold red"), (told, "")), hang=2)
 
 
 def _judge(source: str, policy: Policy) -> Verified:

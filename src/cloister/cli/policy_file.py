@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cloister.errors import MalformedPolicy, NotTrusted, WrongUse
 from cloister.evidence.launch import OWNER_KEY
 from cloister.evidence.strict_json import Fields, b64url, load_object
-from cloister.sim.keys import refuse_shared
+from cloister.private_file import refuse_shared
 from cloister.verify import Policy, parse_policy
 from cloister.verify.provenance import public_key
 

@@ -44,6 +44,7 @@ __all__ = [
     "Trust",
     "configured_signers",
     "first_use",
+    "one_word",
     "open_client",
     "split",
     "summary",
@@ -67,7 +68,7 @@ SimulatorRoot = Annotated[
 ]
 
 
-def _one_word(key: str) -> str:
+def one_word(key: str) -> str:
     """Raises: WrongUse, without the key, for one that could not travel in a header."""
     if key and not all("!" <= letter <= "~" for letter in key):
         raise WrongUse("The API key has blanks, line breaks or letters beyond ASCII.", hint="Was it copied whole?")
@@ -80,7 +81,7 @@ ApiKey = Annotated[
         "--api-key",
         envvar="CLOISTER_API_KEY",
         metavar="KEY",
-        callback=_one_word,
+        callback=one_word,
         help="Travels sealed. Better in the environment.",
     ),
 ]

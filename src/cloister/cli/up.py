@@ -73,19 +73,19 @@ def _converse(enclave: LocalEnclave, proxy_socket: socket.socket) -> None:
                 # A toy wanders when it is given room; a real model's default is its own affair.
                 toy = enclave.plan.model.source.startswith("embedded")
                 output.note(f"a web chat too, for one browser: {web.address()}", "dim")
-                _chat(session, relay, at, Asking(temperature=0.3 if toy else None))
+                _chat(session, relay, at, Asking(temperature=0.3 if toy else None), web)
             else:
                 _serve(session, enclave, at, web)
     finally:
         relay.stop()
 
 
-def _chat(session: Session, relay: Relay, at: int, asking: Asking) -> None:
+def _chat(session: Session, relay: Relay, at: int, asking: Asking, web: Chat) -> None:
     _suggest()
     output.note(f"also for any OpenAI client: http://127.0.0.1:{at}/v1", "dim")
     session.verify()
     relay.take()
-    run_chat(session, asking=asking, on_turn=lambda turn: _show_host_view(turn, relay.take()))
+    run_chat(session, asking=asking, on_turn=lambda turn: _show_host_view(turn, relay.take()), web=web.address)
 
 
 def _serve(session: Session, enclave: LocalEnclave, at: int, web: Chat) -> None:

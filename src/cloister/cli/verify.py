@@ -31,7 +31,7 @@ from cloister.verify.appraisers import platform_of
 from cloister.verify.intel import judge_sgx, judge_tdx
 from cloister.verify.platform import TcbLevel
 
-__all__ = ["Saved", "examine", "is_address", "read_saved", "register", "verify"]
+__all__ = ["Saved", "examine", "is_address", "read_saved", "register", "saved_of", "verify"]
 
 _MOST_FILE_BYTES = 32 << 20
 
@@ -195,7 +195,7 @@ def read_saved(path: Path, nonce: str = "") -> Saved:
     if nonce:
         return Saved(data, _nonce(nonce), time.time())
     try:
-        return _from_json(json.loads(data))
+        return saved_of(json.loads(data))
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError) as error:  # OSError: no such time
         hint = "`cloister verify URL --save FILE` writes one. A bare attestation document needs --nonce HEX."
         raise MalformedEvidence(f"{path} is no saved document.", hint=hint) from error
@@ -210,7 +210,8 @@ def _nonce(text: str) -> bytes:
         raise WrongUse("--nonce is not hexadecimal.", hint=hint, step="nonce", got=ascii(text)[:80]) from error
 
 
-def _from_json(raw: dict[str, Any]) -> Saved:
+def saved_of(raw: dict[str, Any]) -> Saved:
+    """Raises: ValueError, KeyError, TypeError, RecursionError, OverflowError, OSError for what is none."""
     if raw["cloister"] != 1:
         raise ValueError("another version")
     at = float(raw["at"])

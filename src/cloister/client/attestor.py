@@ -22,7 +22,7 @@ from cloister.evidence.document import MEDIA_TYPE, Document, parse_document
 from cloister.verify import Factor, Policy, Verified, verify
 from cloister.verify.platform import ISSUED
 
-__all__ = ["Attestor", "Challenge", "Clock", "Completer"]
+__all__ = ["CHANGED", "Attestor", "Challenge", "Clock", "Completer"]
 
 LONGEST_TRUST = 3600.0  # seconds for which one verification may be used
 _NONCE_BYTES = 32
@@ -147,7 +147,7 @@ class Attestor:
             return
         old, new = _identity(self._first), _identity(verified)
         changed = tuple(
-            Factor(name, "fail", old.get(name, "nothing"), new.get(name, "nothing"), _CHANGED)
+            Factor(name, "fail", old.get(name, "nothing"), new.get(name, "nothing"), CHANGED)
             for name in sorted(old.keys() | new.keys())
             if old.get(name) != new.get(name)
         )
@@ -159,7 +159,7 @@ _ISSUED_SLACK = 7 * 86400
 _FAR = "Anybody can simulate hardware: a simulator is trusted on this machine only."
 _ROLLBACK = "An earlier release may have faults that were mended since. Ask the owner."
 _OLDER = "Newer collateral was seen before; older may hide a revoked key or a known fault. Ask for current evidence."
-_CHANGED = "If the change is expected, start again: the policy decides anew."
+CHANGED = "If the change is expected, start again: the policy decides anew."
 
 
 def _counted(verified: Verified) -> dict[str, dict[str, int]]:

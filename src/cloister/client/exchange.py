@@ -30,6 +30,7 @@ __all__ = [
     "READ",
     "Arrived",
     "Fetch",
+    "Fields",
     "InnerRequest",
     "Opened",
     "Read",
@@ -39,6 +40,7 @@ __all__ = [
     "Work",
     "attest",
     "content",
+    "trailers",
 ]
 
 CACHE_SECRET = b"cloister-cache-secret"
@@ -54,13 +56,16 @@ _NOT_FORWARDED = frozenset(
 )
 
 
+Fields: TypeAlias = tuple[tuple[bytes, bytes], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class InnerRequest:
     """What is asked inside. `url` must name the authority `enclave.invalid`, which leads nowhere without this."""
 
     method: str
     url: str
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Fields
     content: bytes
 
 
@@ -104,11 +109,13 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """`body`: what of the content is open already. Feed `opener` the rest, then let it judge the end by `finish`."""
+    """`body`: what of the content is open already, and `trailers` if its end is. Feed `opener` the rest, then let it judge
+    the end by `finish`."""
 
     head: ResponseHead
     body: tuple[bytes, ...]
     opener: ResponseOpener
+    trailers: Fields = ()
 
 
 Step: TypeAlias = Verify | Fetch | Read | Work
@@ -260,22 +267,30 @@ def _open(opener: ResponseOpener) -> Generator[Step, Reply, Opened]:
         items = iter(opener.feed(data))
         for item in items:
             if isinstance(item, ResponseHead):
-                return Opened(item, tuple(content(items)), opener)
+                rest = list(items)
+                return Opened(item, tuple(content(rest)), opener, trailers(rest))
     opener.finish()
     raise ChannelBroken("The answer ended well and had no head.", step="response")
 
 
 def _whole(opened: Opened) -> Generator[Step, Reply, Opened]:
-    body = list(opened.body)
+    body, ended = list(opened.body), opened.trailers
     while data := (yield from _read_some()):
-        body += content(opened.opener.feed(data))
+        items = opened.opener.feed(data)
+        body += content(items)
+        ended = ended or trailers(items)
     opened.opener.finish()
-    return Opened(opened.head, tuple(body), opened.opener)
+    return Opened(opened.head, tuple(body), opened.opener, ended)
 
 
 def content(items: Iterable[ResponseHead | bytes | ResponseEnd]) -> Iterator[bytes]:
     """The content among what an opener gave out; the judgement over the end is `ResponseOpener.finish`'s alone."""
     return (item for item in items if isinstance(item, bytes))
+
+
+def trailers(items: Iterable[ResponseHead | bytes | ResponseEnd]) -> Fields:
+    """The fields that came behind the content, where its authentic end is among the items."""
+    return next((tuple(item.trailers) for item in items if isinstance(item, ResponseEnd)), ())
 
 
 def _may_be_stale_key(refusal: CloisterError) -> bool:

@@ -11,7 +11,7 @@ from typing import TypeAlias, TypeVar
 
 import httpx2
 
-from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, Work, content
+from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, Work, content, trailers
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
@@ -22,11 +22,19 @@ Timeouts: TypeAlias = Mapping[str, float | None]  # connect, read, write, pool; 
 
 
 class _Base:
-    """One exchange's use of the hop; `answered` once a status has arrived."""
+    """One exchange's use of the hop; `answered` once a status has arrived. `trailers`: filled when an answer's authentic
+    end has opened."""
 
     def __init__(self, timeouts: Timeouts | None) -> None:
+        self.trailers: list[tuple[bytes, bytes]] = []
         self._extensions = {"timeout": dict(timeouts)} if timeouts is not None else {}
         self._answered = False
+
+    def _opened(self, opened: Opened, data: bytes) -> Iterator[bytes]:
+        """The content in what arrived. Raises: TruncatedResponse, ChannelBroken."""
+        items = opened.opener.feed(data)
+        self.trailers += trailers(items)
+        return content(items)
 
     def _broken(self, error: Exception) -> CloisterError:
         if self._answered:
@@ -66,9 +74,10 @@ class Hop(_Base):
 
     def body(self, opened: Opened) -> Iterator[bytes]:
         """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        self.trailers += opened.trailers
         yield from opened.body
         while data := self._read():
-            yield from content(opened.opener.feed(data))
+            yield from self._opened(opened, data)
         opened.opener.finish()
 
     def close(self) -> None:
@@ -128,10 +137,11 @@ class AsyncHop(_Base):
 
     async def body(self, opened: Opened) -> AsyncIterator[bytes]:
         """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        self.trailers += opened.trailers
         for part in opened.body:
             yield part
         while data := await self._read():
-            for part in content(opened.opener.feed(data)):
+            for part in self._opened(opened, data):
                 yield part
         opened.opener.finish()
 

@@ -13,6 +13,9 @@ __all__ = ["AsyncSealedTransport", "SealedTransport"]
 class SealedTransport(httpx2.BaseTransport):
     """`OpenAI(base_url="http://enclave.invalid/v1", http_client=httpx2.Client(transport=SealedTransport(session)))`.
 
+    A response's `extensions["trailers"]` holds the fields behind its body, as (name, value), once that was read to its
+    end: an answer's receipt, where `Cloister-Receipt` asked for one.
+
     Closing the client closes the session. Raises what `Session.send` raises: cloister's own errors, which no SDK takes
     for its transport's and retries.
     """
@@ -23,7 +26,8 @@ class SealedTransport(httpx2.BaseTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), request.read())
         answer = self._session.send(inner, request.extensions.get("timeout"))
-        return httpx2.Response(answer.status, headers=list(answer.headers), stream=_Stream(answer))
+        more = {"trailers": answer.trailers}
+        return httpx2.Response(answer.status, headers=list(answer.headers), stream=_Stream(answer), extensions=more)
 
     def close(self) -> None:
         self._session.close()
@@ -38,7 +42,10 @@ class AsyncSealedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), await request.aread())
         answer = await self._session.send(inner, request.extensions.get("timeout"))
-        return httpx2.Response(answer.status, headers=list(answer.headers), stream=_AsyncStream(answer))
+        more = {"trailers": answer.trailers}
+        return httpx2.Response(
+            answer.status, headers=list(answer.headers), stream=_AsyncStream(answer), extensions=more
+        )
 
     async def aclose(self) -> None:
         await self._session.aclose()

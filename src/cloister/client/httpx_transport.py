@@ -17,6 +17,9 @@ __all__ = ["AsyncSealedTransport", "SealedTransport"]
 class SealedTransport(httpx.BaseTransport):
     """`OpenAI(base_url="http://enclave.invalid/v1", http_client=httpx.Client(transport=SealedTransport(session)))`.
 
+    A response's `extensions["trailers"]` holds the fields behind its body, as (name, value), once that was read to its
+    end: an answer's receipt, where `Cloister-Receipt` asked for one.
+
     Closing the client closes the session. Raises what `Session.send` raises: cloister's own errors, which no SDK takes
     for its transport's and retries.
     """
@@ -27,7 +30,8 @@ class SealedTransport(httpx.BaseTransport):
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), request.read())
         answer = self._session.send(inner, request.extensions.get("timeout"))
-        return httpx.Response(answer.status, headers=list(answer.headers), stream=_Stream(answer))
+        more = {"trailers": answer.trailers}
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=_Stream(answer), extensions=more)
 
     def close(self) -> None:
         self._session.close()
@@ -42,7 +46,8 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         inner = InnerRequest(request.method, str(request.url), tuple(request.headers.raw), await request.aread())
         answer = await self._session.send(inner, request.extensions.get("timeout"))
-        return httpx.Response(answer.status, headers=list(answer.headers), stream=_AsyncStream(answer))
+        more = {"trailers": answer.trailers}
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=_AsyncStream(answer), extensions=more)
 
     async def aclose(self) -> None:
         await self._session.aclose()

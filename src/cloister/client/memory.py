@@ -8,14 +8,13 @@ kind that it accepted, and refuses lower ones.
 import contextlib
 import json
 import os
-import secrets
-import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cloister import private_file
 from cloister.errors import WrongUse
 
 if sys.platform == "win32":
@@ -96,15 +95,16 @@ class FileMemory:
             with _locked(self.path.with_name(f".{self.path.name}.lock")):
                 seen = self._read()
                 if _raise_to(seen, scope, counters):
-                    self._write(seen)
+                    text = json.dumps({"version": 1, "seen": seen}, indent=1, sort_keys=True)
+                    private_file.write(self.path, text.encode("ascii"))
         except OSError as error:
             hint = "It remembers which releases and collateral were seen, so that none can be taken back."
             raise WrongUse(f"{self.path} cannot be written: {error.strerror}.", hint=hint, step="memory") from error
 
     def _read(self) -> _Seen:
         try:
-            _refuse_shared(self.path.parent)
-            _refuse_shared(self.path)
+            for path in (self.path.parent, self.path):  # reading it harms nobody but its owner's privacy
+                private_file.refuse_shared(path, step="memory", readable=True)
             return _parse(self.path.read_bytes())
         except FileNotFoundError:
             return {}
@@ -113,26 +113,6 @@ class FileMemory:
         except (ValueError, RecursionError) as error:
             hint = "It holds what was seen so far. Restore it; moving it away forgets which releases are outdated."
             raise WrongUse(f"{self.path} is damaged: {error}.", hint=hint, step="memory") from error
-
-    def _write(self, seen: _Seen) -> None:
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                json.dump({"version": 1, "seen": seen}, file, indent=1, sort_keys=True)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-def _refuse_shared(path: Path) -> None:
-    """Raises: OSError; WrongUse when others can change it. Reading it harms nobody but its owner's privacy."""
-    status = path.stat()
-    if sys.platform != "win32" and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022):
-        hint = f"If nobody has changed it: chmod go-w {path}"
-        raise WrongUse(f"Others can write {path}.", hint=hint, step="memory")
 
 
 @contextlib.contextmanager

@@ -130,11 +130,15 @@ class Session(_Core):
 
 
 class Answer:
-    """An authentic answer: `status`, `headers`, and a body that either ends well or raises TruncatedResponse."""
+    """An authentic answer: `status`, `headers`, and a body that either ends well or raises TruncatedResponse.
+
+    `trailers`: the fields behind the body (a receipt, where one was asked for), as (name, value); empty until its end.
+    """
 
     def __init__(self, opened: Opened, hop: Hop) -> None:
         self.status = opened.head.status
         self.headers = opened.head.headers
+        self.trailers = hop.trailers
         self._body = hop.body(opened)
         self._hop = hop
 
@@ -192,6 +196,7 @@ class AsyncAnswer:
     def __init__(self, opened: Opened, hop: AsyncHop) -> None:
         self.status = opened.head.status
         self.headers = opened.head.headers
+        self.trailers = hop.trailers
         self._body = hop.body(opened)
         self._hop = hop
 

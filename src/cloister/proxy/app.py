@@ -1,71 +1,30 @@
 """The proxy itself: verifies before the first byte, forwards inside the seal, and streams both ways without holding."""
 
 import asyncio
-import base64
-import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
-from cloister.client import AUTHORITY, AsyncAnswer, AsyncSession, InnerRequest
-from cloister.client.account import explained, explained_refusal
-from cloister.errors import (
-    ChannelBroken,
-    CloisterError,
-    Malformed,
-    NotTrusted,
-    PlaintextRefused,
-    TruncatedResponse,
-    Unreachable,
-    VerificationFailed,
-    WrongUse,
-)
-from cloister.proxy.chat import BINDING, Chat
+from cloister.client import AsyncSession
+from cloister.errors import CloisterError
+from cloister.proxy.chat import Chat
+from cloister.proxy.dialect import code_of, dialect_of, failure, refusal
+from cloister.proxy.forward import forward, hold, inner
 from cloister.proxy.guard import Guard, Refusal
-from cloister.proxy.reply import Reply, json_reply
-from cloister.verify import Factor, Verified
+from cloister.proxy.metrics import MEDIA_TYPE, Metrics, Observed
+from cloister.proxy.reply import Message, Reply, Send, answer, json_reply, text_reply
+from cloister.proxy.upstreams import MODELS, Upstream, Upstreams
+from cloister.proxy.verification import status, verification
 
 __all__ = ["ProxyConfig", "create_proxy"]
 
 Scope = dict[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _FORWARDED = ("/tokenize", "/detokenize", "/health", "/generate")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
-# Cookies of every service on this machine reach all of its ports; where a page stands is nobody's business.
-_KEPT_HERE = (b"cookie", b"origin", b"referer", b"sec-", b"x-forwarded-", b"forwarded", b"via", BINDING)
-# Without its length, an answer ends for the local client when its authenticated end has come, and not before. And the
-# page's origin is ours: what the enclave answers sets nothing up in it.
-_NOT_RETURNED = (
-    b"access-control-",
-    b"clear-site-data",
-    b"content-security-policy",
-    b"link",
-    b"refresh",
-    b"service-worker-allowed",
-    b"set-cookie",
-    b"x-content-type-options",
-    b"connection",
-    b"keep-alive",
-    b"transfer-encoding",
-    b"upgrade",
-    b"content-length",
-)
-# Looked at in a browser, an answer is a document without scripts, of an origin of its own.
-_INERT = ((b"content-security-policy", b"sandbox; default-src 'none'"), (b"x-content-type-options", b"nosniff"))
-# The most special first. None is retried by an SDK: the enclave may have run the request.
-_CODES: tuple[tuple[type[CloisterError], int, str], ...] = (
-    (VerificationFailed, 502, "enclave_not_trusted"),
-    (TruncatedResponse, 502, "answer_truncated"),
-    (PlaintextRefused, 502, "plaintext_refused"),
-    (ChannelBroken, 502, "channel_broken"),
-    (NotTrusted, 502, "enclave_not_trusted"),
-    (Malformed, 502, "malformed"),
-    (Unreachable, 502, "enclave_unreachable"),
-    (WrongUse, 400, "wrong_use"),
-)
+_OWN = ("/", "/verification", "/metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,48 +37,67 @@ class ProxyConfig:
     request_seconds: float = 30.0
 
 
-def create_proxy(session: AsyncSession, config: ProxyConfig, chat: Chat | None = None) -> "Proxy":
+def create_proxy(
+    upstreams: AsyncSession | Sequence[Upstream], config: ProxyConfig, chat: Chat | None = None
+) -> "Proxy":
     """An ASGI app for a loopback socket; serve it on 127.0.0.1 or ::1 only (it does not check where it listens),
     and without proxy headers (`uvicorn.Config(proxy_headers=False)`): nobody else says who a client is.
 
-    Make the session with `pin_measurement=True`: a person is there who can look at a change. With `chat`, it serves the
-    web chat too.
+    Make each session with `pin_measurement=True`: a person is there who can look at a change. With `chat`, it serves the
+    web chat too, which shows the proof of one enclave: give it to a proxy with one.
     """
-    return Proxy(session, config, chat)
+    several = [Upstream("enclave", upstreams)] if isinstance(upstreams, AsyncSession) else upstreams
+    return Proxy(Upstreams(several), config, chat)
 
 
 class Proxy:
-    def __init__(self, session: AsyncSession, config: ProxyConfig, chat: Chat | None) -> None:
-        self._session = session
+    def __init__(self, upstreams: Upstreams, config: ProxyConfig, chat: Chat | None) -> None:
+        self._upstreams = upstreams
         self._config = config
         self._chat = chat
         self._guard = Guard(config.port)
+        self._metrics = Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-        elif refusal := self._guard.refusal(scope) or self._not_served(scope):
-            await _refuse(send, refusal)
         else:
-            await self._serve(scope, receive, send)
+            await self._observed(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self._session.aclose()
+        await self._upstreams.aclose()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = await self._content(receive)
+    async def _observed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        observed = Observed(self._metrics, scope["path"], send)
+        failed = False
+        try:
+            await self._guarded(scope, receive, observed.send)
+        except CloisterError:
+            failed = True
+            raise
+        finally:
+            observed.close(failed=failed)
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._guard.refusal(scope) or self._not_served(scope)
+        content = refused or await self._content(receive)
         if isinstance(content, Refusal):
-            await _refuse(send, content)
+            await answer(send, self._refused(scope, content, (b"connection", b"close")))
         elif content is not None:
             await self._answer(scope, content, receive, send)
 
+    def _refused(self, scope: Scope, refused: Refusal, *more: tuple[bytes, bytes]) -> Reply:
+        self._metrics.refuse(refused.code)
+        return refusal(refused, dialect_of(scope), *more)
+
     async def _answer(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
+        self._metrics.request_bytes += len(content)
         serving = asyncio.create_task(self._route(scope, content, send))
         watching = asyncio.create_task(_gone(receive))
         try:
@@ -151,72 +129,66 @@ class Proxy:
         return bytes(content)
 
     async def _route(self, scope: Scope, content: bytes, send: Send) -> None:
-        try:
-            answer = await self._own(scope, content) or await self._session.send(_inner(scope, content))
-        except CloisterError as error:
-            answer = _error(error)
-        if isinstance(answer, Reply):
-            await _reply(send, answer)
+        reply = await self._own(scope, content)
+        if reply is None:
+            await self._forward(scope, content, send)
         else:
-            await _forward(answer, send)
+            await answer(send, reply)
+
+    async def _forward(self, scope: Scope, content: bytes, send: Send) -> None:
+        target = await self._upstreams.target(scope, content)
+        if isinstance(target, Refusal):
+            await answer(send, self._refused(scope, target))
+            return
+        upstream = target.upstream
+        try:
+            request = inner(scope, target.content, raw_path=target.raw_path, api_key=upstream.api_key)
+            answered = await upstream.session.send(request)
+            held = await hold(answered, scope["headers"])
+        except CloisterError as error:
+            self._metrics.refuse(code_of(error)[1], upstream.name)
+            await answer(send, failure(error, dialect_of(scope)))
+            return
+        await forward(answered, held, send)
 
     async def _own(self, scope: Scope, content: bytes) -> Reply | None:
         """What is answered here; None for what is forwarded."""
-        path, wanted = scope["path"], scope["query_string"].split(b"&")
+        path = scope["path"]
         if path == "/":
-            return json_reply(200, self._status())
+            return json_reply(200, status(self._upstreams))
         if path == "/verification":
-            fresh = b"fresh" in wanted
-            return await (self._explained(fresh=fresh) if b"explain" in wanted else self._verification(fresh=fresh))
+            return await self._verification(scope)
+        if path == "/metrics":
+            return text_reply(self._metrics.text(self._upstreams), MEDIA_TYPE)
+        if path == MODELS and scope["method"] == "GET" and self._upstreams.only is None:
+            return await self._models(scope)
         if self._chat is not None and self._own_method(path):
-            return self._chat.answer(scope, content)
+            return self._chat_reply(self._chat, scope, content)
         return None
+
+    async def _verification(self, scope: Scope) -> Reply:
+        wanted = scope["query_string"].split(b"&")
+        named = next((part.removeprefix(b"upstream=") for part in wanted if part.startswith(b"upstream=")), None)
+        one = self._upstreams.only if named is None else self._upstreams.get(unquote(named.decode("latin-1")))
+        if named is not None and one is None:
+            return self._refused(scope, _NO_UPSTREAM)
+        return await verification(self._upstreams, one, fresh=b"fresh" in wanted, explain=b"explain" in wanted)
+
+    async def _models(self, scope: Scope) -> Reply:
+        found = await self._upstreams.models(scope)
+        return failure(found, dialect_of(scope)) if isinstance(found, CloisterError) else json_reply(*found)
+
+    def _chat_reply(self, chat: Chat, scope: Scope, content: bytes) -> Reply:
+        try:
+            return chat.answer(scope, content)
+        except CloisterError as error:
+            return failure(error, "openai")
 
     def _own_method(self, path: str) -> str | None:
         """What a path that is answered here is asked with; None for the others."""
-        if path in _OURS:
+        if path in _OWN:
             return "GET"
         return None if self._chat is None else self._chat.method(path)
-
-    def _status(self) -> dict[str, Any]:
-        verified = self._session.verified
-        verdict = "not verified yet" if verified is None else verified.to_json()["verdict"]
-        return {
-            "proxy": "cloister",
-            "enclave": self._session.url,
-            "verdict": verdict,
-            "first_use": verified is not None and verified.first_use,
-            "details": "/verification",
-        }
-
-    async def _verification(self, *, fresh: bool) -> Reply:
-        return json_reply(200, self._proof(await self._session.verify(force=fresh)))
-
-    def _proof(self, verified: Verified) -> dict[str, Any]:
-        """What is believed, what is not proved, and the bytes to check it by (for somebody else's verifier too)."""
-        return {
-            **verified.to_json(),
-            "enclave": self._session.url,
-            "not_proved": [factor.to_json() for factor in verified.factors if factor.verdict == "not-checked"],
-            "document": base64.b64encode(self._session.document).decode(),
-            "nonce": base64.b64encode(self._session.nonce).decode(),
-        }
-
-    async def _explained(self, *, fresh: bool) -> Reply:
-        """The proof or the refusal, `explained` in the words of `cloister verify --explain`; and `saved`, which that
-        command reads from a file (null where the enclave showed no document)."""
-        before = self._session.nonce
-        try:
-            verified = await self._session.verify(force=fresh)
-        except CloisterError as error:
-            saved = None if self._session.nonce == before else self._saved(time.time())
-            return _error(error, {"explained": explained_refusal(error), "saved": saved})
-        told = {"explained": explained(verified), "saved": self._saved(verified.verified_at)}
-        return json_reply(200, {**self._proof(verified), **told})
-
-    def _saved(self, at: float) -> dict[str, Any]:
-        document = base64.b64encode(self._session.document).decode()
-        return {"cloister": 1, "nonce": self._session.nonce.hex(), "at": at, "document": document}
 
     def _not_served(self, scope: Scope) -> Refusal | None:
         if scope["http_version"] == "1.0":
@@ -232,58 +204,15 @@ class Proxy:
         return None if scope["method"] in _METHODS else _METHOD
 
 
-_OURS = ("/", "/verification")
 _TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 MiB.")
 _TOO_SLOW = Refusal(408, "too_slow", "The request's body did not come in time.", "Send it at once.")
 _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")
+_NO_UPSTREAM = Refusal(404, "not_found", "No enclave of this proxy has that name.", "GET / names them.")
 _METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
 _NO_PART = Refusal(403, "foreign_page", "What an enclave answers is no part of a page.", "Fetch it as data.")
 _OLD_HTTP = Refusal(505, "http_version", "HTTP/1.0 cannot tell a cut answer from a whole one.", "Use HTTP/1.1.")
 
 
-def _inner(scope: Scope, content: bytes) -> InnerRequest:
-    query = b"?" + scope["query_string"] if scope["query_string"] else b""
-    url = f"http://{AUTHORITY}" + (scope["raw_path"] + query).decode("ascii", "replace")
-    headers = tuple((name, value) for name, value in scope["headers"] if not name.startswith(_KEPT_HERE))
-    return InnerRequest(scope["method"], url, headers, content)
-
-
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _forward(answer: AsyncAnswer, send: Send) -> None:
-    """Part by part as it opens. What breaks after the head is raised, so that the server cuts the connection: a local
-    client must see an incomplete read, never a clean end."""
-    headers = [(name, value) for name, value in answer.headers if not name.lower().startswith(_NOT_RETURNED)]
-    headers += _INERT
-    try:
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        async for part in answer:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-    finally:
-        await answer.aclose()
-
-
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    error = {"message": refusal.message, "type": "proxy_error", "param": None, "code": refusal.code}
-    told = {"error": {**error, "hint": refusal.hint}}
-    await _reply(send, json_reply(refusal.status, told, (b"connection", b"close")))
-
-
-def _error(error: CloisterError, more: dict[str, Any] | None = None) -> Reply:
-    """OpenAI's envelope, plus what a person needs: a hint, and the failed factors with expected and got side by side."""
-    status, code = next(((s, c) for kind, s, c in _CODES if isinstance(error, kind)), (500, "internal_error"))
-    body: dict[str, Any] = {"message": error.message, "type": "proxy_error", "param": None, "code": code}
-    body |= {"hint": error.hint, "step": error.step, "expected": error.expected, "got": error.got}
-    if isinstance(error, VerificationFailed):
-        factors = [factor for factor in error.factors if isinstance(factor, Factor) and factor.verdict == "fail"]
-        body["factors"] = [factor.to_json() for factor in factors]
-    return json_reply(status, {"error": body, **(more or {})})
-
-
-async def _reply(send: Send, reply: Reply) -> None:
-    await send({"type": "http.response.start", "status": reply.status, "headers": list(reply.headers)})
-    await send({"type": "http.response.body", "body": reply.body})

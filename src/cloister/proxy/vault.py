@@ -5,13 +5,10 @@ a restart and neither is readable by itself: a copy, a backup or a synchronised 
 protects from nobody who can read both, such as this user's other programs.
 """
 
-import contextlib
-import os
 import secrets
-import stat
-import sys
 from pathlib import Path
 
+from cloister import private_file
 from cloister.client.memory import seen_file
 from cloister.errors import WrongUse
 
@@ -38,8 +35,9 @@ class Vault:
         """Of two processes that make it at once, both get the same."""
         try:
             if not self.path.exists():
-                self._make(replace=False)
-            _refuse_shared(self.path)
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_file.write_once(self.path, secrets.token_bytes(KEY_BYTES))
+            private_file.refuse_shared(self.path, step="vault")
             key = self.path.read_bytes()
         except OSError as error:
             raise _unusable(self.path, error) from error
@@ -51,38 +49,13 @@ class Vault:
     def renew(self) -> bytes:
         """Another key in the old one's place: whatever copy there is of what the old one encrypted stays closed."""
         try:
-            self._make(replace=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_file.write(self.path, secrets.token_bytes(KEY_BYTES))
         except OSError as error:
             raise _unusable(self.path, error) from error
         return self.key()
-
-    def _make(self, *, replace: bool) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self.path.with_name(f".{self.path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            if replace:
-                draft.replace(self.path)
-            else:
-                with contextlib.suppress(FileExistsError):
-                    os.link(draft, self.path)
-        finally:
-            draft.unlink(missing_ok=True)
 
 
 def _unusable(path: Path, error: OSError) -> WrongUse:
     hint = "The web chat works without it, and then keeps nothing."
     return WrongUse(f"{path} cannot be used: {error.strerror}.", hint=hint, step="vault")
-
-
-def _refuse_shared(path: Path) -> None:
-    """Raises: OSError; WrongUse when somebody else owns it, or may read or change it, or it is a link."""
-    if sys.platform == "win32":
-        return
-    status = path.lstat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or stat.S_ISLNK(status.st_mode):
-        raise WrongUse(f"Others can reach {path}.", hint=f"If nobody has read it: chmod go-rwx {path}", step="vault")

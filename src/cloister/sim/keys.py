@@ -1,10 +1,7 @@
 """The simulator's root and chip key: random per machine, made once, never shipped."""
 
-import contextlib
 import datetime
-import os
 import secrets
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from cloister.errors import WrongUse
+from cloister.private_file import refuse_shared, write_once
 
-__all__ = ["ChipKeys", "load_or_make", "refuse_shared", "write_once"]
+__all__ = ["ChipKeys", "load_or_make"]
 
 _STATE = "device.pem"
 _LIFETIME = datetime.timedelta(days=3650)
@@ -48,35 +46,12 @@ def load_or_make(state_dir: Path, now: float) -> ChipKeys:
     Raises: WrongUse when others may read or change the directory or the key, or the file is not what was written.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    refuse_shared(state_dir)
+    refuse_shared(state_dir, step="sim")
     path = state_dir / _STATE
     if not path.exists():
         write_once(path, _make(now).encode())
-    refuse_shared(path)
+    refuse_shared(path, step="sim")
     return _load(path)
-
-
-def refuse_shared(path: Path) -> None:
-    """Raises: WrongUse when somebody else owns it, or may read or change it, or it is a link."""
-    status = path.lstat()
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077 or stat.S_ISLNK(status.st_mode):
-        raise WrongUse(f"Others can reach {path}.", step="sim", hint=f"If nobody has changed it: chmod go-rwx {path}")
-
-
-def write_once(path: Path, content: bytes) -> None:
-    """With mode 0600, beside its place and then linked there, which fails when another process was first: its keys
-    stand. The caller reads `path` to know which."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()
 
 
 def _load(path: Path) -> ChipKeys:

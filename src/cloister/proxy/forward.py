@@ -1,0 +1,89 @@
+"""What of a request goes into the seal, and what of an answer comes out of it to the local client."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from cloister.client import AUTHORITY, AsyncAnswer, InnerRequest
+from cloister.proxy.chat import BINDING
+from cloister.proxy.reply import Send
+
+__all__ = ["forward", "hold", "inner"]
+
+Fields = Iterable[tuple[bytes, bytes]]
+
+# Cookies of every service on this machine reach all of its ports; where a page stands is nobody's business.
+_KEPT_HERE = (b"cookie", b"origin", b"referer", b"sec-", b"x-forwarded-", b"forwarded", b"via", BINDING)
+_KEYS = (b"authorization", b"x-api-key")
+# Without its length, an answer ends for the local client when its authenticated end has come, and not before. And the
+# page's origin is ours: what the enclave answers sets nothing up in it.
+_NOT_RETURNED = (
+    b"access-control-",
+    b"clear-site-data",
+    b"content-security-policy",
+    b"link",
+    b"refresh",
+    b"service-worker-allowed",
+    b"set-cookie",
+    b"x-content-type-options",
+    b"connection",
+    b"keep-alive",
+    b"transfer-encoding",
+    b"upgrade",
+    b"content-length",
+)
+# Looked at in a browser, an answer is a document without scripts, of an origin of its own.
+_INERT = ((b"content-security-policy", b"sandbox; default-src 'none'"), (b"x-content-type-options", b"nosniff"))
+_RECEIPT = b"cloister-receipt"
+_MOST_HELD = 8 << 20  # bytes of an answer that waits for its receipt; a longer one goes without
+
+
+def inner(scope: dict[str, Any], content: bytes, *, raw_path: bytes = b"", api_key: str = "") -> InnerRequest:
+    """`raw_path` in the place of the request's; `api_key` in the place of the caller's."""
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    url = f"http://{AUTHORITY}" + ((raw_path or scope["raw_path"]) + query).decode("ascii", "replace")
+    dropped = (*_KEPT_HERE, *_KEYS) if api_key else _KEPT_HERE
+    headers = tuple((name, value) for name, value in scope["headers"] if not name.startswith(dropped))
+    if api_key:
+        headers += ((b"authorization", f"Bearer {api_key}".encode()),)
+    return InnerRequest(scope["method"], url, headers, content)
+
+
+async def hold(answer: AsyncAnswer, headers: Fields) -> list[bytes]:
+    """What has to be here before the answer's head leaves. Nothing, but where `headers` ask for a receipt: that of an event
+    stream is its last comment; any other answer comes whole first, since no SDK reads the fields that stand behind it.
+
+    Raises: TruncatedResponse, ChannelBroken; the answer is closed then.
+    """
+    held: list[bytes] = []
+    if all(name != _RECEIPT for name, _ in headers) or _is_stream(answer.headers):
+        return held
+    try:
+        async for part in answer:
+            held.append(part)
+            if sum(map(len, held)) > _MOST_HELD:
+                break
+    except BaseException:
+        await answer.aclose()
+        raise
+    return held
+
+
+async def forward(answer: AsyncAnswer, held: list[bytes], send: Send) -> None:
+    """Part by part as it opens. What breaks after the head is raised, so that the server cuts the connection: a local
+    client must see an incomplete read, never a clean end."""
+    head = [(name, value) for name, value in answer.headers if not name.lower().startswith(_NOT_RETURNED)]
+    found = [field for field in answer.trailers if field[0].startswith(_RECEIPT)]
+    try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": [*head, *found, *_INERT]})
+        for part in held:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        async for part in answer:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        await answer.aclose()
+
+
+def _is_stream(headers: Fields) -> bool:
+    found = {name.lower(): value for name, value in headers}
+    return found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
