@@ -4,7 +4,7 @@ PORT ?= 8484
 MODEL ?= default
 BIN := .venv/bin
 
-.PHONY: run test test-system check lint fix bench setup page lock clean
+.PHONY: run test test-system test-peers check lint fix bench setup page lock clean
 
 run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
@@ -13,8 +13,11 @@ test: setup
 	$(BIN)/pytest -q -m "not system"
 
 NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
-test-system: setup $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
-	$(BIN)/pytest -q -m system
+test-system: setup .venv-interop/.installed $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
+	$(BIN)/pytest -q -m "system and not peer"
+
+test-peers: setup  # builds llama-server first: minutes, once
+	$(BIN)/pytest -q -m peer
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -52,13 +55,19 @@ setup: .venv/.installed .venv/.engine
 	@$(BIN)/python tools/build_engine.py
 	@touch $@
 
+.venv-interop/.installed: requirements/interop.txt  # other people's tools, apart from ours
+	@test -x .venv-interop/bin/python || $(PYTHON) -m venv .venv-interop
+	@.venv-interop/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements/interop.txt
+	@touch $@
+
 LOCK := $(BIN)/pip-compile -q --generate-hashes --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --strip-extras --no-header --allow-unsafe
 lock:
 	$(LOCK) -o requirements/client.txt pyproject.toml
 	$(LOCK) --extra server -c requirements/client.txt -o requirements/server.txt pyproject.toml
 	$(LOCK) --extra server,bench,rim,sigstore -c requirements/server.txt -o requirements/dev.txt pyproject.toml requirements/dev.in
 	$(LOCK) -c requirements/server.txt -o requirements/peers.txt requirements/peers.in
+	$(LOCK) -o requirements/interop.txt requirements/interop.in
 	$(LOCK) --no-emit-options --pip-args "--no-binary llama-cpp-python" -o requirements/engine.txt requirements/engine.in
 
 clean:
-	rm -rf .venv build dist *.egg-info src/*.egg-info
+	rm -rf .venv .venv-interop build dist *.egg-info src/*.egg-info

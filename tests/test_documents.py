@@ -103,8 +103,8 @@ def test_commands_parse(where: str, arguments: list[str]) -> None:
     """Every command, option and argument is one; nothing runs."""
     command: Any = get_command(app)
     context = command.make_context("cloister", list(arguments))
-    while hasattr(command, "resolve_command"):
-        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+    while hasattr(command, "resolve_command") and (words := [*context._protected_args, *context.args]):
+        name, command, rest = command.resolve_command(context, words)
         assert command is not None, where
         context = command.make_context(name, list(rest), parent=context)
 
@@ -223,15 +223,19 @@ def api_codes() -> set[str]:
 
 
 def proxy_codes() -> set[str]:
-    """Of the proxy's table of errors and of its refusals."""
+    """Of the proxy's table of errors (class, status, code) and of its refusals."""
     found: set[object] = set()
-    for name in ("app", "guard"):
+    for name in ("app", "dialect", "guard", "upstreams"):
         for node in ast.walk(ast.parse((PACKAGE / "proxy" / f"{name}.py").read_text())):
-            if isinstance(node, ast.Tuple) and len(node.elts) == 3 and isinstance(node.elts[2], ast.Constant):
-                found.add(node.elts[2].value)
+            if isinstance(node, ast.Tuple) and len(node.elts) == 3 and _is_number(node.elts[1]):
+                found.add(ast.literal_eval(node.elts[2]))
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Refusal":
                 found.add(ast.literal_eval(node.args[1]))
     return {code for code in found if isinstance(code, str)}
+
+
+def _is_number(node: ast.AST) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
 
 
 def test_errors_that_a_client_raises_exist() -> None:

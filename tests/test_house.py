@@ -57,7 +57,7 @@ def test_module_is_short_and_has_no_assert(path: Path) -> None:
 
 def test_locks_hold_hashes_and_no_registry() -> None:
     locks = sorted((ROOT / "requirements").glob("*.txt"))
-    assert {lock.stem for lock in locks} == {"client", "server", "dev", "engine", "peers"}
+    assert {lock.stem for lock in locks} == {"client", "server", "dev", "engine", "peers", "interop"}
     for lock in locks:
         text = lock.read_text()
         assert "://" not in text

@@ -2,6 +2,7 @@
 
     CloisterError
     |-- Malformed            bytes that are not what they claim to be             exit code 4
+    |   |-- MalformedApp         cloister.toml, or what it names
     |   |-- MalformedEvidence    attestation document, statement, quote
     |   |-- MalformedMessage     HPKE, Binary HTTP or Oblivious HTTP framing
     |   |-- MalformedPolicy      the client's policy file
@@ -18,9 +19,12 @@
     |   |-- ConnectionFailed     network, DNS, TLS, an offline hub
     |   |-- EngineDied           the engine crashed or hung; it is being restarted
     |   |-- EngineLoading        the model is not loaded yet
+    |   |-- HostFull             the operator's disk, memory or quota has no room for it
     |   `-- QueueFull            too many requests wait already
     `-- WrongUse             the request cannot be served as asked                exit code 2
+        |-- Conflict             it does not fit the state it meets: a name that is taken, an upload under way
         |-- ContextLengthExceeded
+        |-- NotFound             the operator's host has nothing of that name
         `-- Unauthorized         no API key, or not a known one
 
 Messages never hold prompts, answers, keys or tokens. `hint` says in one line what to do next.
@@ -30,16 +34,20 @@ __all__ = [
     "ChannelBroken",
     "ClockSkew",
     "CloisterError",
+    "Conflict",
     "ConnectionFailed",
     "ContextLengthExceeded",
     "EngineDied",
     "EngineLoading",
+    "HostFull",
     "KeyUnknown",
     "Malformed",
+    "MalformedApp",
     "MalformedEvidence",
     "MalformedMessage",
     "MalformedModel",
     "MalformedPolicy",
+    "NotFound",
     "NotTrusted",
     "PlaintextRefused",
     "QueueFull",
@@ -70,6 +78,10 @@ class CloisterError(Exception):
 
 class Malformed(CloisterError):
     exit_code = 4
+
+
+class MalformedApp(Malformed):
+    pass
 
 
 class MalformedEvidence(Malformed):
@@ -144,6 +156,10 @@ class EngineLoading(Unreachable):
         self.progress = progress
 
 
+class HostFull(Unreachable):
+    pass
+
+
 class QueueFull(Unreachable):
     """`retry_after` in whole seconds."""
 
@@ -154,6 +170,10 @@ class QueueFull(Unreachable):
 
 class WrongUse(CloisterError):
     exit_code = 2
+
+
+class Conflict(WrongUse):
+    pass
 
 
 class ContextLengthExceeded(WrongUse):
@@ -170,6 +190,10 @@ class ContextLengthExceeded(WrongUse):
         self.limit = limit
         self.prompt = prompt
         self.requested = requested
+
+
+class NotFound(WrongUse):
+    pass
 
 
 class Unauthorized(WrongUse):

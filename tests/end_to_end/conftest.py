@@ -38,6 +38,14 @@ def enclave(plan: Plan) -> Iterator[LocalEnclave]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def plain_enclave(state: Path) -> Iterator[LocalEnclave]:
+    """One that answers on loopback unsealed too."""
+    with LocalEnclave(Plan.make(resolve("default"), slots=16, plaintext=True)) as running:
+        running.start()
+        yield running
+
+
 @pytest.fixture
 def session(enclave: LocalEnclave) -> Iterator[Session]:
     with Session(enclave.url, policy=enclave.policy) as one:

@@ -1,4 +1,4 @@
-"""The `anthropic` SDK, unchanged, through the sealed transport and through the local proxy."""
+"""The `anthropic` SDK, unchanged, through the sealed transport, through the local proxy, and in plaintext on loopback."""
 
 from collections.abc import Iterator
 
@@ -17,13 +17,17 @@ ASK: list[MessageParam] = [{"role": "user", "content": "What does attestation pr
 COLD = {"temperature": 0}
 
 
-@pytest.fixture(params=["transport", "proxy"])
+@pytest.fixture(params=["transport", "proxy", "plaintext"])
 def client(request: pytest.FixtureRequest, enclave: LocalEnclave) -> Iterator[Anthropic]:
     if request.param == "transport":
         with Session(enclave.url, policy=enclave.policy) as session:
             http = httpx2.Client(transport=SealedTransport(session), timeout=60)
             with Anthropic(base_url="http://enclave.invalid", api_key="none", http_client=http) as one:
                 yield one
+    elif request.param == "plaintext":
+        plain: LocalEnclave = request.getfixturevalue("plain_enclave")
+        with Anthropic(base_url=plain.url, api_key="none", timeout=60) as one:
+            yield one
     else:
         with (
             running_proxy(enclave) as port,
@@ -89,13 +93,20 @@ def test_a_forced_tool_is_called(client: Anthropic) -> None:
                 },
             }
         ],
-        tool_choice={"type": "tool", "name": "answer", "disable_parallel_tool_use": True},
+        tool_choice={"type": "tool", "name": "answer"},
         extra_body=COLD,
     )
     (call,) = answer.content
     assert call.type == "tool_use"
     assert call.input in ({"sure": True}, {"sure": False})
     assert answer.stop_reason == "tool_use"
+
+
+def test_the_model_is_listed_and_found(client: Anthropic) -> None:
+    (listed,) = client.models.list()
+    found = client.models.retrieve("default")
+    assert found == listed
+    assert found.max_input_tokens == 4096
 
 
 def test_errors_are_typed(client: Anthropic) -> None:

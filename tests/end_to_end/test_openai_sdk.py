@@ -1,4 +1,4 @@
-"""The `openai` SDK, unchanged, through the sealed transport and through the local proxy."""
+"""The `openai` SDK, unchanged, through the sealed transport, through the local proxy, and in plaintext on loopback."""
 
 import concurrent.futures
 import time
@@ -17,13 +17,17 @@ from cloister.client import SealedTransport, Session
 ASK: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What does attestation prove?"}]
 
 
-@pytest.fixture(params=["transport", "proxy"])
+@pytest.fixture(params=["transport", "proxy", "plaintext"])
 def client(request: pytest.FixtureRequest, enclave: LocalEnclave) -> Iterator[OpenAI]:
     if request.param == "transport":
         with Session(enclave.url, policy=enclave.policy) as session:
             http = httpx2.Client(transport=SealedTransport(session), timeout=60)
             with OpenAI(base_url="http://enclave.invalid/v1", api_key="none", http_client=http) as one:
                 yield one
+    elif request.param == "plaintext":
+        plain: LocalEnclave = request.getfixturevalue("plain_enclave")
+        with OpenAI(base_url=f"{plain.url}/v1", api_key="none", timeout=60) as one:
+            yield one
     else:
         with (
             running_proxy(enclave) as port,

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 from tests.cli.running import run
 from tests.end_to_end.proxying import running_proxy
+from typer.testing import CliRunner
 
 from cloister.channel.bhttp import Request, ResponseEnd
 from cloister.channel.ohttp import seal_request
@@ -148,3 +149,57 @@ def test_a_stream_through_the_local_proxy_keeps_its_receipt(enclave: LocalEnclav
     kept.request.write_bytes(content)
     code, said = kept.verify()
     assert code == 0, said
+
+
+WHOLE = json.dumps({**ASK, "stream": False}).encode()
+
+
+def keep_whole(answer: httpx2.Response, fields: dict[bytes, bytes], folder: Path) -> tuple[Path, Path, str]:
+    (folder / "answer").write_bytes(answer.content)
+    (folder / "request").write_bytes(WHOLE)
+    (folder / "receipt").write_bytes(fields[b"cloister-receipt"] + b" " + fields[b"cloister-receipt-salt"])
+    return folder / "answer", folder / "request", str(folder / "receipt")
+
+
+def test_a_python_user_has_a_whole_answers_receipt_from_the_transport(enclave: LocalEnclave, tmp_path: Path) -> None:
+    document, policy = saved(enclave, tmp_path)
+    with (
+        Session(enclave.url, policy=enclave.policy) as session,
+        httpx2.Client(transport=SealedTransport(session), base_url="http://enclave.invalid", timeout=60) as client,
+    ):
+        headers = {"content-type": "application/json", "cloister-receipt": session.verify().statement_sha256}
+        answer = client.post("/v1/completions", content=WHOLE, headers=headers)
+    answered, asked, receipt = keep_whole(answer, dict(answer.extensions["trailers"]), tmp_path)
+    code, said = Kept(answered, asked, document, policy).verify("--receipt", receipt)
+    assert (code, enclave.plan.model_digest in said) == (0, True), said
+    answered.write_bytes(answer.content.replace(b"o", b"0", 1))
+    assert Kept(answered, asked, document, policy).verify("--receipt", receipt)[0] == 3
+
+
+def test_a_whole_answer_through_the_local_proxy_has_its_receipt_in_front(enclave: LocalEnclave, tmp_path: Path) -> None:
+    document, policy = saved(enclave, tmp_path)
+    with running_proxy(enclave) as port:
+        url = f"http://127.0.0.1:{port}"
+        named = httpx2.get(f"{url}/verification", trust_env=False).json()["statement_sha256"]
+        headers = {"content-type": "application/json", "cloister-receipt": named}
+        answer = httpx2.post(f"{url}/v1/completions", content=WHOLE, headers=headers, trust_env=False, timeout=60)
+        without = httpx2.post(f"{url}/v1/completions", json=json.loads(WHOLE), trust_env=False, timeout=60)
+    assert not [name for name in without.headers if name.startswith("cloister-receipt")]
+    fields = {name.lower(): value for name, value in answer.headers.raw}
+    answered, asked, receipt = keep_whole(answer, fields, tmp_path)
+    code, said = Kept(answered, asked, document, policy).verify("--receipt", receipt)
+    assert code == 0, said
+
+
+def test_a_person_keeps_a_receipt_in_one_file(enclave: LocalEnclave, tmp_path: Path) -> None:
+    policy = ("--dangerously-trust-simulator", str(write_root(enclave.device)))
+    asked, chatted = str(tmp_path / "asked"), str(tmp_path / "chatted")
+    ran = run(app, "ask", enclave.url, "Who are you?", "--max-tokens", "8", "--receipt", asked, *policy)
+    assert ran.exit_code == 0, ran.output
+    lines = f"Who are you?\n/receipt {chatted}\n"
+    ran = CliRunner().invoke(app, ["chat", enclave.url, "--max-tokens", "8", *policy], input=lines)
+    assert ran.exit_code == 0, ran.output
+    for file in (asked, chatted):
+        ran = run(app, "receipt", "verify", file, *policy)
+        assert (ran.exit_code, enclave.plan.model_digest in ran.stdout) == (0, True), ran.output
+        assert run(app, "receipt", "verify", file).exit_code == 3

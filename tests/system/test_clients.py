@@ -1,29 +1,94 @@
 """Every recipe of docs/clients.md runs as it is shown (ports apart), against a simulated enclave."""
 
+import importlib.util
+import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx2
 import pytest
 from tests.system.shell import ROOT, Shell, free_port, tool
 
 pytestmark = pytest.mark.system
 
-_FENCE = re.compile(r"^## ([^\n]+)\n.*?^```(python|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TEXT = (ROOT / "docs" / "clients.md").read_text()
+INTEROP = ROOT / ".venv-interop" / "bin"
+NODE_MODULES = ROOT / "web" / "interop" / "node_modules"
+_FENCE = re.compile(r"^```(python|bash|javascript|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+RECIPES = [(title, *fence) for title, section in _SECTION.findall(TEXT) for fence in _FENCE.findall(section)]
 
 
-def test_every_recipe_works(shell: Shell) -> None:
-    tool("curl")
-    text = (ROOT / "docs" / "clients.md").read_text()
-    (connect,) = re.findall(r"^\$ (cloister connect .*)$", text, re.MULTILINE)
-    recipes = _FENCE.findall(text)
-    assert len(recipes) == text.count("```python") + text.count("```bash")
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "node_modules").symlink_to(NODE_MODULES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(home: Path) -> Iterator[str]:
+    """The proxy's, started as the document says."""
+    (connect,) = re.findall(r"^\$ (cloister connect .*)$", TEXT, re.MULTILINE)
     serve, port = str(free_port()), str(free_port())
+    shell = Shell(home)
     with (
         shell.background(f"cloister serve --platform sim --port {serve}"),
         shell.background(connect.replace("8484", serve).replace("8485", port)),
     ):
-        for title, kind, recipe in recipes:
-            program = shell.home / f"recipe.{kind}"
-            program.write_text(recipe.replace("8485", port))
-            done = shell.run(f"{kind} {program.name}")
-            assert done.returncode == 0, (title, done.stdout, done.stderr)
-            assert len(done.stdout.strip()) > 8, (title, done.stdout)
+        yield port
+
+
+def test_every_block_is_a_recipe() -> None:
+    assert len(RECIPES) == len(re.findall(r"^```\w", TEXT, re.MULTILINE)) - TEXT.count("```console")
+
+
+@pytest.mark.parametrize(
+    ("title", "kind", "recipe"), [one for one in RECIPES if one[1] != "json"], ids=lambda value: value[:30]
+)
+def test_the_recipe_works(home: Path, port: str, title: str, kind: str, recipe: str) -> None:
+    tool("curl")
+    suffix = "mjs" if kind == "javascript" else kind
+    program = home / f"recipe.{suffix}"
+    program.write_text(recipe.replace("8485", port))
+    done = Shell(home).run(f"PATH=$PATH:{INTEROP}; {interpreter(kind, recipe)} {program.name}")
+    assert done.returncode == 0, (title, done.stdout, done.stderr)
+    assert len(done.stdout.strip()) > 8, (title, done.stdout)
+
+
+def interpreter(kind: str, recipe: str) -> str:
+    """Python's is this environment's, or the foreign tools' for a package that only they have."""
+    if kind == "javascript":
+        return tool("node")
+    packages = re.findall(r"^(?:from|import) (\w+)", recipe, re.MULTILINE)
+    if kind == "python" and any(importlib.util.find_spec(name) is None for name in packages):
+        return str(INTEROP / "python")
+    return kind
+
+
+def test_an_editors_settings_name_an_address_and_a_model_that_answer(port: str) -> None:
+    """As Zed asks: streamed, with the usage at its end. Zed itself does not run here."""
+    (settings,) = (json.loads(recipe) for _, kind, recipe in RECIPES if kind == "json")
+    chosen = settings["agent"]["default_model"]
+    provider = settings["language_models"]["openai_compatible"][chosen["provider"]]
+    (model,) = provider["available_models"]
+    assert model["name"] == chosen["model"]
+    asked = {
+        "model": model["name"],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Who are you?"}]}],
+        "max_completion_tokens": 64,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "stop": [],
+        "temperature": 1.0,
+        "tools": [],
+    }
+    with httpx2.Client(timeout=60, trust_env=False) as client:
+        url = provider["api_url"].replace("8485", port)
+        lines = client.post(f"{url}/chat/completions", json=asked, headers={"authorization": "Bearer none"}).text
+        (described,) = client.get(f"{url}/models").json()["data"]
+    events = [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: {")]
+    assert "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    assert events[-1]["usage"]["completion_tokens"] > 0
+    assert model["max_tokens"] == described["context_length"]

@@ -27,7 +27,7 @@ from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.upstream import Address
 from cloister.models.download import resolve
 
-pytestmark = [pytest.mark.system, pytest.mark.anyio]
+pytestmark = [pytest.mark.system, pytest.mark.peer, pytest.mark.anyio]
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "What does attestation prove?"}], "temperature": 0}

@@ -33,6 +33,7 @@ from cloister.evidence.statement import EngineStatement, ModelStatement
 from cloister.verify import Limits, Tcb, Verified, simulated, verify
 from cloister.verify.appraisers import Subject
 from cloister.verify.platform import Appraisal
+from cloister.verify.verified import Proof
 
 OTHER = "ff" * 32
 MEASURED = {"mr_td": "aa" * 48, "rtmr1": "bb" * 48, "rtmr2": "cc" * 48}
@@ -163,6 +164,13 @@ def test_a_changed_engine_is_named_with_both_digests(world: World) -> None:
     factor = refused(MUTANTS["measurement.engine"](world))["measurement.engine"]
     assert (factor.expected, factor.got) == (f"sha256:{ENGINE}", f"sha256:{OTHER}")
     assert factor.hint
+
+
+def test_the_broker_that_the_policy_names_is_accepted_and_no_other(world: World) -> None:
+    named = replace(world.with_launch(broker_key=OTHER_OWNER), pins={"broker_key": OTHER_OWNER})
+    assert "broker" in {factor.step for factor in named.verify().factors}
+    assert set(refused(replace(named, pins={"broker_key": world.launch.owner_key}))) == {"broker"}
+    replace(world, pins={"broker_key": OTHER_OWNER}).verify()  # nobody but the owner: less than the policy allows
 
 
 @pytest.mark.parametrize("label", ["statement", "launch", "cpu"])
@@ -370,7 +378,7 @@ def test_misframed_key_configs_are_refused(world: World, keys: bytes) -> None:
 
 def test_nobody_else_makes_a_verified(world: World) -> None:
     verified = world.verify()
-    fields = {name: getattr(verified, name) for name in Verified.__slots__}
+    fields = {name: getattr(verified, name) for name in Proof.__slots__}
     with pytest.raises(WrongUse):
         Verified(**fields, made_by=object())
     with pytest.raises((TypeError, ValueError)):

@@ -6,7 +6,7 @@ To add a command: one module in this folder and one line in `COMMANDS`. The modu
 
 which is given an empty app of its own and adds to it either one command (`app.command()(run)`; its name on the command
 line is the one in the table) or a family (`app.callback()(group)`, then `app.command()(pull)`, `app.command("list")(…)`).
-A module is imported only when its command runs, so `cloister ask` needs none of what `cloister serve` needs.
+A module of several small commands offers a function for each, named after a colon in the table. A module is imported only when its command runs, so `cloister ask` needs none of what `cloister serve` needs.
 
 Commands raise `CloisterError`; nobody else catches them or calls `sys.exit`. Here they become one line and a hint on
 standard error, and the exit codes: 0, 1 other, 2 usage, 3 not trusted, 4 malformed, 5 unreachable, 130 on Ctrl+C. A
@@ -42,8 +42,24 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "receipt": ("cloister.cli.receipt", "Say which model gave an answer, by its receipt."),
         "policy": ("cloister.cli.policy", "Write, accept, sign and check what you believe."),
         "collateral": ("cloister.cli.collateral", "Fetch and keep what the hardware's vendors say."),
+        "fetch": ("cloister.cli.fetch", "Ask one path of an app in an enclave, verified first."),
         "connect": ("cloister.cli.connect", "Verify, then serve an OpenAI-compatible API locally."),
         "serve": ("cloister.cli.serve", "Run a model in an enclave on this machine."),
+        "init": ("cloister.cli.init", "Write a small app that works, to start from."),
+        "test": ("cloister.cli.test", "Run an app and its tests in a simulated enclave here."),
+        "package": ("cloister.cli.package", "Seal an app and its model into one file."),
+        "deploy": ("cloister.cli.deploy", "Run an app on a host, verified before it gets keys."),
+        "list": ("cloister.cli.apps:list_command", "List the apps on a host."),
+        "status": ("cloister.cli.apps:status_command", "Show one app, or the host itself."),
+        "logs": ("cloister.cli.logs", "Show what an app's enclave said of itself."),
+        "stop": ("cloister.cli.apps:stop_command", "Stop an app; its address stays its own."),
+        "restart": ("cloister.cli.deploy:restart_command", "Start an app again, and release its keys anew."),
+        "remove": ("cloister.cli.apps:remove_command", "Remove an app with its bundle and logs."),
+        "expire": ("cloister.cli.apps:expire_command", "Say when an app shall end."),
+        "broker": ("cloister.cli.broker", "Release keys to verified enclaves while you sleep."),
+        "login": ("cloister.cli.login:login_command", "Keep the token that a host's operator gave you."),
+        "logout": ("cloister.cli.login:logout_command", "Forget a host's token."),
+        "host": ("cloister.cli.host", "Run the operator's host: apps of others, in enclaves."),
         "doctor": ("cloister.cli.doctor", "Say which TEE this machine is."),
         "models": ("cloister.cli.models", "Fetch, describe, quantize and remove models."),
         "keys": ("cloister.cli.keys", "Make and list API keys."),
@@ -86,9 +102,10 @@ class _Commands(TyperGroup):
 
 
 def _load(name: str) -> Any:
-    module, line = COMMANDS[name]
+    place, line = COMMANDS[name]
+    module, _, function = place.partition(":")
     try:
-        register = importlib.import_module(module).register
+        register = getattr(importlib.import_module(module), function or "register")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "cloister":
             raise

@@ -207,18 +207,12 @@ def _warn_of_ehbp() -> None:
 
 
 def _warn_of_plaintext(url: str) -> None:
-    output.note(
-        output.styled(
-            ("PLAINTEXT", "bold yellow"),
-            (
-                f"  {url}/v1 answers unsealed and unverified, to every user and program of this machine, which can listen. "
-                "For comparison and benchmarks. Every client refuses this enclave unless its policy says: "
-                'dangerously_tolerate_insecure = ["plaintext"]',
-                "",
-            ),
-        ),
-        hang=2,
+    said = (
+        f"  {url}/v1 answers unsealed and unverified, to every user and program of this machine, which can listen. "
+        "For comparison and benchmarks. Every client refuses this enclave unless its policy says: "
+        'dangerously_tolerate_insecure = ["plaintext"]'
     )
+    output.note(output.styled(("PLAINTEXT", "bold yellow"), (said, "")), hang=2)
 
 
 def _warn_of_upstream(url: str, *, chats: bool) -> None:

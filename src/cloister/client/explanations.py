@@ -393,7 +393,7 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             _OWNER,
         ),
         "broker": Explanation(
-            "It was started with a key broker, which hands it keys and secrets. This version judges none.",
+            "Beside its owner a key broker may hand it keys and secrets: the one that your policy names, or none.",
             _OWNER,
         ),
         "owner.signature": Explanation(

@@ -3,6 +3,6 @@
 from cloister.verify.document import verify
 from cloister.verify.factors import Factor
 from cloister.verify.policy import Limits, Policy, Tcb, parse_policy
-from cloister.verify.verified import Verified
+from cloister.verify.verified import Verified, VerifiedProvision
 
-__all__ = ["Factor", "Limits", "Policy", "Tcb", "Verified", "parse_policy", "verify"]
+__all__ = ["Factor", "Limits", "Policy", "Tcb", "Verified", "VerifiedProvision", "parse_policy", "verify"]

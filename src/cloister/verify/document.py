@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Literal, TypeAlias, TypeVar, overload
 
 from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.binding import NONCE_SIZES, report_data
@@ -16,15 +17,21 @@ from cloister.evidence.provenance import parse_provenance
 from cloister.evidence.statement import INSECURE_NAMES, Statement, parse_statement
 from cloister.verify.appraisers import TPM_BINDING, Subject, appraise, check_labels
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
-from cloister.verify.key_configs import X_WING, config_kems
+from cloister.verify.key_configs import X_WING, X_WING_PUBLIC, config_kems
 from cloister.verify.measurement import check_measurement
 from cloister.verify.platform import Appraisal
 from cloister.verify.policy import Measurements, Policy, Tcb
 from cloister.verify.provenance import joined, signed_measurements
 from cloister.verify.roots import PINNED, Roots
-from cloister.verify.verified import _ONLY_VERIFY, Verified
+from cloister.verify.verified import _ONLY_VERIFY, Verified, VerifiedProvision
 
 __all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "MAX_LIFE", "verify"]
+
+Purpose: TypeAlias = Literal["serve", "provision"]
+_Kind = TypeVar("_Kind", Verified, VerifiedProvision)
+
+_NOT_SERVING = "This enclave is not ready for prompts: it waits for its owner, or for its peers."
+_NOT_WAITING = "This enclave waits for no owner: it serves already, or asks its peers."
 
 CLOCK_TOLERANCE = 120.0
 """Seconds that the client's and the enclave's clocks may differ."""
@@ -48,6 +55,7 @@ class _Case:
     policy: Policy
     nonce: bytes
     now: float
+    purpose: Purpose
     statement_bytes: bytes
     statement: Statement
     launch_bytes: bytes
@@ -57,7 +65,39 @@ class _Case:
     provenance: tuple[Factor, ...]
 
 
-def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, roots: Roots = PINNED) -> Verified:
+@overload
+def verify(
+    document: Document,
+    *,
+    policy: Policy,
+    nonce: bytes,
+    now: float,
+    roots: Roots = ...,
+    purpose: Literal["serve"] = ...,
+) -> Verified: ...
+
+
+@overload
+def verify(
+    document: Document,
+    *,
+    policy: Policy,
+    nonce: bytes,
+    now: float,
+    roots: Roots = ...,
+    purpose: Literal["provision"],
+) -> VerifiedProvision: ...
+
+
+def verify(
+    document: Document,
+    *,
+    policy: Policy,
+    nonce: bytes,
+    now: float,
+    roots: Roots = PINNED,
+    purpose: Purpose = "serve",
+) -> Verified | VerifiedProvision:
     """Judge a whole attestation document (PROTOCOL, "Attestation document", "Launch config", "Client policy").
 
     (1) the document holds what is needed, all of it judged, statement and launch config well formed
@@ -65,14 +105,16 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, root
     (3) it is fresh: report_data binds this nonce, the statement's exact bytes and all GPU evidence
     (4) the launch config's digest stands in the hardware's own field
     (5) the statement agrees with the launch config and with the measured engine
-    (6) its purpose is to serve, it is meant to live two hours at most, and now lies between iat and exp
+    (6) its purpose is the one asked for, to serve unless said otherwise, it is meant to live two hours at most, and now lies between iat and exp
     (7) every weakened setting is known, and tolerated by the policy
     (8) platform, machine, measurement (the policy's own, or signed by whom it names), owner, deployment, app, models and
         configuration are those of the policy, and nothing leads out of the enclave that it does not name
-    (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required
+    (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required;
+        of an enclave that waits for its owner: there is a provision key, post-quantum, and no other
     (10) what nothing above proves is said
 
     `nonce` is the caller's own fresh 32 bytes; with an empty one everything is judged for display and then refused.
+    `purpose` "provision" is the owner's, who hands over an app's keys: what it gives, no client can seal to.
     `now` in Unix seconds. `roots` are the vendors' pinned ones: only tests name others. All mismatches are reported together. Does not check physical custody, nor which source the
     measured code was built from, nor where weights come from.
 
@@ -83,7 +125,7 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, root
         raise WrongUse("A nonce has 32 bytes.", step="nonce", expected="32", got=str(len(nonce)))
     missing = (*_check_own_labels(document), *check_labels(document))
     _raise_if_failed(missing)
-    case = _parse(document, policy, nonce, now, roots)
+    case = _parse(Subject(document=document, policy=policy, nonce=nonce, now=now, roots=roots), purpose)
     factors = (
         passed("document", f"{len(document.items)} items"),  # (1)
         *case.appraisal.factors,  # (2)
@@ -93,11 +135,11 @@ def verify(document: Document, *, policy: Policy, nonce: bytes, now: float, root
         *_check_purpose_and_time(case),  # (6)
         *_check_insecure(case),  # (7)
         *_check_policy(case),  # (8)
-        *_check_keys(case),  # (9)
+        *(_check_keys(case) if purpose == "serve" else _check_provision_key(case)),  # (9)
         *_not_proved(case),  # (10)
     )
     _raise_if_failed(factors)
-    return _verified(case, factors)
+    return _proof(Verified, case, factors) if purpose == "serve" else _proof(VerifiedProvision, case, factors)
 
 
 def _raise_if_failed(factors: tuple[Factor, ...]) -> None:
@@ -118,7 +160,8 @@ def _check_own_labels(document: Document) -> Iterator[Factor]:
             yield failed(f"document.{label}", expected=expected, got=got)
 
 
-def _parse(document: Document, policy: Policy, nonce: bytes, now: float, roots: Roots) -> _Case:
+def _parse(subject: Subject, purpose: Purpose) -> _Case:
+    document, policy = subject.document, subject.policy
     statement = document.items["statement"].content
     launch = document.items["launch"].content
     parsed = parse_launch(launch)
@@ -128,13 +171,14 @@ def _parse(document: Document, policy: Policy, nonce: bytes, now: float, roots: 
     return _Case(
         document=document,
         policy=policy,
-        nonce=nonce,
-        now=now,
+        nonce=subject.nonce,
+        now=subject.now,
+        purpose=purpose,
         statement_bytes=statement,
         statement=parse_statement(statement),
         launch_bytes=launch,
         launch=parsed,
-        appraisal=appraise(Subject(document=document, policy=policy, nonce=nonce, now=now, roots=roots)),
+        appraisal=appraise(subject),
         allowed=joined(policy.measurements, measurements),
         provenance=factors,
     )
@@ -212,8 +256,8 @@ def _check_each(
 
 def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
     statement, now = case.statement, case.now
-    hint = "This enclave is not ready for prompts: it waits for its owner, or for its peers."
-    yield compare("purpose", expected="serve", got=statement.purpose, hint=hint)
+    hint = _NOT_SERVING if case.purpose == "serve" else _NOT_WAITING
+    yield compare("purpose", expected=case.purpose, got=statement.purpose, hint=hint)
     hint = "The enclave's clock or this one is wrong."
     if statement.iat - CLOCK_TOLERANCE <= now:
         yield passed("issued", _moment(statement.iat))
@@ -281,7 +325,7 @@ def _check_policy(case: _Case) -> Iterator[Factor]:
     pinned = None if policy.config is None else f"sha256:{policy.config}"
     yield _check_pin("config", pinned, config, "It runs with another configuration.")
     yield from _check_models(case)
-    yield from _check_leaks(launch)
+    yield from _check_leaks(launch, policy)
     yield from _check_hardware_rules(case)
 
 
@@ -318,14 +362,14 @@ def _check_models(case: _Case) -> Iterator[Factor]:
     yield from _check_each("models", list(launch), pinned, "policy's")
 
 
-def _check_leaks(launch: LaunchConfig) -> Iterator[Factor]:
+def _check_leaks(launch: LaunchConfig, policy: Policy) -> Iterator[Factor]:
     """What the launch config lets out of the enclave."""
     yield compare(
         "logs", expected="none", got=launch.logs, hint="It was started to let logs out, which may hold prompts."
     )
     if launch.broker_key is not None:
-        hint = "Whoever holds this key hands over keys and secrets; nothing here judges them yet."
-        yield failed("broker", expected="none", got=launch.broker_key, hint=hint)
+        hint = 'Whoever holds this key hands it keys and secrets too. If it is the owner\'s: broker_key = "…" in the policy.'
+        yield compare("broker", expected=policy.broker_key or "none", got=launch.broker_key, hint=hint)
 
 
 def _check_hardware_rules(case: _Case) -> Iterator[Factor]:
@@ -351,6 +395,15 @@ def _check_keys(case: _Case) -> Iterator[Factor]:
         yield not_checked("post-quantum", "Only classical keys are offered, and the policy asks for no more.")
 
 
+def _check_provision_key(case: _Case) -> Iterator[Factor]:
+    """An enclave that waits offers one key, for its owner alone."""
+    key = case.statement.provision_key or b""
+    offered = f"{len(key)} bytes and " + ("keys for clients" if case.statement.ohttp_keys else "no other key")
+    hint = "What waits for its owner offers one X-Wing key, and nobody else any."
+    yield compare("keys", expected=f"{X_WING_PUBLIC} bytes and no other key", got=offered, hint=hint)
+    yield passed("post-quantum", "X-Wing (X25519 and ML-KEM-768)")
+
+
 def _not_proved(case: _Case) -> Iterator[Factor]:
     if not case.appraisal.simulated:
         yield not_checked(
@@ -373,8 +426,8 @@ def _expires_at(case: _Case) -> float:
     return min(end, case.now + MAX_AGE)
 
 
-def _verified(case: _Case, factors: tuple[Factor, ...]) -> Verified:
-    return Verified(
+def _proof(kind: type[_Kind], case: _Case, factors: tuple[Factor, ...]) -> _Kind:
+    return kind(
         platform=case.appraisal.platform,
         simulated=case.appraisal.simulated,
         statement=case.statement,

@@ -4,10 +4,13 @@ from collections.abc import Iterator
 
 from cloister.errors import MalformedEvidence
 
-__all__ = ["X_WING", "config_kems"]
+__all__ = ["X_WING", "X_WING_PUBLIC", "config_kems"]
 
 X_WING = 0x647A
 """X25519 and ML-KEM-768 together (draft-connolly-cfrg-xwing-kem)."""
+
+X_WING_PUBLIC = 1216
+"""Bytes of such a public key."""
 
 MIN_CONFIG = 41
 """key id, KEM, the shortest public key (X25519), the length of the suites, one suite."""

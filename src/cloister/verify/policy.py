@@ -143,6 +143,7 @@ class Policy:
     `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
     `measurements_signer` ("ed25519:…") or `sigstore` ("identity" and "issuer" of a certificate) names whose signed
     measurements, coming with the evidence, count beside `measurements`.
+    `broker_key` ("ed25519:…"): who else than the owner may hand it keys and secrets; None: nobody.
     `require_pq` refuses an enclave that offers no post-quantum key. `trust` "first-use" says that the policy was written from a running server.
 
     Raises: MalformedPolicy for values that could never match or would match anything.
@@ -150,6 +151,7 @@ class Policy:
 
     deployment: str | None = None
     owner_key: str | None = None
+    broker_key: str | None = None
     models: frozenset[str] | None = None
     config: str | None = None
     app: str | None = None
@@ -171,6 +173,8 @@ class Policy:
         _check_names("trust", [] if self.trust is None else [self.trust], ["first-use"])
         if self.owner_key is not None and not OWNER_KEY.fullmatch(self.owner_key):
             _refuse("owner_key", "ed25519: and 43 characters of base64url")
+        if self.broker_key is not None and not OWNER_KEY.fullmatch(self.broker_key):
+            _refuse("broker_key", "ed25519: and 43 characters of base64url")
         if self.measurements_signer is not None and not OWNER_KEY.fullmatch(self.measurements_signer):
             _refuse("measurements_signer", "ed25519: and 43 characters of base64url")
         if self.sigstore is not None and set(self.sigstore) != {"identity", "issuer"}:
@@ -200,6 +204,7 @@ def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
     policy = Policy(
         deployment=_optional_text(fields, "deployment"),
         owner_key=_optional_text(fields, "owner_key"),
+        broker_key=_optional_text(fields, "broker_key"),
         models=_optional_digests(fields, "models"),
         config=_digest(fields.text("config"), "config") if fields.has("config") else None,
         app=_digest(fields.text("app"), "app") if fields.has("app") else None,

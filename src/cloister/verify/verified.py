@@ -1,4 +1,6 @@
-"""The one thing that a prompt may be sealed to: proof, in the type, that a verification ended well."""
+"""What may be sealed to: proof, in the type, that a verification ended well. A prompt goes to a `Verified`, an owner's
+release to a `VerifiedProvision`, and neither to the other.
+"""
 
 import base64
 from collections.abc import Mapping
@@ -11,14 +13,14 @@ from cloister.evidence.statement import Statement
 from cloister.verify.factors import Factor
 from cloister.verify.platform import Expiry, TcbLevel
 
-__all__ = ["Verified"]
+__all__ = ["Proof", "Verified", "VerifiedProvision"]
 
 _ONLY_VERIFY = object()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """Made by `cloister.verify.verify` and by nothing else.
+class Proof:
+    """Made by `cloister.verify.verify` and by nothing else, as one of its two kinds.
 
     Digests are 64 lower-case hexadecimal digits, times Unix seconds. `measurement` maps a component's name to its
     value. `ohttp_keys` are the attested key configs, unparsed but for their lengths. `expires_at` is the end of the
@@ -48,7 +50,7 @@ class Verified:
 
     def __post_init__(self, made_by: object) -> None:
         if made_by is not _ONLY_VERIFY:
-            raise WrongUse("Only cloister.verify.verify makes a Verified.", step="verified")
+            raise WrongUse(f"Only cloister.verify.verify makes a {type(self).__name__}.", step="verified")
 
     @property
     def first_use(self) -> bool:
@@ -86,3 +88,20 @@ class Verified:
             "expires_at": self.expires_at,
             "factors": [factor.to_json() for factor in self.factors],
         }
+
+
+class Verified(Proof):
+    """An enclave that serves: what clients seal to."""
+
+    __slots__ = ()
+
+
+class VerifiedProvision(Proof):
+    """An enclave that waits for its owner's release: `ohttp_keys` is empty, and no client can seal to it."""
+
+    __slots__ = ()
+
+    @property
+    def provision_key(self) -> bytes:
+        """X-Wing, single use; the length was checked."""
+        return self.statement.provision_key or b""

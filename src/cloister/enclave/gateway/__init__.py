@@ -3,6 +3,7 @@
 front      which outer address does what
 intake     reads one sealed request under caps of size and time
 ehbp       what of EHBP's heads, which travel in clear, gets in and out
+plaintext  who may ask unsealed, where that is switched on: this machine's own programs
 inner      the opened request as the inner app's ASGI scope; the inner `Date`
 answer     seals what the inner app sends, and decides when it leaves
 events     whole server-sent events, padded

@@ -1,4 +1,5 @@
-"""Which outer address does what: the four that exist, EHBP's where it is spoken, and a refusal for all others."""
+"""Which outer address does what: the four that exist, EHBP's and the unsealed API's where they are on, and a refusal
+for all others."""
 
 import asyncio
 import time
@@ -17,6 +18,7 @@ from cloister.channel.ohttp import RequestOpener
 from cloister.enclave.gateway import ehbp, inner, problems
 from cloister.enclave.gateway.answer import Answer
 from cloister.enclave.gateway.intake import Intake
+from cloister.enclave.gateway.plaintext import is_local
 from cloister.enclave.gateway.problems import Message, Problem, Receive, Send
 from cloister.enclave.gateway.receipts import PendingReceipt
 from cloister.errors import CloisterError, MalformedEvidence, MalformedMessage
@@ -43,7 +45,8 @@ class Gateway:
 
     Where `ring` has a key for EHBP, POST to exactly one of `ehbp_paths` is taken sealed by EHBP too, which hides bodies and
     nothing else: that belongs into `insecure` as well. `receipt` begins one where a request inside the sealed channel asks
-    for it, None where not.
+    for it, None where not. `plaintext=True` answers this machine's own programs unsealed too, on every other address: for
+    comparison and benchmarks, without padding or receipts, and another name for `insecure`.
 
     Does not check who asks: an API key travels inside and is the inner app's affair.
     """
@@ -57,6 +60,7 @@ class Gateway:
         ready: Callable[[], bool] = lambda: True,
         padding: bool = True,
         ehbp_paths: frozenset[str] = frozenset(),
+        plaintext: bool = False,
         receipt: Callable[[bhttp.Request], PendingReceipt | None] = lambda _request: None,
         quotes_per_second: float = 5.0,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
@@ -69,6 +73,7 @@ class Gateway:
         self._padding = padding
         self._clock = clock
         self._ehbp_paths = ehbp_paths
+        self._plaintext = plaintext
         self._receipt = receipt
         self._limits = limits
         self._latest = 0.0
@@ -106,6 +111,8 @@ class Gateway:
                 await self._ehbp_keys(reads=reads, send=send)
             case path if self._ring.ehbp_key is not None and path in self._ehbp_paths and ehbp.is_sealed(scope):
                 await self._ehbp_exchange(scope, receive, send)
+            case _ if self._plaintext and is_local(scope):
+                await self._app(scope, receive, send)
             case _:
                 await problems.PLAINTEXT.answer(send)
 

@@ -249,7 +249,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("POST", "/tokenize"): Operation("A text's tokens.", _object(tokens=TOKENS), parse_tokenize, {"content": "Hello"}),
     ("POST", "/detokenize"): Operation(
-        "The text of tokens.", _object(content=TEXT), parse_detokenize, {"tokens": [1]}, within={"tokens": {"items": _TOKEN}}
+        "The text of tokens.",
+        _object(content=TEXT),
+        parse_detokenize,
+        {"tokens": [1]},
+        within={"tokens": {"items": _TOKEN}},
     ),
     ("POST", "/generate"): Operation(
         "The original's: an answer to a text; streamed with `Accept: text/event-stream`.",

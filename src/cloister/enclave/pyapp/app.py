@@ -1,0 +1,286 @@
+"""The front's side of a Python app: its process, and the ASGI app that hands requests over to it."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from starlette.types import Receive, Scope, Send
+
+from cloister.enclave.pyapp import wire
+from cloister.errors import EngineDied, NotTrusted, QueueFull, WrongUse
+
+__all__ = ["AppConfig", "PythonApp", "can_confine"]
+
+_START = (
+    "import sys, types; sys.pycache_prefix = '/dev/null'; own = sys.argv.pop(1)\n"
+    "for name, path in (('cloister', []), ('cloister.enclave', []), ('cloister.enclave.pyapp', [own])):\n"
+    "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = path\n"
+)
+"""Isolated, without `site`, and of our package with these modules alone: what the app imports are the standard library, its
+packages and its code."""
+_RUN = _START + "from cloister.enclave.pyapp.child import main; main()"
+_PROBE = (
+    _START + "from cloister.enclave.pyapp.confinement import confine, drop_privileges\n"
+    "confine(network=False, memory=None); drop_privileges()"
+)
+_OWN = str(Path(__file__).parent)
+_START_SECONDS = 120.0
+_STOP_SECONDS = 5.0
+_CRASH_WINDOW = 60.0
+_CRASH_LOOP = 5
+_LONGEST_DELAY = 30.0
+_MOST_REQUESTS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """`files`: section -> descriptor of its plaintext in memory, which stays the caller's. `confined`: the process must have
+    a view of its own of files and network, or it does not run. `network`: it may use the machine's. `memory` in MiB."""
+
+    kind: Literal["asgi", "wsgi"]
+    entry: str
+    files: Mapping[str, int]
+    confined: bool
+    model: str = ""
+    network: bool = False
+    memory: int | None = None
+    cores: int | None = None
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+async def can_confine() -> bool:
+    """Whether this machine gives a process a view of its own: tried out, in a process that ends at once."""
+    probe = await asyncio.create_subprocess_exec(*_argv(_PROBE), **_QUIET)
+    return await probe.wait() == 0
+
+
+def _argv(code: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-B", "-c", code, _OWN]
+
+
+_QUIET: dict[str, Any] = {
+    "env": {"LANG": "C.UTF-8"},
+    "stdin": asyncio.subprocess.DEVNULL,
+    "stdout": asyncio.subprocess.DEVNULL,
+    "stderr": asyncio.subprocess.DEVNULL,  # a traceback's words could quote a request
+}
+
+
+class PythonApp:
+    """An ASGI app that runs in a process of its own, started again when it dies."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self._config = config
+        self._running: _Running | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._requests = 0
+
+    @property
+    def ready(self) -> bool:
+        return self._running is not None
+
+    @property
+    def pid(self) -> int:
+        """The process that serves now; 0 when there is none."""
+        return self._running.process.pid if self._running is not None else 0
+
+    async def start(self) -> None:
+        """Returns when the app has been imported and its lifespan has begun.
+
+        Raises: WrongUse when it cannot start, NotTrusted when it could not be confined.
+        """
+        self._running = await _Running.start(self._config)
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+            self._keeper = None
+        if self._running is not None:
+            running, self._running = self._running, None
+            await running.stop()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: EngineDied when the answer broke off, QueueFull."""
+        if scope["type"] != "http":
+            raise WrongUse("An app inside speaks HTTP only.")
+        if self._running is None:
+            raise EngineDied("The app is being started again.", hint="Try again in a moment.")
+        if self._requests >= _MOST_REQUESTS:
+            raise QueueFull("Too many requests run at once.")
+        self._requests += 1
+        try:
+            await self._exchange(self._running.hand_over(), scope, receive, send)
+        finally:
+            self._requests -= 1
+
+    async def _exchange(self, sock: socket.socket, scope: Scope, receive: Receive, send: Send) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        asking = asyncio.create_task(_ask(writer, scope, receive))
+        try:
+            await _answer(reader, send)
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            writer.close()
+
+    async def _keep(self) -> None:
+        """Starts the app again whenever it has died; ever later when it dies too often."""
+        crashes: deque[float] = deque(maxlen=_CRASH_LOOP)
+        loop = asyncio.get_running_loop()
+        while self._running is not None:
+            await self._running.process.wait()
+            dead, self._running = self._running, None
+            await dead.stop()
+            while self._running is None:
+                crashes.append(loop.time())
+                often = len(crashes) == _CRASH_LOOP and loop.time() - crashes[0] < _CRASH_WINDOW
+                await asyncio.sleep(_LONGEST_DELAY if often else 0.1 * len(crashes))
+                with contextlib.suppress(WrongUse, NotTrusted):
+                    self._running = await _Running.start(self._config)
+
+
+async def _ask(writer: asyncio.StreamWriter, scope: Scope, receive: Receive) -> None:
+    with contextlib.suppress(OSError):
+        writer.write(wire.frame(wire.REQUEST, wire.encode_scope(scope)))
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            writer.write(wire.frames(message.get("body", b"")))
+            await writer.drain()
+            more = message.get("more_body", False)
+        writer.write(wire.frame(wire.END))
+        await writer.drain()
+
+
+async def _answer(reader: asyncio.StreamReader, send: Send) -> None:
+    while found := await wire.read(reader):
+        kind, payload = found
+        if kind == wire.HEAD:
+            try:
+                status, headers = wire.decode_head(payload)
+            except (ValueError, KeyError, TypeError):
+                break
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+        elif kind == wire.BODY:
+            await send({"type": "http.response.body", "body": payload, "more_body": True})
+        else:
+            await send({"type": "http.response.body", "body": b""})
+            return
+    raise EngineDied("The app's answer broke off.")
+
+
+@dataclass(slots=True)
+class _Running:
+    """One process, and this side's ends of its two sockets."""
+
+    process: asyncio.subprocess.Process
+    events: socket.socket
+    requests: socket.socket
+    folder: str
+
+    @classmethod
+    async def start(cls, config: AppConfig) -> "_Running":
+        """Raises: WrongUse, NotTrusted."""
+        events, their_events = socket.socketpair()
+        requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        folder = "" if config.confined else tempfile.mkdtemp(prefix="cloister-app-", dir="/dev/shm")
+        with their_events, their_requests:
+            given = (their_events.fileno(), their_requests.fileno())
+            process = await asyncio.create_subprocess_exec(
+                *_argv(_RUN), *map(str, given), pass_fds=(*given, *config.files.values()), **_QUIET
+            )
+        running = cls(process, events, requests, folder)
+        try:
+            events.settimeout(0)
+            requests.settimeout(0)
+            async with asyncio.timeout(_START_SECONDS):
+                await running.begin(config)
+        except BaseException as error:
+            await running.stop()
+            if isinstance(error, TimeoutError):
+                raise WrongUse("The app did not start in time.", step="app") from None
+            raise
+        return running
+
+    async def begin(self, config: AppConfig) -> None:
+        setup = json.dumps(
+            {
+                "kind": config.kind,
+                "entry": config.entry,
+                "files": dict(config.files),
+                "confined": config.confined,
+                "folder": self.folder,
+                "model": config.model,
+                "network": config.network,
+                "memory": config.memory,
+                "cores": config.cores,
+                "secrets": dict(config.secrets),
+                "settings": dict(config.settings),
+            }
+        ).encode()
+        loop = asyncio.get_running_loop()
+        told = b""
+        with contextlib.suppress(OSError):
+            await loop.sock_sendall(self.events, len(setup).to_bytes(4, "big") + setup)
+            while not told.endswith(b"\n") and (more := await loop.sock_recv(self.events, 1 << 16)):
+                told += more
+        try:
+            event = json.loads(told)
+        except ValueError:
+            event = {"event": "failed"}
+        if event.get("event") != "ready":
+            raise _failure(event)
+
+    def hand_over(self) -> socket.socket:
+        """This side's end of a request's socket. Raises: QueueFull, EngineDied."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                socket.send_fds(self.requests, [b"r"], [theirs.fileno()])
+            except OSError as error:
+                ours.close()
+                if isinstance(error, BlockingIOError):
+                    raise QueueFull("Too many requests wait for the app.") from None
+                raise EngineDied("The app is being started again.") from None
+        ours.settimeout(0)
+        return ours
+
+    async def stop(self) -> None:
+        """Asks by closing, then kills."""
+        self.requests.close()
+        self.events.close()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self.process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+            await self.process.wait()
+        if self.folder:
+            await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+def _failure(event: Mapping[str, Any]) -> WrongUse:
+    """In words, of what the child told: its exception's class and place, no more."""
+    kind, place, name = (str(event.get(key, ""))[:200] for key in ("error", "place", "name"))
+    what = (f"{kind}: {name}" if name else kind or "it ended") + (f", {place}" if place else "")
+    hint = "Try it with `cloister test`."
+    if kind == "ModuleNotFoundError":
+        hint = "Is it in the app's folder, or among its requirements?"
+    elif kind in ("OSError", "PermissionError") and not place:
+        hint = "This machine gives the app no view of its own of files and network."
+    return WrongUse(f"The app could not start ({what}).", step="app", hint=hint)

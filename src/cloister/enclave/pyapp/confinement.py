@@ -1,0 +1,111 @@
+"""The app's own view of the machine: every file read-only, `/dev/shm` and the temporary folders in memory and its own, no
+network but loopback unless it was declared, no privileges, no core file.
+
+Needs Linux and namespaces: as root, or where users may make their own. `confine` does all of it or raises.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+__all__ = ["MEMORY", "confine", "die_with_parent", "drop_privileges"]
+
+MEMORY = Path("/dev/shm")  # noqa: S108 (its own, in memory)
+
+_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 (its own, in memory)
+_NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 1 << 18
+_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_RDONLY, _NOSUID = 1, 2
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_CAPABILITY_VERSION = 0x20080522
+_CAPABILITIES = 64
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def die_with_parent() -> None:
+    """The kernel ends this process when the one that started it is gone."""
+    _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+
+
+def confine(*, network: bool, memory: int | None) -> None:
+    """Before any thread is started. `network`: keep the machine's. `memory`: MiB that the files in memory may take.
+
+    Raises: OSError where the kernel does not allow it; nothing may run then.
+    """
+    if sys.platform != "linux":
+        raise OSError(errno.ENOSYS, "no namespaces here")
+    flags = _NEWNS | _NEWIPC | (0 if network else _NEWNET)
+    _unshare(flags)
+    libc = _libc()
+    _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount")
+    _read_only(libc)
+    size = f"mode=0700,size={memory}m" if memory else "mode=0700"
+    interpreter = [Path(path).resolve() for path in (sys.executable, sys.base_prefix)]
+    for place in (MEMORY, *_TEMPORARY):
+        hides = any(path.is_relative_to(place) for path in interpreter)
+        if place.is_dir() and not (hides and place != MEMORY):
+            flags = _MS_NOSUID | _MS_NODEV
+            _check(libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, size.encode()), "mount")
+    if not network:
+        _raise_loopback()
+
+
+def _unshare(flags: int) -> None:
+    """As root, or in a user namespace where this user keeps its own number."""
+    libc = _libc()
+    if libc.unshare(flags) == 0:
+        return
+    user, group = os.getuid(), os.getgid()
+    _check(libc.unshare(_NEWUSER | flags), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+
+
+def _read_only(libc: ctypes.CDLL) -> None:
+    """Every mount there is, in this process's view alone."""
+    attributes = struct.pack("4Q", _RDONLY | _NOSUID, 0, 0, 0)
+    libc.syscall.restype = ctypes.c_long
+    result = libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes))
+    _check(result, "mount_setattr")
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sh14x", b"lo", 0)
+        flags = struct.unpack("16sh14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def drop_privileges() -> None:
+    """No capability, now or by any program that is started; no core file; no look into it by others of the same user.
+
+    Raises: OSError.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = _libc()
+    for capability in range(_CAPABILITIES):
+        if libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 and ctypes.get_errno() == errno.EINVAL:
+            break  # beyond the last that this kernel knows
+    head = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+    _check(libc.capset(head, bytes(24)), "capset")
+    _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+    _check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
