@@ -1,14 +1,18 @@
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cli.conftest import MODEL, Enclave
+from tests.client.deployment import Deployment, InnerApp, Served
 from typer.testing import Result
 
 from cloister.errors import EngineDied
+from cloister.evidence.launch import App
+from cloister.sim import Device
 
 Run = Callable[..., Result]
 
@@ -25,6 +29,17 @@ def test_nothing_is_asked_of_an_enclave_that_is_not_trusted(run: Run, enclave: E
     assert enclave.gateway.paths == ["GET /.well-known/cloister-attestation"]
     assert "failed: evidence.root" in ran.stderr
     assert "my secret" not in ran.output
+
+
+def test_of_an_app_that_may_be_no_model_it_says_how_to_ask_it(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    device = Device.open(tmp_path / "own")
+    (tmp_path / "own.pem").write_bytes(device.root_pem)
+    own = Deployment(device, InnerApp())
+    own.launch = replace(own.launch, app=App("wsgi", "66" * 32))
+    with Served(own.gateway) as served:
+        ran = run("ask", served.url, "so it goes", "--dangerously-trust-simulator", tmp_path / "own.pem")
+    assert "cloister fetch URL /PATH" in ran.stderr
+    assert "cloister fetch" not in run("ask", enclave.url, "hello", *enclave.trusted).stderr
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])

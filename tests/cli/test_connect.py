@@ -5,12 +5,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
 import pytest
 from tests.cli.conftest import MODEL, Enclave
+from tests.client.deployment import Deployment, InnerApp, Served
 from typer.testing import Result
+
+from cloister.cli.connect import sixth
+from cloister.errors import WrongUse
+from cloister.evidence.launch import App
+from cloister.host.process import listen
+from cloister.sim import Device
 
 Run = Callable[..., Result]
 Start = Callable[..., tuple[subprocess.Popen[str], str, str]]
@@ -105,6 +113,40 @@ def test_the_web_chats_address_opens_it_once_and_then_another_is_shown(
     _, error = process.communicate()
     (told,) = [line for line in error.splitlines() if line.startswith("web chat, for another browser: ")]
     assert told.partition("#")[2] not in ("", token)
+
+
+@pytest.mark.timeout(120)
+def test_an_app_of_somebodys_own_gets_an_address_for_its_pages_and_no_web_chat(tmp_path: Path, connect: Start) -> None:
+    device = Device.open(tmp_path / "device")
+    (tmp_path / "root.pem").write_bytes(device.root_pem)
+    own = Deployment(device, InnerApp())
+    own.launch = replace(own.launch, app=App("asgi", "66" * 32))
+    addresses = []
+    with Served(own.gateway) as served:
+        for _ in range(2):
+            process, base, told = connect(served.url, "--dangerously-trust-simulator", str(tmp_path / "root.pem"))
+            assert told.startswith("app http://")
+            host = told.removeprefix("app http://").strip().rstrip("/")
+            assert httpx2.get(f"{base}/chat", headers={"accept": "*/*"}).json()["path"] == "/chat"
+            assert httpx2.get(f"{base}/", headers={"host": host}).json()["path"] == "/"
+            addresses.append(host.partition(":")[0])
+            process.send_signal(signal.SIGINT)
+            assert process.communicate()[0] == ""
+    assert addresses[0] == addresses[1], "cookies and bookmarks outlive the command"
+
+
+def test_an_apps_pages_are_not_offered_where_somebody_else_listens_on_the_other_loopback() -> None:
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        try:
+            other = listen("::1", port)
+        except WrongUse:
+            assert sixth(port) == [], "a machine without ::1"
+            return
+        with other, pytest.raises(WrongUse):
+            sixth(port)
+    (ours,) = sixth(port)
+    ours.close()
 
 
 def test_serves_nothing_when_the_enclave_is_not_trusted(run: Run, enclave: Enclave) -> None:

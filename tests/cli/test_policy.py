@@ -367,6 +367,7 @@ def test_a_fingerprint_changes_with_every_field() -> None:
     changes: dict[str, Any] = {
         "deployment": "a",
         "owner_key": OWNER,
+        "broker_key": OWNER,
         "models": frozenset(),
         "config": "11" * 32,
         "app": "11" * 32,

@@ -39,16 +39,22 @@ def test_counts_what_was_answered_and_how_much(http: httpx2.Client) -> None:
     assert before["cloister_proxy_upstream_verified{upstream}"] == 0
     content = b'{"model": "demo"}'
     answer = http.post("/v1/completions", content=content, headers={"content-type": "application/json"})
-    now = samples(http)
+    looks = [before]  # the client sees an answer's end before the proxy is done with it
+
+    def settled() -> bool:
+        looks.append(samples(http))
+        return looks[-1]["cloister_proxy_running"] == 1  # the look at the metrics itself
+
+    wait_for(settled)
+    now, answers = looks[-1], len(looks)  # the looks but the last, and the answer
     assert now['cloister_proxy_requests_total{route="/v1/completions"}'] == 1
     assert now["cloister_proxy_request_bytes_total"] == len(content)
     assert now["cloister_proxy_response_bytes_total"] > before["cloister_proxy_response_bytes_total"] + len(
         answer.content
     )
-    assert now['cloister_proxy_responses_total{status="200"}'] == 2, "the first look at the metrics, and the answer"
-    assert now["cloister_proxy_answer_seconds_count"] == now["cloister_proxy_head_seconds_count"] == 2
-    assert now['cloister_proxy_answer_seconds_bucket{le="+Inf"}'] == 2
-    assert now["cloister_proxy_running"] == 1, "the look at the metrics itself"
+    assert now['cloister_proxy_responses_total{status="200"}'] == answers
+    assert now["cloister_proxy_answer_seconds_count"] == now["cloister_proxy_head_seconds_count"] == answers
+    assert now['cloister_proxy_answer_seconds_bucket{le="+Inf"}'] == answers
     assert now["cloister_proxy_upstream_verified{upstream}"] == now["cloister_proxy_upstream_simulated{upstream}"] == 1
     assert now["cloister_proxy_upstream_verified_until_seconds{upstream}"] > 1.7e9
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from cloister.client.account import FIRST_USE
 from cloister.evidence.document import Document, parse_document
 from cloister.host.relay import Relay
 from cloister.sim import Device
-from cloister.verify import Policy
+from cloister.verify import Policy, parse_policy
 
 pytestmark = pytest.mark.system
 
@@ -589,6 +590,37 @@ def test_an_enclave_that_is_tampered_with_is_blocked_before_the_next_word(
     near.page.get_by_role("button", name="Try again").click()
     near.answered(f"You said {SECRET}.", count=2)
     expect(near.page.locator("#badge")).to_have_text("Simulated")
+
+
+def test_what_was_changed_is_shown_as_lines_of_a_policy_to_copy(
+    open_window: Window, enclave: Enclave, key_file: Path, tmp_path: Path
+) -> None:
+    """They are TOML, and accept what was refused; where evidence is not genuine, none are offered."""
+    root = enclave.root.read_bytes()
+    with site(enclave.url, replace(simulated_policy(root), deployment="another"), key_file) as one:
+        page = open_window.open(one.chat.address())
+        open_window.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        page.locator("#badge").click()
+        change = page.locator("#panel-change")
+        expect(change).to_contain_text("They say what runs, not that it is right")
+        page.evaluate(AXE.read_text())
+        assert page.evaluate(AXE_RUN) == []
+        change.get_by_role("button", name="Copy").click()
+        change.get_by_role("button", name="Copied").wait_for()
+        lines = page.evaluate("navigator.clipboard.readText()")
+    assert tomllib.loads(lines) == {"deployment": "laptop"}
+    head = 'version = 1\ndangerously_trust_simulator = "root"\ndangerously_tolerate_insecure = ["api-keys-off"]\n'
+    accepting = parse_policy(head + lines, read=lambda name: root)
+    with site(enclave.url, accepting, key_file) as one:
+        page = open_window.open(one.chat.address())
+        expect(page.locator("#badge")).to_have_text("Simulated")
+        page.locator("#badge").click()
+        expect(page.locator("#panel-change")).to_be_hidden()
+    with site(enclave.url, Policy(), key_file) as one:
+        page = open_window.open(one.chat.address())
+        expect(page.locator("#badge")).to_have_text("Blocked")
+        page.locator("#badge").click()
+        expect(page.locator("#panel-change")).to_be_hidden()
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def ask(
         verified = session.verify()
         for part in summary(verified):
             output.note(part, hang=2)
+        if verified.launch.app.kind != "llm":
+            output.note("an app of its owner's own: `cloister fetch URL /PATH` asks any of its paths", "dim")
         client = open_client(session, api_key)
         recorder = Recorder(session, client) if receipt is not None else None
         reply = Conversation(client, asking, system).ask(question)

@@ -5,6 +5,7 @@ answering.
 """
 
 import asyncio
+import errno
 import os
 import re
 import socket
@@ -23,9 +24,10 @@ from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Tru
 from cloister.errors import CloisterError, WrongUse
 from cloister.host.process import listen
 from cloister.proxy import Chat, ProxyConfig, Upstream, create_proxy
+from cloister.proxy.origin import origin_key
 from cloister.proxy.serving import server
 
-__all__ = ["register"]
+__all__ = ["register", "sixth"]
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(https?://.*)", re.DOTALL)
 
@@ -69,7 +71,8 @@ def _connect(
     ] = False,
 ) -> None:
     """Offer a verified enclave to any OpenAI- or Anthropic-compatible tool of this machine's user, and to a browser, until
-    Ctrl+C.
+    Ctrl+C. An enclave with an app of somebody's own is offered with all of the app's paths, and its pages at an address
+    of their own.
 
     With --api-key that key is sent in place of the tool's own. Of several enclaves, each takes its key from
     CLOISTER_API_KEY_NAME (the name in capitals, other letters as _), and a request goes to the one whose model it names.
@@ -159,9 +162,34 @@ async def _serve(upstreams: Sequence[Upstream], sock: socket.socket) -> None:
             await sessions.enter_async_context(one.session)
         await _verify(upstreams)
         port = sock.getsockname()[1]
+        if len(upstreams) == 1 and upstreams[0].app is not None:
+            proxy = create_proxy(upstreams, ProxyConfig(port=port, app_key=origin_key()))
+            sockets = [sock, *sixth(port)]
+            _announce_app(f"http://127.0.0.1:{port}", proxy.app_address)
+            await server(proxy).serve(sockets=sockets)
+            return
         chat = _chat(port) if len(upstreams) == 1 else None
         _announce(f"http://127.0.0.1:{port}/v1", chat, upstreams)
         await server(create_proxy(upstreams, ProxyConfig(port=port), chat)).serve(sockets=[sock])
+
+
+def sixth(port: int) -> list[socket.socket]:
+    """A browser that looks for `NAME.localhost` asks ::1 before 127.0.0.1: whoever listened there would be taken for the
+    app. Raises: WrongUse when somebody does."""
+    try:
+        return [listen("::1", port)]
+    except WrongUse as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            return []  # this machine has no such address, so nobody listens there
+        raise
+
+
+def _announce_app(base: str, address: str) -> None:
+    output.line(f"ready {base}")
+    output.line(f"app {address}")
+    told = "open the second in a browser: there its pages, forms and cookies work; the first is for programs"
+    output.note(told, "dim")
 
 
 async def _verify(upstreams: Sequence[Upstream]) -> None:

@@ -348,6 +348,8 @@ def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     if policy.limits.gpus is not None:
         yield "GPUs", f"{policy.limits.gpus}, no more and no fewer"
     yield "weakened", ", ".join(sorted(policy.tolerate_insecure)) or "nothing is tolerated"
+    if policy.broker_key is not None:
+        yield "broker", f"{policy.broker_key} may hand it keys and secrets too"
     yield "post-quantum", "demanded" if policy.require_pq else "taken where it is offered"
 
 

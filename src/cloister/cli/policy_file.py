@@ -201,6 +201,7 @@ def to_toml(policy: Policy, *, comment: str, root: Path | None = None) -> str:
         "trust": policy.trust,
         "deployment": policy.deployment,
         "owner_key": policy.owner_key,
+        "broker_key": policy.broker_key,
         "models": _digests(policy.models),
         "config": None if policy.config is None else f"sha256:{policy.config}",
         "app": None if policy.app is None else f"sha256:{policy.app}",

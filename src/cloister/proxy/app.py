@@ -1,8 +1,9 @@
 """The proxy itself: verifies before the first byte, forwards inside the seal, and streams both ways without holding."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,6 +14,7 @@ from cloister.proxy.dialect import code_of, dialect_of, failure, refusal
 from cloister.proxy.forward import forward, hold, inner
 from cloister.proxy.guard import Guard, Refusal
 from cloister.proxy.metrics import MEDIA_TYPE, Metrics, Observed
+from cloister.proxy.origin import Place, app_name
 from cloister.proxy.reply import Message, Reply, Send, answer, json_reply, text_reply
 from cloister.proxy.upstreams import MODELS, Upstream, Upstreams
 from cloister.proxy.verification import status, verification
@@ -25,16 +27,19 @@ Receive = Callable[[], Awaitable[Message]]
 _FORWARDED = ("/tokenize", "/detokenize", "/health", "/generate")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
 _OWN = ("/", "/verification", "/metrics")
+_NO_METHODS = ("CONNECT", "TRACE")  # of the hop, not of an app
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyConfig:
     """`port`: the loopback port listened on, as clients name it. `request_bytes`: the largest body forwarded.
-    `request_seconds`: how long a body may take to come."""
+    `request_seconds`: how long a body may take to come. `app_key`: 32 bytes that the address of an app's pages is made
+    with (`origin.origin_key()` keeps one across processes)."""
 
     port: int
     request_bytes: int = 32 << 20
     request_seconds: float = 30.0
+    app_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
 
 def create_proxy(
@@ -45,6 +50,9 @@ def create_proxy(
 
     Make each session with `pin_measurement=True`: a person is there who can look at a change. With `chat`, it serves the
     web chat too, which shows the proof of one enclave: give it to a proxy with one.
+
+    Of the built-in app the API's paths are forwarded. Of one enclave whose app is somebody's own (`asgi`, `wsgi`), every
+    path that is not the proxy's own is; and at the app's own name (`Proxy.app_address`) all of them, as pages.
     """
     several = [Upstream("enclave", upstreams)] if isinstance(upstreams, AsyncSession) else upstreams
     return Proxy(Upstreams(several), config, chat)
@@ -84,21 +92,36 @@ class Proxy:
         finally:
             observed.close(failed=failed)
 
+    @property
+    def app_address(self) -> str:
+        """Of an app's pages, for a browser; "" where none is verified yet, or it has none."""
+        return f"http://{host}/" if (host := self._app_host()) else ""
+
+    def _app_host(self) -> str:
+        only = self._upstreams.only
+        if only is None:
+            return ""
+        only.look()
+        return f"{app_name(only.app, self._config.app_key)}:{self._config.port}" if only.app is not None else ""
+
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._guard.refusal(scope) or self._not_served(scope)
+        app_host = self._app_host()
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        place = Place(host, app=bool(app_host), live=bool(app_host) and host == app_host)
+        refused = self._guard.refusal(scope, app_host) or self._not_served(scope, place)
         content = refused or await self._content(receive)
         if isinstance(content, Refusal):
             await answer(send, self._refused(scope, content, (b"connection", b"close")))
         elif content is not None:
-            await self._answer(scope, content, receive, send)
+            await self._answer(receive, self._route(scope, content, place, send), len(content))
 
     def _refused(self, scope: Scope, refused: Refusal, *more: tuple[bytes, bytes]) -> Reply:
         self._metrics.refuse(refused.code)
         return refusal(refused, dialect_of(scope), *more)
 
-    async def _answer(self, scope: Scope, content: bytes, receive: Receive, send: Send) -> None:
-        self._metrics.request_bytes += len(content)
-        serving = asyncio.create_task(self._route(scope, content, send))
+    async def _answer(self, receive: Receive, route: Coroutine[Any, Any, None], length: int) -> None:
+        self._metrics.request_bytes += length
+        serving = asyncio.create_task(route)
         watching = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,34 +151,36 @@ class Proxy:
             return _TOO_SLOW
         return bytes(content)
 
-    async def _route(self, scope: Scope, content: bytes, send: Send) -> None:
-        reply = await self._own(scope, content)
+    async def _route(self, scope: Scope, content: bytes, place: Place, send: Send) -> None:
+        reply = None if place.live else await self._own(scope, content)
         if reply is None:
-            await self._forward(scope, content, send)
+            await self._forward(scope, content, place, send)
         else:
             await answer(send, reply)
 
-    async def _forward(self, scope: Scope, content: bytes, send: Send) -> None:
+    async def _forward(self, scope: Scope, content: bytes, place: Place, send: Send) -> None:
         target = await self._upstreams.target(scope, content)
         if isinstance(target, Refusal):
             await answer(send, self._refused(scope, target))
             return
         upstream = target.upstream
         try:
-            request = inner(scope, target.content, raw_path=target.raw_path, api_key=upstream.api_key)
+            key, live = upstream.api_key, place.live
+            request = inner(scope, target.content, raw_path=target.raw_path, api_key=key, live=live)
             answered = await upstream.session.send(request)
             held = await hold(answered, scope["headers"])
         except CloisterError as error:
             self._metrics.refuse(code_of(error)[1], upstream.name)
             await answer(send, failure(error, dialect_of(scope)))
             return
-        await forward(answered, held, send)
+        await forward(answered, held, send, place)
 
     async def _own(self, scope: Scope, content: bytes) -> Reply | None:
         """What is answered here; None for what is forwarded."""
         path = scope["path"]
         if path == "/":
-            return json_reply(200, status(self._upstreams))
+            app = {"app": self.app_address} if self.app_address else {}
+            return json_reply(200, {**status(self._upstreams), **app})
         if path == "/verification":
             return await self._verification(scope)
         if path == "/metrics":
@@ -190,17 +215,25 @@ class Proxy:
             return "GET"
         return None if self._chat is None else self._chat.method(path)
 
-    def _not_served(self, scope: Scope) -> Refusal | None:
+    def _not_served(self, scope: Scope, place: Place) -> Refusal | None:
         if scope["http_version"] == "1.0":
             return _OLD_HTTP
+        headers = dict(scope["headers"])
+        destination = headers.get(b"sec-fetch-dest", b"empty")
+        if place.live:
+            if destination == b"serviceworker" or b"service-worker" in headers:
+                return _NO_WORKER
+            return _METHOD if scope["method"] in _NO_METHODS else None
         path = scope["path"]
         if wanted := self._own_method(path):
             methods = ("GET", "HEAD") if wanted == "GET" else (wanted,)
             return None if scope["method"] in methods else _METHOD
-        if not path.startswith("/v1/") and path not in _FORWARDED:
+        if not place.app and not path.startswith("/v1/") and path not in _FORWARDED:
             return _NOT_FOUND
-        if dict(scope["headers"]).get(b"sec-fetch-dest", b"empty") not in (b"empty", b"document"):
+        if destination not in (b"empty", b"document"):
             return _NO_PART
+        if place.app:
+            return _METHOD if scope["method"] in _NO_METHODS else None
         return None if scope["method"] in _METHODS else _METHOD
 
 
@@ -210,6 +243,9 @@ _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "
 _NO_UPSTREAM = Refusal(404, "not_found", "No enclave of this proxy has that name.", "GET / names them.")
 _METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
 _NO_PART = Refusal(403, "foreign_page", "What an enclave answers is no part of a page.", "Fetch it as data.")
+_NO_WORKER = Refusal(
+    403, "foreign_page", "No service worker is installed from an enclave.", "It would outlive what was verified."
+)
 _OLD_HTTP = Refusal(505, "http_version", "HTTP/1.0 cannot tell a cut answer from a whole one.", "Use HTTP/1.1.")
 
 

@@ -37,18 +37,30 @@ class Guard:
         self._own_user_only = sys.platform == "linux"
         self._own: dict[tuple[str, int], tuple[str, int]] = {}
 
-    def refusal(self, scope: dict[str, Any]) -> Refusal | None:
+    def refusal(self, scope: dict[str, Any], app_host: str = "") -> Refusal | None:
+        """`app_host` ("NAME.localhost:PORT"): of somebody's own app behind the proxy, whose clients send what they like,
+        where it is one more name; each name's pages may ask under that name alone."""
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in _SINGLE):
             return _TWICE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if headers.get(b"host", "").lower() not in self._hosts:
+        host = headers.get(b"host", "").lower()
+        live = bool(app_host) and host == app_host
+        if host not in self._hosts and not live:
             return _HOST
-        if headers.get(b"sec-fetch-site", "none") not in ("none", "same-origin"):
+        site = headers.get(b"sec-fetch-site", "none")
+        if site not in ("none", "same-origin"):
             return _FOREIGN
-        if b"origin" in headers and headers[b"origin"].lower() not in self._origins:
+        origins = {f"http://{app_host}"} if live else self._origins
+        if live and site == "same-origin":
+            origins = {*origins, "null"}  # a form of a page without referrers; of a foreign page, `site` says so
+        if b"origin" in headers and headers[b"origin"].lower() not in origins:
             return _FOREIGN
-        if scope["method"] == "POST" and _media_type(headers.get(b"content-type", "")) != "application/json":
+        if (
+            not app_host
+            and scope["method"] == "POST"
+            and _media_type(headers.get(b"content-type", "")) != "application/json"
+        ):
             return _MEDIA_TYPE
         if self._own_user_only and not self._is_own(scope["client"], scope["server"]):
             return _OTHER_USER

@@ -18,6 +18,7 @@ from cloister.errors import CloisterError, ConnectionFailed, MalformedMessage
 from cloister.proxy.dialect import code_of
 from cloister.proxy.forward import inner
 from cloister.proxy.guard import Refusal
+from cloister.proxy.origin import Identity, identity
 from cloister.verify import Verified
 
 __all__ = ["MODELS", "Target", "Upstream", "Upstreams"]
@@ -34,12 +35,14 @@ _AT_ONCE = 1 << 16  # bytes of JSON that are read without leaving the event loop
 @dataclass(slots=True)
 class Upstream:
     """`name` without slashes, as it stands before a model's where names clash. `api_key` goes in the place of the
-    caller's own. `models`: the names in the statement that was verified last."""
+    caller's own. `models`: the names in the statement that was verified last; `app`: what its launch config says of an
+    app that is somebody's own."""
 
     name: str
     session: AsyncSession
     api_key: str = ""
     models: tuple[str, ...] = field(default=(), init=False)
+    app: Identity | None = field(default=None, init=False)
 
     async def verify(self, *, fresh: bool = False) -> Verified:
         """As `AsyncSession.verify`."""
@@ -48,9 +51,10 @@ class Upstream:
         return verified
 
     def look(self) -> None:
-        """Takes over the names of what is verified now, if anything is."""
+        """Takes over what is verified now, if anything is."""
         if (verified := self.session.verified) is not None:
             self.models = tuple(model.name for model in verified.statement.models)
+            self.app = identity(verified)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from cloister.errors import WrongUse
 __all__ = ["KEY_BYTES", "Vault", "vault_file"]
 
 KEY_BYTES = 32
+_CHAT = "The web chat works without it, and then keeps nothing."
 
 
 def vault_file() -> Path:
@@ -28,8 +29,10 @@ class Vault:
     Raises, in both methods: WrongUse when others can reach the file, or it is damaged or cannot be read or written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hint: str = _CHAT) -> None:
+        """`hint`: what it means when the file cannot be had."""
         self.path = path
+        self._hint = hint
 
     def key(self) -> bytes:
         """Of two processes that make it at once, both get the same."""
@@ -40,7 +43,7 @@ class Vault:
             private_file.refuse_shared(self.path, step="vault")
             key = self.path.read_bytes()
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise _unusable(self.path, error, self._hint) from error
         if len(key) != KEY_BYTES:
             hint = "Restore it; moving it away makes a new one, and what the old one encrypted stays closed."
             raise WrongUse(f"{self.path} is damaged.", hint=hint, step="vault")
@@ -52,10 +55,9 @@ class Vault:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             private_file.write(self.path, secrets.token_bytes(KEY_BYTES))
         except OSError as error:
-            raise _unusable(self.path, error) from error
+            raise _unusable(self.path, error, self._hint) from error
         return self.key()
 
 
-def _unusable(path: Path, error: OSError) -> WrongUse:
-    hint = "The web chat works without it, and then keeps nothing."
+def _unusable(path: Path, error: OSError, hint: str) -> WrongUse:
     return WrongUse(f"{path} cannot be used: {error.strerror}.", hint=hint, step="vault")

@@ -54,6 +54,8 @@ export interface Proof {
   message: string;
   hint: string;
   code: string;
+  /** The lines of a policy that would accept what was refused; empty where none would. */
+  policyChange: string;
 }
 
 export class Refused extends Error {
@@ -175,7 +177,7 @@ const NOTHING: Explained = {
 
 /** What is believed of the enclave now. Anything but a proof that says so itself is a refusal. */
 export async function proof(fresh = false): Promise<Proof> {
-  const none = { saved: null, owner: "", deployment: "", enclave: "", message: "", hint: "", code: "" };
+  const none = { saved: null, owner: "", deployment: "", enclave: "", message: "", hint: "", code: "", policyChange: "" };
   let answer: Response;
   try {
     answer = await ask(`/verification?explain${fresh ? "&fresh" : ""}`);
@@ -193,9 +195,9 @@ export async function proof(fresh = false): Promise<Proof> {
     return { ...none, verdict, explained, saved, owner: owner ?? "", deployment: deployment ?? "", enclave: enclave ?? "" };
   }
   const error = (told["error"] ?? {}) as Record<string, string>;
-  const { message = "The proxy gave no proof.", hint = "", code = "" } = error;
+  const { message = "The proxy gave no proof.", hint = "", code = "", policy_change: policyChange = "" } = error;
   const unreachable = code === "enclave_unreachable";
-  return { ...none, verdict: unreachable ? "unreachable" : "refused", explained, saved, message, hint, code };
+  return { ...none, verdict: unreachable ? "unreachable" : "refused", explained, saved, message, hint, code, policyChange };
 }
 
 // The session

@@ -39,6 +39,14 @@ export function iconButton(name: string, label: string, onClick: () => void, mor
   return button;
 }
 
+/** `code` under its label, with a button that copies it; it works inside what `startCopying` watches. */
+export function codeBlock(label: string, code: HTMLElement): HTMLElement {
+  const copy = el("button", { type: "button", class: "quiet copy-code" }, icon("copy"), el("span", {}, "Copy"));
+  const head = el("div", { class: "code-head" }, el("span", {}, label), copy);
+  const block = el("pre", { tabindex: "0", role: "group", "aria-label": `Code, ${label}` }, code);
+  return el("figure", { class: "code" }, head, block);
+}
+
 /** What somebody else wrote, without characters that hide it, turn its order around or break its line. */
 export function plain(text: string): string {
   return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Cs}]+/gu, " ").trim();

@@ -19,7 +19,7 @@ import typescript from "highlight.js/lib/languages/typescript";
 import xml from "highlight.js/lib/languages/xml";
 import yaml from "highlight.js/lib/languages/yaml";
 import { Marked } from "marked";
-import { el, icon, plain } from "./dom";
+import { codeBlock, el, plain } from "./dom";
 
 const LANGUAGES = { bash, c, cpp, css, diff, go, java, javascript, json, python, rust, sql, typescript, xml, yaml };
 for (const [name, language] of Object.entries(LANGUAGES)) hljs.registerLanguage(name, language);
@@ -87,11 +87,7 @@ function decorate(code: HTMLElement): void {
   const shown = el("code");
   if (language && text.length < LONGEST_COLOURED) shown.append(coloured(text, language));
   else shown.textContent = text;
-  const copy = el("button", { type: "button", class: "quiet copy-code" }, icon("copy"), el("span", {}, "Copy"));
-  const label = named || "text";
-  const block = el("pre", { tabindex: "0", role: "group", "aria-label": `Code, ${label}` }, shown);
-  const figure = el("figure", { class: "code" }, el("div", { class: "code-head" }, el("span", {}, label), copy), block);
-  code.parentElement?.replaceWith(figure);
+  code.parentElement?.replaceWith(codeBlock(named || "text", shown));
 }
 
 function coloured(text: string, language: string): DocumentFragment {

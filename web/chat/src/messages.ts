@@ -105,15 +105,17 @@ async function copied(text: string): Promise<boolean> {
   }
 }
 
-/** The buttons on blocks of code, wherever in the conversation they appear. */
+/** The buttons on blocks of code, wherever in the conversation or the panel they appear. */
 export function startCopying(): void {
-  byId("messages").addEventListener("click", (event) => {
-    const button = (event.target as Element).closest<HTMLElement>("button.copy-code");
-    const code = button?.closest("figure")?.querySelector("code");
-    if (!button || !code) return;
-    void copied(code.textContent ?? "").then((done) => {
-      button.replaceChildren(icon(done ? "check" : "cross"), el("span", {}, done ? "Copied" : "Failed"));
-      setTimeout(() => button.replaceChildren(icon("copy"), el("span", {}, "Copy")), 1500);
-    });
+  for (const area of ["messages", "panel-change"]) byId(area).addEventListener("click", copyCode);
+}
+
+function copyCode(event: Event): void {
+  const button = (event.target as Element).closest<HTMLElement>("button.copy-code");
+  const code = button?.closest("figure")?.querySelector("code");
+  if (!button || !code) return;
+  void copied(code.textContent ?? "").then((done) => {
+    button.replaceChildren(icon(done ? "check" : "cross"), el("span", {}, done ? "Copied" : "Failed"));
+    setTimeout(() => button.replaceChildren(icon("copy"), el("span", {}, "Copy")), 1500);
   });
 }

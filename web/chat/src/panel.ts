@@ -1,7 +1,7 @@
 // The trust panel: what was verified, step by step, in the words that the proxy gives; those of `cloister verify --explain`.
 
 import type { Proof, Step, Tone } from "./api";
-import { announce, byId, el, icon, plain, saveFile } from "./dom";
+import { announce, byId, codeBlock, el, icon, plain, saveFile } from "./dom";
 
 type State = "checking" | Proof["verdict"];
 
@@ -28,6 +28,10 @@ const TABS = [
   { id: "model", title: "Model", about: "The weights that answer." },
   { id: "open", title: "Not proved", about: "What this evidence cannot say. It is listed so that you know." },
 ] as const;
+const CHANGE =
+  "These lines of a policy would accept what answers there now. They say what runs, not that it is right: ask its owner " +
+  "first, by another way. Then start the command again with that policy.";
+
 type Tab = (typeof TABS)[number]["id"];
 
 let chosen: Tab = "key";
@@ -76,6 +80,7 @@ function render(state: State, proof: Proof | null): void {
   for (const text of [proof?.message, explained?.sentence || HEADLINES[state], proof?.hint]) {
     if (text) verdict.append(el("p", {}, plain(text)));
   }
+  renderChange(state === "refused" ? (proof?.policyChange ?? "") : "");
   if (explained?.first_use) {
     verdict.append(el("p", { class: "first-use" }, el("strong", {}, "FIRST USE"), ` ${plain(explained.first_use)}`));
   }
@@ -86,6 +91,14 @@ function render(state: State, proof: Proof | null): void {
   renderTabs(explained?.steps ?? []);
   renderTab();
   byId<HTMLButtonElement>("panel-save").disabled = !proof?.saved;
+}
+
+/** The lines that would accept what was refused: for whoever has asked its owner, to take over into a policy. */
+function renderChange(lines: string): void {
+  const area = byId("panel-change");
+  area.hidden = !lines;
+  const code = el("code", {}, lines.split("\n").map(plain).join("\n"));
+  area.replaceChildren(el("h3", {}, "If this change was meant"), el("p", {}, CHANGE), codeBlock("policy, TOML", code));
 }
 
 // The four things that are judged, one after the other
