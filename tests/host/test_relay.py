@@ -2,7 +2,9 @@ import socket
 import threading
 
 import pytest
+from tests.host.stage import eventually
 
+from cloister.host.process import listen
 from cloister.host.relay import Relay
 
 
@@ -62,3 +64,29 @@ def test_stops_without_a_word_while_somebody_is_connected(
                 assert client.recv(100) == b""  # cut, too
     assert caplog.records == []
     assert capfd.readouterr().err == ""
+
+
+def test_without_an_enclave_it_answers_503_and_with_a_new_one_it_leads_there() -> None:
+    listener = listen("127.0.0.1", 0)
+    relay = Relay(0, keep=0, listener=listener)
+    relay.start()
+    try:
+        assert relay.port == listener.getsockname()[1]
+        assert _ask(relay.port, b"GET / HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 503 ")
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=_echo_once, args=(server,), daemon=True).start()
+            relay.upstream_port = server.getsockname()[1]
+            assert _ask(relay.port, b"hello") == b"HELLO"
+        assert relay.take() == []  # it was told to keep nothing
+        assert (relay.connections, relay.received, relay.sent) == (2, 5, 5)
+    finally:
+        relay.stop()
+
+
+def test_who_connects_to_nobody_and_says_nothing_is_not_waited_for_at_the_end() -> None:
+    relay = Relay(0, keep=0)
+    relay.start()
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=60) as client:
+        eventually(lambda: relay.connections == 1)
+        relay.stop()
+        assert client.recv(100) == b""

@@ -1,10 +1,13 @@
-"""A hop between client and enclave that keeps what passes: all that the untrusted host can ever see.
+"""A hop between client and enclave: all that passes here is all that the untrusted host can ever see.
 
-`cloister up` shows its record beside the conversation; tests look in it for prompts. It runs in a thread of its own.
+`cloister up` shows its record beside the conversation, and tests look in it for prompts; `cloister host` puts one with a
+stable port before each app, records nothing, and points it at the enclave that runs now. It runs in a thread of its own.
 """
 
 import asyncio
 import contextlib
+import json
+import socket
 import threading
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +15,13 @@ from typing import Literal
 __all__ = ["Record", "Relay"]
 
 _CHUNK = 64 * 1024
+_PROBLEM = json.dumps(
+    {"type": "about:blank", "status": 503, "title": "Service Unavailable", "detail": "The app is not running now."}
+).encode()
+_NOBODY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 5\r\n"
+    b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_PROBLEM), _PROBLEM)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +35,16 @@ class Record:
 
 @dataclass(slots=True)
 class Relay:
-    """Listens on a free loopback port and passes every byte on to `upstream_port`, remembering the last `keep` bytes."""
+    """Listens on a free loopback port, or on the `listener` given, and passes every byte on to `upstream_port`,
+    remembering the last `keep` bytes. `upstream_port` may change; while it is 0, the answer is HTTP's 503. `received`
+    and `sent` count bytes from and to clients."""
 
     upstream_port: int
     keep: int = 4 << 20
+    listener: socket.socket | None = None
     port: int = field(default=0, init=False)
+    received: int = field(default=0, init=False)
+    sent: int = field(default=0, init=False)
     _records: list[Record] = field(default_factory=list, init=False)
     _kept: int = field(default=0, init=False)
     _connections: int = field(default=0, init=False)
@@ -49,6 +64,11 @@ class Relay:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
 
+    @property
+    def connections(self) -> int:
+        """So far."""
+        return self._connections
+
     def take(self) -> list[Record]:
         """What passed since the last call, oldest first."""
         with self._lock:
@@ -58,7 +78,10 @@ class Relay:
     async def _serve(self, started: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        if self.listener is not None:
+            server = await asyncio.start_server(self._accept, sock=self.listener)
+        else:
+            server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._stopping.wait()
@@ -67,6 +90,9 @@ class Relay:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         number = self._connections
+        if not self.upstream_port:
+            await self._answer_nobody(reader, writer)
+            return
         try:
             up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
         except OSError:
@@ -82,6 +108,14 @@ class Relay:
         finally:  # stopping the relay cuts what is still open
             writer.close()
             up_writer.close()
+
+    async def _answer_nobody(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """After the first bytes, of which no notice is taken: who is answered before it asked may not listen."""
+        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+            await asyncio.wait_for(reader.read(_CHUNK), 10)
+            writer.write(_NOBODY)
+            await writer.drain()
+        writer.close()
 
     async def _pump(
         self,
@@ -99,6 +133,12 @@ class Relay:
             writer.close()
 
     def _remember(self, record: Record) -> None:
+        if record.direction == "to-enclave":
+            self.received += len(record.data)
+        else:
+            self.sent += len(record.data)
+        if not self.keep:
+            return
         with self._lock:
             self._records.append(record)
             self._kept += len(record.data)

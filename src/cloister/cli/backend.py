@@ -1,0 +1,120 @@
+"""The host's backend `process`: an enclave as a child process, on simulated hardware that lives in the host's process.
+
+For laptops and tests: whoever runs the machine can read everything. It has no isolation to offer but a process's own.
+"""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cloister.cli.local import write_root
+from cloister.enclave.boot import Boot, parse_config
+from cloister.enclave.llm.llama.library import library_dir
+from cloister.errors import WrongUse
+from cloister.evidence import simulated
+from cloister.evidence.launch import LaunchConfig, launch_digest
+from cloister.evidence.statement import INSECURE_NAMES
+from cloister.host.backend import Event, RunningEnclave, Spawn
+from cloister.host.process import EnclaveProcess, listen
+from cloister.models.download import resolve
+from cloister.models.reference import ModelFile, parse_reference
+from cloister.models.store import LocalModel
+from cloister.sim import Device, LaunchedEnclave, Measurement, measure
+from cloister.verify import Policy
+
+__all__ = ["ProcessBackend"]
+
+
+class ProcessBackend:
+    name = "process"
+    platform = simulated.PLATFORM
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._measurement: Measurement | None = None
+        self._measuring = threading.Lock()
+
+    @property
+    def root(self) -> Path:
+        """The simulator's root certificate in a file, for `--dangerously-trust-simulator`."""
+        return write_root(self._device)
+
+    def start(self, spawn: Spawn) -> RunningEnclave:
+        """Raises: WrongUse for a model that is a file of this machine; what `resolve` raises."""
+        config = parse_config(spawn.config)
+        model = None if spawn.model is None else _public(spawn.model)
+        needs_engine = config.upstream is None
+        measurement = self._measure(engine=needs_engine)
+        sock = listen("127.0.0.1", 0)
+        hardware = self._device.launch(measurement, launch_digest(spawn.launch))
+        boot = Boot(
+            launch=spawn.launch,
+            config=spawn.config,
+            listen_fd=sock.fileno(),
+            device_fd=hardware.fd,
+            model_path=str(model.path) if model else "",
+            model_name=model.name if model else "",
+            engine_dir=str(library_dir()) if needs_engine else "",
+            bundle_path=str(spawn.bundle) if spawn.bundle else "",
+        )
+        process = EnclaveProcess(boot.encode(), (sock.fileno(), hardware.fd), silent=True)
+        return _Running(process, hardware, sock, spawn.cores)
+
+    def policy(self, launch: LaunchConfig) -> Policy:
+        measured = self._measurement or self._measure(engine=True)
+        return Policy(
+            deployment=launch.deployment,
+            owner_key=launch.owner_key,
+            models=frozenset(launch.models) or None,
+            config=launch.config_sha256,
+            platforms=(self.platform,),
+            measurements={self.platform: (measured.components(),)},
+            simulator_root=self._device.root_pem,
+            tolerate_insecure=frozenset(INSECURE_NAMES),
+        )
+
+    def _measure(self, *, engine: bool) -> Measurement:
+        """One at a time: CPython 3.11 cannot parse in two threads at once (SystemError in `ast.parse`)."""
+        with self._measuring:
+            self._measurement = measure(library_dir() if engine else None)
+            return self._measurement
+
+
+class _Running:
+    """Its simulated hardware ends with it."""
+
+    def __init__(
+        self, process: EnclaveProcess, hardware: LaunchedEnclave, sock: socket.socket, cores: Sequence[int]
+    ) -> None:
+        self.port: int = sock.getsockname()[1]
+        self._process = process
+        self._hardware = hardware
+        self._lock = threading.Lock()
+        before = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, cores)  # of this thread: the child inherits it
+            process.start()
+        finally:
+            os.sched_setaffinity(0, before)
+            hardware.handed_over()
+            sock.close()
+        self.pid = process.process.pid if process.process else None
+
+    def events(self) -> Iterator[Event]:
+        yield from self._process.events()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._process.stop()
+            self._hardware.close()
+
+
+def _public(reference: str) -> LocalModel:
+    """An embedded model, or a hub's. Raises: WrongUse for a file: whoever deploys names none of the host's."""
+    found = parse_reference(reference)
+    if isinstance(found, ModelFile):
+        hint = "Name an embedded model, or hf.co/org/repo:quant; a model of your own belongs into the bundle."
+        raise WrongUse("The host's own files are not for apps.", hint=hint, step="model")
+    return resolve(found)

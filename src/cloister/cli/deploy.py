@@ -1,0 +1,255 @@
+"""`cloister deploy`: an app onto an operator's host, verified before anything secret leaves; and `cloister restart`."""
+
+import base64
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cloister.cli import output
+from cloister.cli.deployments import (
+    Deployment,
+    Wishes,
+    load_record,
+    prepare,
+    prepare_public,
+    release_for,
+    save_record,
+)
+from cloister.cli.local import owner_key, state_directory
+from cloister.cli.operator import AppName, HostClient, HostOption, connect
+from cloister.cli.quantities import parse_moment, parse_size
+from cloister.cli.trust import Trust, summary
+from cloister.client import Session
+from cloister.client.memory import FileMemory
+from cloister.errors import EngineDied, Unreachable, WrongUse
+from cloister.host.resources import TIERS, Resources
+from cloister.owner.appfile import FILE, AppFile
+from cloister.owner.provision import provision
+from cloister.verify import Verified
+
+__all__ = ["register", "restart_command"]
+
+_POLL = 0.3
+_LOST = frozenset({"failed", "stopped", "expired"})
+_ROOM_OF_MODEL = 2 << 30  # bytes of memory beside a model's own
+
+Wait = Annotated[float, typer.Option("--wait", metavar="SECONDS", help="For how long it may take to get ready.")]
+SecretFile = Annotated[
+    Path | None,
+    typer.Option("--secrets", metavar="FILE", help="Values of its secrets; absent: secrets.toml, the environment."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(deploy)
+
+
+def restart_command(app: typer.Typer) -> None:
+    app.command()(_restart)
+
+
+def deploy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help=f"Where {FILE} is.")] = Path(),
+    host: HostOption = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help=f"What it is called; absent: as {FILE} says.")
+    ] = "",
+    platform: Annotated[str, typer.Option(help="`sim` accepts a simulated TEE on this machine.")] = "",
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="What to believe of the host's hardware.")
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="FILE", help="A bundle of this app that is there already.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", metavar="MODEL", help="No app of your own: a public model, fetched by the host.")
+    ] = "",
+    secrets: SecretFile = None,
+    api_keys: Annotated[
+        Path | None, typer.Option("--api-keys", metavar="FILE", help="Hashes of API keys, from `cloister keys new`.")
+    ] = None,
+    broker: Annotated[
+        str, typer.Option("--broker", metavar="KEY", help="Who else may release its keys: from `cloister broker init`.")
+    ] = "",
+    tier: Annotated[str, typer.Option(help=f"What it may take: {', '.join(TIERS)}.")] = "",
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="The most memory that it may take.")] = "",
+    cores: Annotated[int, typer.Option(min=0, help="On how many it may run.")] = 0,
+    expires: Annotated[str, typer.Option("--expires", metavar="WHEN", help="12h, 7d, 2027-01-31, or never.")] = "",
+    wait: Wait = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Package an app, bring it to a host, verify the enclave that waits there, release its keys to it, and wait until it
+    answers. An app of that name is replaced, under the same address."""
+    wishes = Wishes(name=name, platform=platform, policy=policy, bundle=bundle, api_keys=api_keys, broker=broker)
+    with connect(host) as client:
+        client.get("/v1/host")  # before the work of packaging: is it there, and am I let in?
+        made, app = (prepare_public(model, wishes), None) if model else prepare(folder, wishes)
+        if app is not None:
+            release_for(made, secrets)  # what is missing is said before anything is uploaded
+        limits = _limits(app, made, tier, memory, cores)
+        _upload(client, made)
+        save_record(made, client.url)
+        started = client.post("/v1/apps", _request(made, limits, _ends(expires, app)))
+        shown, verified = _serve(client, made, started, secrets, wait)
+    _tell(shown, made, verified, as_json)
+
+
+def _restart(
+    name: AppName,
+    host: HostOption = "",
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="What to believe of the host's hardware.")
+    ] = None,
+    secrets: SecretFile = None,
+    wait: Wait = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """End the enclave if it runs, start another, release its keys anew if it has any, and wait until it answers.
+
+    For a sealed app, from the machine that deployed it: only there are its keys.
+    """
+    with connect(host) as client:
+        made = load_record(name, client.url, policy)
+        if made is not None:
+            release_for(made, secrets)  # what is missing is said before anything is stopped
+            save_record(made, client.url)  # the code may be another than when it was deployed, and the policy with it
+        started = client.post(client.app(name, "restart"))
+        if made is None:
+            shown, verified = _follow(client, started, wait), None
+        else:
+            shown, verified = _serve(client, made, started, secrets, wait)
+    if verified is not None and made is not None:
+        _tell(shown, made, verified, as_json)
+    elif as_json:
+        output.json_value(shown)
+    else:
+        output.line(f"{output.one_line(str(shown['name']), 60)}  {output.one_line(str(shown['state']), 20)}")
+
+
+# What is asked for
+
+
+def _limits(app: AppFile | None, made: Deployment, tier: str, memory: str, cores: int) -> Resources:
+    """Flags, then a tier, then the app's file, then what such an app usually takes."""
+    if tier and tier not in TIERS:
+        raise WrongUse("There is no such tier.", expected=", ".join(TIERS), got=output.one_line(tier, 40), step="tier")
+    asked = TIERS.get(tier)
+    wanted = app.resources if app is not None else None
+    size = made.bundle[0].stat().st_size if made.bundle is not None else 0
+    usual = size + _ROOM_OF_MODEL if made.kind == "llm" else TIERS["small"].memory_bytes
+    given = wanted.memory << 20 if wanted is not None and wanted.memory else usual
+    counted = wanted.cores if wanted is not None and wanted.cores else 1
+    return Resources(
+        parse_size(memory) if memory else asked.memory_bytes if asked else given,
+        cores or (asked.cores if asked else counted),
+    )
+
+
+def _ends(expires: str, app: AppFile | None) -> float | None:
+    if expires:
+        return parse_moment(expires)
+    return None if app is None or app.expiry is None else time.time() + app.expiry
+
+
+def _request(made: Deployment, limits: Resources, expires_at: float | None) -> dict[str, Any]:
+    return {
+        "name": made.name,
+        "launch": base64.b64encode(made.launch).decode(),
+        "config": base64.b64encode(made.config).decode(),
+        "bundle": made.bundle[1] if made.bundle else None,
+        "model": made.model,
+        "memory_bytes": limits.memory_bytes,
+        "cores": limits.cores,
+        "expires_at": expires_at,
+        "replace": True,
+    }
+
+
+def _upload(client: HostClient, made: Deployment) -> None:
+    if made.bundle is None:
+        return
+    path, sha256 = made.bundle
+    with output.download_bar() as bar:
+        client.upload(path, sha256, lambda done, total: bar(path.name, done, total))
+
+
+# Once it has been started
+
+
+def _serve(
+    client: HostClient, made: Deployment, started: dict[str, Any], secrets: Path | None, wait: float
+) -> tuple[dict[str, Any], Verified]:
+    """From its start until it answers: released when it waits, and verified as every client does."""
+
+    def hand_over(app: dict[str, Any]) -> None:
+        provision(
+            str(app["address"]),
+            policy=made.policy,
+            owner=owner_key(),
+            release=release_for(made, secrets),
+            complete=Trust().complete,
+        )
+        output.note("verified, and its keys released to it", "dim")
+
+    app = _follow(client, started, wait, hand_over if made.bundle is not None else None)
+    session = Session(str(app["address"]), policy=made.policy, memory=FileMemory(), complete=Trust().complete)
+    with session:
+        return app, session.verify()
+
+
+def _follow(
+    client: HostClient,
+    app: dict[str, Any],
+    wait: float,
+    release: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Until it is ready. `release` is called when it waits for its keys, once for each start.
+
+    Raises: EngineDied when it will not become ready; Unreachable after `wait` seconds; what `release` raises.
+    """
+    until = time.monotonic() + wait
+    told, released = "", 0
+    while app["state"] != "ready":
+        state = str(app["state"])
+        if state in _LOST:
+            raise EngineDied(
+                f"The app is {state} on the host. {output.one_line(str(app['detail']), 300)}",
+                hint=f"cloister logs {app['name']}",
+                step="deploy",
+            )
+        if state != told:
+            output.note(f"{output.one_line(state, 20)}  {output.one_line(str(app['detail']))}", "dim")
+            told = state
+        if state == "waiting" and release is None:
+            hint = "cloister restart, on the machine that deployed it."
+            raise Unreachable("The app waits for its owner's keys.", hint=hint, step="release")
+        if state == "waiting" and release is not None and released != app["starts"]:
+            released = app["starts"]
+            release(app)
+        if time.monotonic() > until:
+            raise Unreachable(f"The app is still {state} after {wait:.0f} s.", hint=f"cloister logs -f {app['name']}")
+        time.sleep(_POLL)
+        app = client.get(client.app(str(app["name"])))
+    return app
+
+
+def _tell(app: dict[str, Any], made: Deployment, verified: Verified, as_json: bool) -> None:
+    """The address names owner and deployment. On simulated hardware a client needs its root too."""
+    address = f"{output.one_line(str(app['address']), 200).rstrip('/')}/{made.fragment}"
+    words = ["cloister", "ask", address, "Who are you?"] if made.kind == "llm" else ["cloister", "connect", address]
+    if made.bundle is not None:
+        words += ["--policy", str(made.policy_file)]
+    elif verified.simulated:
+        words += ["--dangerously-trust-simulator", str(state_directory() / "sim-root.pem")]
+    if as_json:
+        output.json_value({"app": app, "url": address, "try": shlex.join(words), "verification": verified.to_json()})
+        return
+    for part in summary(verified):
+        output.note(part, hang=2)
+    output.line(f"ready {address}")
+    output.line(shlex.join(words))

@@ -1,0 +1,202 @@
+"""`cloister host`: the operator's daemon, and who may use it. Untrusted by whoever deploys to it, and by their users."""
+
+import re
+import signal
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.cli import output
+from cloister.cli.backend import ProcessBackend
+from cloister.cli.local import state_directory
+from cloister.cli.operator import HostOption, connect
+from cloister.cli.quantities import parse_size
+from cloister.errors import WrongUse
+from cloister.host.access import ConsoleSessions
+from cloister.host.api import Host, create_host
+from cloister.host.bundles import Bundles, UploadLimits
+from cloister.host.fleet import Fleet, FleetSettings
+from cloister.host.process import listen
+from cloister.host.resources import Capacity
+from cloister.host.serving import serve
+from cloister.host.store import Store
+from cloister.host.tokens import make_token
+from cloister.sim import Device
+
+__all__ = ["register"]
+
+DEFAULT_PORT = 8700
+
+_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+
+StateFolder = Annotated[
+    Path | None,
+    typer.Option("--state", metavar="DIR", help="The host's state. Absent: `host` in cloister's own state folder."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.callback(invoke_without_command=True)(_host)
+    tokens = typer.Typer(add_completion=False, rich_markup_mode=None, help="Who may use this host.")
+    tokens.command("add")(_add_token)
+    tokens.command("list")(_list_tokens)
+    tokens.command("remove")(_remove_token)
+    app.add_typer(tokens, name="token")
+    app.command("console")(_console)
+
+
+def _host(
+    context: typer.Context,
+    state: StateFolder = None,
+    listen_on: Annotated[
+        str, typer.Option("--listen", metavar="ADDRESS", help="Where the API and apps are.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's. 0: any free one.")] = DEFAULT_PORT,
+    ports: Annotated[str, typer.Option(metavar="FIRST-LAST", help="The apps'.")] = "8500-8999",
+    address: Annotated[
+        str,
+        typer.Option(metavar="TEMPLATE", help="How clients reach an app: https://{name}.example.org, or with {port}."),
+    ] = "",
+    cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The API's TLS certificate, with its chain (PEM).")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key.")] = None,
+    max_bundle: Annotated[str, typer.Option(metavar="SIZE", help="The largest bundle.")] = "256GiB",
+    quota: Annotated[str, typer.Option(metavar="SIZE", help="All bundles together.")] = "1TiB",
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="For all apps. Absent: nine tenths of what there is.")
+    ] = "",
+    backend: Annotated[str, typer.Option(help="What enclaves run in: process (simulated).")] = "process",
+) -> None:
+    """Run apps of others in enclaves on this machine, until interrupted. Who may: `cloister host token add NAME`."""
+    if context.invoked_subcommand is not None:
+        return
+    if backend != "process":
+        raise WrongUse("There is no such backend.", expected="process", got=output.one_line(backend, 40))
+    if (cert is None) != (key is None):
+        raise WrongUse("TLS takes a certificate and its key.", hint="--cert FILE --key FILE")
+    loopback = listen_on in ("127.0.0.1", "::1", "localhost")
+    if not loopback:
+        raise WrongUse(
+            "The `process` backend simulates its hardware, so its host stays on loopback.",
+            hint="Leave --listen away. Clients refuse a simulator on another machine.",
+            got=output.one_line(listen_on, 60),
+        )
+    folder = _folder(state)
+    capacity = Capacity.of_this_machine()
+    if memory:
+        capacity = Capacity(parse_size(memory), capacity.cpus)
+    running = ProcessBackend(Device.open(state_directory() / "sim"))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with closing(Store(folder / "host.db")) as store, listen(listen_on, port) as sock:
+        bundles = Bundles(folder / "bundles", UploadLimits(most=parse_size(max_bundle), quota=parse_size(quota)))
+        settings = FleetSettings(
+            capacity=capacity,
+            listen=listen_on,
+            ports=_ports(ports),
+            address=_template(address, listen_on),
+        )
+        fleet = Fleet(folder, store, bundles, running, settings)
+        sessions = ConsoleSessions(time.monotonic)
+        with closing(fleet):
+            fleet.start()
+            url = f"{'https' if cert else 'http'}://{_bracketed(listen_on)}:{sock.getsockname()[1]}"
+            _announce(url, store, running, sessions)
+            serve(
+                create_host(Host(store, bundles, fleet, running, capacity, sessions)), sock, certificate=cert, key=key
+            )
+
+
+def _announce(url: str, store: Store, backend: ProcessBackend, sessions: ConsoleSessions) -> None:
+    output.note(
+        output.styled(
+            ("SIMULATED", "bold yellow"),
+            ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
+        ),
+        hang=2,
+    )
+    output.note(f"root    {backend.root}")
+    if not store.tokens():
+        output.note("nobody may use it yet: cloister host token add NAME", "yellow")
+    output.line(f"console {url}/console#{sessions.token()}")
+    output.line(f"ready {url}")
+
+
+def _folder(state: Path | None) -> Path:
+    folder = state_directory() / "host" if state is None else state.absolute()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _ports(text: str) -> tuple[int, int]:
+    match = _PORTS.fullmatch(text)
+    if match is None or not 0 < int(match[1]) <= int(match[2]) < 65536:
+        raise WrongUse("Ports are two numbers.", hint="--ports 8500-8999", got=output.one_line(text, 40))
+    return int(match[1]), int(match[2])
+
+
+def _template(text: str, listen_on: str) -> str:
+    template = text or f"http://{_bracketed(listen_on)}:{{port}}"
+    try:
+        good = template.format(name="app", port=1) != template.format(name="other", port=2)
+    except (ValueError, LookupError, AttributeError):
+        good = False
+    if not good or not template.startswith(("http://", "https://")):
+        raise WrongUse(
+            "An address says where an app is by its name or port.", hint="--address 'https://{name}.example.org'"
+        )
+    return template
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+# Tokens
+
+
+def _add_token(
+    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)], state: StateFolder = None
+) -> None:
+    """Make a token, print it once, and keep its hash. It counts at once, the host need not be started anew."""
+    token, record = make_token(name, time.time())
+    with closing(Store(_folder(state) / "host.db")) as store:
+        store.add_token(record)
+    output.line(token)
+    output.note("Shown once. Its holder types it into: cloister login URL", "dim")
+
+
+def _list_tokens(state: StateFolder = None, as_json: AsJson = False) -> None:
+    """Names, and since when."""
+    with closing(Store(_folder(state) / "host.db")) as store:
+        records = store.tokens()
+    if as_json:
+        output.json_value([{"name": record.name, "created_at": record.created_at} for record in records])
+        return
+    for record in records:
+        since = datetime.fromtimestamp(record.created_at, UTC).strftime("%Y-%m-%d")
+        output.line(f"{record.name}  since {since}")
+
+
+def _remove_token(
+    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)], state: StateFolder = None
+) -> None:
+    """From now on it opens nothing."""
+    with closing(Store(_folder(state) / "host.db")) as store:
+        store.remove_token(name)
+    output.note(f"removed {name}")
+
+
+def _console(host: HostOption = "", as_json: AsJson = False) -> None:
+    """Print an address that opens the host's console in one browser, read-only, within 12 hours."""
+    with connect(host) as client:
+        address = client.url + client.post("/v1/console", {})["path"]
+    if as_json:
+        output.json_value({"address": address})
+    else:
+        output.line(address)

@@ -1,0 +1,146 @@
+"""What `cloister deploy` decides and sends, against a host whose enclaves are scripted: they fail at once, so nothing is
+released. What follows a start is in tests/end_to_end/test_deploy.py."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.host.conftest import Served, backend, served, stage
+from tests.host.stage import GIB, FakeBackend
+from typer.testing import Result
+
+from cloister.evidence.bundle import parse_bundle_head
+from cloister.evidence.launch import parse_launch
+
+__all__ = ["backend", "served", "stage"]
+
+Run = Callable[..., Result]
+APP_FILE = """
+name = "words"
+app = "app:app"
+kind = "wsgi"
+secrets = ["WORD"]
+expiry = "2d"
+"""
+SECRET = "the-secret-itself"
+
+
+@pytest.fixture
+def deploy(run: Run, served: Served, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """In a folder `words`, logged in, at a host that ends what it starts."""
+    backend.script = lambda _: [{"event": "failed", "error": "NotTrusted", "message": "As the test says."}]
+    monkeypatch.setenv("WORD", SECRET)
+    assert run("login", served.url, input=f"{served.token}\n").exit_code == 0
+    Path("words").mkdir()
+    Path("words/app.py").write_text("def app(environ, start_response): ...\n")
+    Path("words/cloister.toml").write_text(APP_FILE)
+    return lambda *options: run("deploy", "words", *options)
+
+
+def started(served: Served) -> Any:
+    enclave = served.stage.backend.last
+    return parse_launch(enclave.spawn.launch), served.stage.store.app("words")
+
+
+def test_what_is_launched_is_the_app_of_the_bundle_under_the_owners_key(
+    deploy: Callable[..., Result], served: Served, tmp_path: Path
+) -> None:
+    done = deploy("--platform", "sim", "--memory", "1GiB", "--cores", "2")
+    assert done.exit_code == 5
+    assert "As the test says." in done.stderr
+    launch, app = started(served)
+    content = served.stage.bundles.path(app.bundle).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == app.bundle
+    head = parse_bundle_head(content)
+    assert (launch.app.kind, launch.app.sha256) == ("wsgi", head.sha256)
+    assert (launch.deployment, launch.release, launch.egress, launch.models) == ("words", 1, (), ())
+    assert launch.config_sha256 == hashlib.sha256(app.config).hexdigest()
+    assert (app.memory_bytes, app.cores) == (GIB, 2)
+    assert app.expires_at > 0
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert SECRET.encode() not in kept
+
+
+def test_the_same_app_is_uploaded_once_and_another_one_anew(deploy: Callable[..., Result], served: Served) -> None:
+    bundles = []
+    for _ in range(2):
+        deploy("--platform", "sim")
+        bundles.append(started(served)[1].bundle)
+    Path("words/app.py").write_text("def app(environ, start_response): pass\n")
+    deploy("--platform", "sim")
+    launch, app = started(served)
+    assert bundles[0] == bundles[1] != app.bundle
+    assert launch.release == 3
+
+
+def test_the_owners_record_is_private_and_holds_no_secret(deploy: Callable[..., Result], tmp_path: Path) -> None:
+    deploy("--platform", "sim")
+    folder = tmp_path / "state" / "cloister" / "deployments"
+    record = folder / "words.json"
+    assert stat.S_IMODE(record.stat().st_mode) == 0o600
+    keys = json.loads(next((tmp_path / "state" / "cloister" / "bundles").glob("*.json")).read_bytes())["keys"]
+    assert keys
+    for secret in (SECRET, *keys.values()):
+        assert secret not in record.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        ([], 2, "which TEE"),
+        (["--platform", "sim", "--tier", "huge"], 2, "tier"),
+        (["--platform", "sim", "--memory", "lots"], 2, "size"),
+        (["--platform", "sim", "--bundle", "nothing"], 2, "cannot be read"),
+        (["--platform", "sim", "--bundle", "words/app.py"], 4, "not a cloister bundle"),
+        (["--platform", "sim", "--expires", "soon"], 2, "time"),
+        (["--platform", "tdx"], 2, "another platform"),
+        (["--platform", "sim", "--name", "../words"], 2, "lower-case"),
+        (["--platform", "sim", "--memory", "64GiB"], 5, "memory"),
+        (["--model", "tiny"], 2, "name"),
+        (["--model", "tiny", "--name", "chat"], 2, "simulated"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_deployed_is_said_and_nothing_is_started(
+    deploy: Callable[..., Result], served: Served, options: list[str], code: int, words: str
+) -> None:
+    done = deploy(*options)
+    assert (done.exit_code, words in done.stderr) == (code, True), done.stderr
+    assert served.stage.backend.started == []
+    assert served.stage.store.apps() == []
+
+
+def test_a_secret_without_a_value_is_said_before_anything_leaves(
+    deploy: Callable[..., Result], served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORD")
+    done = deploy("--platform", "sim")
+    assert done.exit_code == 2
+    assert "WORD" in done.stderr
+    assert served.stage.bundles.stored == 0
+
+
+def test_a_tier_is_a_word_for_a_size(deploy: Callable[..., Result], served: Served) -> None:
+    deploy("--platform", "sim", "--tier", "small")
+    assert (started(served)[1].memory_bytes, started(served)[1].cores) == (2 * GIB, 1)
+
+
+def test_without_a_login_nothing_is_packaged(run: Run) -> None:
+    done = run("deploy", ".", "--platform", "sim")
+    assert done.exit_code == 2
+    assert "cloister login" in done.stderr
+
+
+def test_the_broker_that_is_named_stands_in_the_launch_config_and_the_policy(
+    deploy: Callable[..., Result], served: Served, tmp_path: Path
+) -> None:
+    key = "ed25519:" + "A" * 43
+    assert deploy("--platform", "sim", "--memory", "1GiB", "--broker", "mine").exit_code == 2
+    deploy("--platform", "sim", "--memory", "1GiB", "--broker", key)
+    assert started(served)[0].broker_key == key
+    (policy,) = (tmp_path / "state" / "cloister" / "deployments").glob("*.policy.toml")
+    assert f'broker_key = "{key}"' in policy.read_text()
