@@ -18,7 +18,6 @@ from cloister.channel.release import Context, Release, nonce_of, open_release
 from cloister.errors import NotFound, NotTrusted, WrongUse
 from cloister.evidence.launch import launch_digest
 from cloister.evidence.strict_json import from_b64url
-from cloister.owner import broker_log
 from cloister.owner.broker import Broker, Watch
 from cloister.owner.broker_log import Entry, read_entries
 from cloister.owner.broker_state import BrokerKeys, Record, Records
@@ -357,7 +356,7 @@ def test_a_kill_at_any_moment_leaves_all_whole_and_releases_nothing_twice(
         return answer
 
     with monkeypatch.context() as patched:
-        patched.setattr(broker_log.os, "pwrite", torn)
+        patched.setattr(os, "pwrite", torn)
         patched.setattr(os, "fsync", synced)
         patched.setattr(Path, "replace", swapped)
         broker = place.broker()
