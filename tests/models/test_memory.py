@@ -74,6 +74,14 @@ def test_amx_takes_more_for_q8_0_but_not_for_the_embedding() -> None:
     assert weights == 544_000 + (544_000 + 278_528) * 38 // 34 + 2048
 
 
+def test_a_part_for_each_stream_takes_room_for_scores_too() -> None:
+    """Of a chunk of 512 rows, four heads, against 1,024 tokens."""
+    apart, shared = (estimate(MODEL, context=1024, streams=2, kv_type=kind).buffers for kind in ("f16", "q8_0"))
+    assert apart - shared == 4 * MODEL.heads * 1024 * 512
+    long = estimate(MODEL, context=1 << 18, streams=1)
+    assert long.buffers - 4 * MODEL.heads * (1 << 18) * 64 > 0, "never less than 64 rows"
+
+
 def test_the_context_is_the_models_own_up_to_the_engines_limit() -> None:
     assert estimate(MODEL).context == 16384
     assert estimate(MODEL, context=64).context == 64
@@ -85,7 +93,7 @@ def test_a_quarter_of_the_free_memory_is_the_caches_between_one_and_two_gibibyte
 
 
 def test_what_stands_here_and_in_the_engine_is_the_same() -> None:
-    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED"):
+    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED", "_MOST_SCORES"):
         assert getattr(memory, name) == getattr(engine, name)
     assert memory._MOST_CONTEXT == engine._MOST_CONTEXT
     assert LoopSettings().chunk == memory._CHUNK

@@ -280,7 +280,9 @@ def summary(verified: Verified) -> list[Text]:
         for model in verified.statement.models
     )
     until = datetime.fromtimestamp(verified.expires_at, UTC).strftime("%H:%M UTC")
-    named = f"  {output.one_line(verified.platform, 30)}, deployment {output.one_line(verified.launch.deployment, 60)}, {models}, until {until}"
+    deployment = f"deployment {output.one_line(verified.launch.deployment, 60)}"
+    parts = [output.one_line(verified.platform, 30), deployment, models, f"until {until}"]
+    named = "  " + ", ".join(filter(None, parts))
     lines = [output.styled((word, style), (named, "")), output.styled((_worth(verified), "dim"))]
     return [*lines, *first_use(verified)]
 

@@ -19,6 +19,7 @@ KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}
 
 _MOST_CONTEXT = 16384
 _LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32
+_MOST_SCORES = 1 << 28
 _PADDING = 256
 _CHUNK = 512
 _SEQUENCES = 2
@@ -73,10 +74,14 @@ def kv_cells(model: Description, *, context: int, streams: int, kv_type: str = "
         budget = min(max(free // 4, _LEAST_CACHE), most)
         return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
 
-    parts = streams + streams // 4
-    if kv_type == "f16" and parts * context <= within(_MOST_PARTED):
-        return parts * context
+    parted = _parts(streams) * context
+    if kv_type == "f16" and parted <= within(_MOST_PARTED):
+        return parted
     return max(context, min(streams * context, within(_MOST_CACHE)))
+
+
+def _parts(streams: int) -> int:
+    return streams + streams // 4
 
 
 def estimate(
@@ -99,6 +104,7 @@ def estimate(
     weights = _weights(model, amx=amx)
     free = 0 if available == _UNKNOWN else available - model.file_size - weights
     cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, free=free)
+    parted = kv_type == "f16" and cells == _parts(streams) * context
     cells = -(-cells // _PADDING) * _PADDING
     return Estimate(
         context=context,
@@ -107,7 +113,7 @@ def estimate(
         file=model.file_size,
         weights=weights,
         kv=kv_bytes(model, cells, kv_type),
-        buffers=_buffers(model, cells, streams),
+        buffers=_buffers(model, cells, streams) + (_scores(model, context) if parted else 0),
     )
 
 
@@ -133,6 +139,12 @@ def _buffers(model: Description, cells: int, streams: int) -> int:
     width = max(model.width, model.heads * model.key_length)
     rows = _CHUNK * (2 * cells + 4 * (5 * width + 2 * model.feed_forward))
     return rows + 4 * _SEQUENCES * streams * model.vocabulary
+
+
+def _scores(model: Description, context: int) -> int:
+    """Without flash attention: a chunk's rows against a whole conversation, for every head, in 32 bit."""
+    row = 4 * model.heads * context
+    return row * min(_CHUNK, max(1, _MOST_SCORES // max(row, 1) // 64) * 64)
 
 
 def judge(needed: Estimate, available: int) -> str:
