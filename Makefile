@@ -10,7 +10,7 @@ run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
 
 test: setup
-	$(BIN)/pytest -q -m "not system"
+	$(BIN)/pytest -q -m "not system" -n auto --maxprocesses=4 --dist loadfile
 
 NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
 test-system: setup .venv-interop/.installed $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails

@@ -108,7 +108,11 @@ def test_a_secret_has_32_bytes(secret: bytes) -> None:
         make_credential(endorsement_area(ECC), AK_NAME, secret, entropy)
 
 
-@pytest.mark.parametrize("name", [b"", AK_NAME[:-1], AK_NAME + b"\0", b"\0\x12" + AK_NAME[2:]])
+@pytest.mark.parametrize(
+    "name",
+    [b"", AK_NAME[:-1], AK_NAME + b"\0", b"\0\x12" + AK_NAME[2:]],
+    ids=["none", "short", "long", "another hash"],
+)
 def test_a_name_has_its_hash_and_its_digest(name: bytes) -> None:
     with pytest.raises(WrongUse):
         make_credential(endorsement_area(ECC), name, SECRET, entropy)

@@ -210,6 +210,7 @@ def test_signatures_with_weak_or_foreign_algorithms_are_refused() -> None:
         (TPM, bytes.fromhex("0018000b") + sized(bytes(33)) + sized(bytes(32)), "a wrong length"),
         (TPM, bytes.fromhex("0018000b") + sized(bytes(32)) + sized(bytes(33)), "a wrong length"),
     ],
+    ids=["RSA, another's", "ECC, another's", "RSA, short", "ECC, r too long", "ECC, s too long"],
 )
 def test_says_what_is_weak_in_a_signature_of_a_key_without_scheme(tpm: Tpm, forged: bytes, said: str) -> None:
     """As of a key of which only the numbers are known (Azure's)."""
