@@ -74,6 +74,13 @@ class Absent:
     def look(self, url: str) -> str:
         return self.run("serve", "--policy", str(self.folder / "policy.toml"), "--watch", url, "--once")
 
+    def decided(self, url: str) -> str:
+        """What a look says once there is something to decide: on a busy machine an enclave may not wait yet."""
+        for _ in range(20):
+            if told := self.look(url):
+                return told
+        return ""
+
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run("log", "show", "--json").splitlines()]
 
@@ -114,7 +121,7 @@ def test_an_enclave_serves_after_every_start_without_its_owner(absent: Absent) -
             broker.send_signal(signal.SIGKILL)
             broker.communicate()
     with absent.started() as host:
-        assert absent.look(host.url).startswith("released acme")
+        assert absent.decided(host.url).startswith("released acme")
         assert host.event()["event"] == "ready"
         assert said(absent, host) == SECRET
         assert absent.look(host.url) == ""  # it waits for nobody
@@ -127,7 +134,7 @@ def test_an_enclave_serves_after_every_start_without_its_owner(absent: Absent) -
 
 def test_a_client_believes_no_broker_that_its_policy_does_not_name(absent: Absent) -> None:
     with absent.started() as host:
-        assert absent.look(host.url).startswith("released acme")
+        assert absent.decided(host.url).startswith("released acme")
         assert host.event()["event"] == "ready"
         with http_client(host.url, policy=absent.own.policy) as client, pytest.raises(NotTrusted, match="broker"):
             client.get("/")
@@ -155,7 +162,7 @@ def test_to_any_other_enclave_nothing_is_sent(absent: Absent, what: str) -> None
         measured = next(iter(absent.own.policy.measurements["sim"]))["code"]
         (absent.folder / "policy.toml").write_text(policy.replace(str(measured), f"sha256:{'99' * 32}"))
     with absent.started(**change) as host:
-        assert absent.look(host.url).startswith("refused")
+        assert absent.decided(host.url).startswith("refused")
         assert httpx2.get(f"{host.url}/readyz").json() == {"status": "waiting"}
         assert b"cloister-release" not in host.traffic()
     last = absent.log()[-1]
