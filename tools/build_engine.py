@@ -199,7 +199,9 @@ def unpack(folder: Path) -> tuple[Path, Path]:
     source, toolchain = folder / "source", folder / "toolchain"
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
     with tarfile.open(archive) as tar:
-        tar.extractall(source, filter="data")
+        if hasattr(tarfile, "data_filter"):  # not in 3.11.2, Debian 12's own
+            tar.extraction_filter = tarfile.data_filter
+        tar.extractall(source)
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as packed:
             for member in packed.infolist():

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,23 +26,34 @@ def backend(tmp_path: Path) -> ProcessBackend:
     return ProcessBackend(Device.open(tmp_path / "sim"))
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "secret.gguf", "../x.gguf", "./tiny", "~/m.gguf"])
+def spawn_of(config: EnclaveConfig, model: str) -> Spawn:
+    return Spawn(
+        name="one",
+        launch=LAUNCH.encode(),
+        config=config.encode(),
+        bundle=None,
+        model=model,
+        memory_bytes=1 << 30,
+        cores=(0,),
+    )
+
+
+def test_the_hosts_own_servers_are_not_for_apps(backend: ProcessBackend) -> None:
+    with pytest.raises(WrongUse, match="own servers"):
+        backend.start(spawn_of(replace(CONFIG, upstream="http://127.0.0.1:8000"), "tiny"))
+
+
+FILES = ["/etc/passwd", "/nowhere", "/etc", "secret.gguf", "../x.gguf", "./tiny", "~/m.gguf", "~nobody/x", "~x-y-z/x"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_the_hosts_own_files_are_not_for_apps(
     backend: ProcessBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.gguf").write_bytes(b"GGUF")
-    spawn = Spawn(
-        name="one",
-        launch=LAUNCH.encode(),
-        config=CONFIG.encode(),
-        bundle=None,
-        model=name,
-        memory_bytes=1 << 30,
-        cores=(0,),
-    )
-    with pytest.raises(WrongUse):
-        backend.start(spawn)
+    with pytest.raises(WrongUse, match="own files are not for apps"):  # one word for all: what is there is not told
+        backend.start(spawn_of(CONFIG, name))
 
 
 def test_the_operators_policy_pins_what_it_started(backend: ProcessBackend) -> None:

@@ -264,6 +264,16 @@ def test_a_console_reads_and_changes_nothing(served: Served) -> None:
             assert answer.status_code == 401, (method, path)
 
 
+def test_a_console_ends_with_the_token_that_opened_it(served: Served) -> None:
+    headers = {"authorization": f"Bearer {console_session(served)}"}
+    unused = served.client.post("/v1/console").json()["path"].partition("#")[2]
+    assert served.stranger.get("/v1/apps", headers=headers).status_code == 200
+    served.stage.store.remove_token("me")
+    assert served.stranger.get("/v1/apps", headers=headers).status_code == 401
+    late = served.stranger.post("/console/session", json={"token": unused}).json()["session"]
+    assert served.stranger.get("/v1/apps", headers={"authorization": f"Bearer {late}"}).status_code == 401
+
+
 def test_a_consoles_time_ends(served: Served) -> None:
     headers = {"authorization": f"Bearer {console_session(served)}"}
     assert served.stranger.get("/v1/apps", headers=headers).status_code == 200

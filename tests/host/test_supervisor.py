@@ -187,6 +187,38 @@ def test_stopping_ends_the_enclave_and_waits_for_it(backend: FakeBackend, watche
     supervisor.stop()
 
 
+def test_stopping_does_not_wait_for_a_start_that_takes_long_nor_does_its_end_touch_the_next_ones_port(
+    backend: FakeBackend, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is being fetched, say."""
+    monkeypatch.setattr("cloister.host.supervisor._LONGEST_START", 0.01)
+    fetched = threading.Event()
+    start = backend.start
+
+    def slow(spawn: Spawn) -> Any:
+        fetched.wait(60)
+        return start(spawn)
+
+    monkeypatch.setattr(backend, "start", slow)
+    supervisor = watched.make()
+    supervisor.start()
+    eventually(lambda: supervisor.status.state == "starting")
+    supervisor.stop()
+    fetched.set()
+    eventually(lambda: backend.started and backend.last.stopped.is_set())
+    assert watched.ports == []
+
+
+def test_an_app_is_not_forgotten_when_following_it_goes_wrong(backend: FakeBackend, watched: Watched) -> None:
+    backend.script = lambda _: [{"event": "failed", "error": ["no word"]}]
+    supervisor = watched.make()
+    supervisor.start()
+    eventually(lambda: len(watched.pauses) == 1)
+    assert backend.last.stopped.is_set()
+    assert "could not be followed: TypeError" in repr(watched.told)
+    supervisor.stop()
+
+
 @pytest.mark.parametrize("words", [False, True])
 def test_the_apps_own_words_are_kept_only_where_it_published_them(
     backend: FakeBackend, watched: Watched, words: bool
@@ -207,9 +239,10 @@ def test_of_an_enclaves_description_only_short_words_and_numbers_are_kept(
     supervisor = watched.make()
     supervisor.start()
     state(supervisor, "ready")
+    kept = supervisor.status.ready
     supervisor.stop()
-    kept = watched.told
-    assert "words" not in repr(kept)
+    assert kept == {"model": "tiny " + "x" * 95, "slots": 4}
+    assert "words" not in repr(watched.told)
 
 
 def test_one_that_takes_too_much_is_ended_with_its_reason(

@@ -106,17 +106,24 @@ def test_what_stands_here_and_in_the_engine_is_the_same() -> None:
     [(None, "f16"), (None, "q8_0"), (16, "f16"), (32, "f16"), (32, "q8_0"), (64, "f16"), (64, "q8_0")],
 )
 @pytest.mark.parametrize("slots", [2, 16])
+@pytest.mark.parametrize("context", [None, 300])
 @pytest.mark.parametrize("budget", [GIB, 1_000_000, 3_000_000])
 def test_the_engine_takes_as_many_cells(
-    budget: int, slots: int, length: int | None, kv_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: int,
+    slots: int,
+    context: int | None,
+    length: int | None,
+    kv_type: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for room in (engine, memory):
         for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED"):
             monkeypatch.setattr(room, name, budget)
     path = embedded_path("tiny") if length is None else write_heads(tmp_path / "made.gguf", length)
     library, described = load_library(), read_description(path)
-    needed = estimate(described, streams=slots, kv_type=kv_type)
-    model = Model(library, path, LoopSettings(slots=slots, kv_type=kv_type))
+    needed = estimate(described, context=context, streams=slots, kv_type=kv_type)
+    model = Model(library, path, LoopSettings(slots=slots, kv_type=kv_type, context=context or 0))
     try:
         assert (int(library.llama_n_ctx(model.context)), model.context_length) == (needed.cells, needed.context)
         assert model.kv_tokens == kv_cells(described, context=needed.context, streams=slots, kv_type=kv_type)

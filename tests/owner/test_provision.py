@@ -1,6 +1,6 @@
 """What an owner's machine sends, to whom, and when: against an enclave that is played by a transport."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,25 @@ def test_a_release_that_was_not_taken_is_told(world: World, status: int, error: 
         hand_over(world, enclave)
     assert len(enclave.posted) == 1
     assert "release" in caught.value.step
+
+
+def test_a_refusal_without_end_is_not_read_to_its_end(world: World) -> None:
+    """Whoever stands between lets the evidence through, and answers the release."""
+    enclave, read = Enclave(genuine(world)), 0
+
+    def flood() -> Iterator[bytes]:
+        nonlocal read
+        while True:
+            read += 1
+            assert read < 100
+            yield bytes(1024)
+
+    def between(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(403, content=flood()) if request.method == "POST" else enclave(request)
+
+    with httpx2.Client(transport=httpx2.MockTransport(between)) as client, pytest.raises(NotTrusted):
+        provision(URL, policy=policy(world), owner=OWNER, release=RELEASE, client=client, clock=lambda: NOW)
+    assert 0 < read < 10
 
 
 def test_what_is_no_evidence_is_told(world: World) -> None:

@@ -3,6 +3,7 @@
 For laptops and tests: whoever runs the machine can read everything. It has no isolation to offer but a process's own.
 """
 
+import contextlib
 import os
 import socket
 import threading
@@ -19,7 +20,7 @@ from cloister.evidence.statement import INSECURE_NAMES
 from cloister.host.backend import Event, RunningEnclave, Spawn
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.download import resolve
-from cloister.models.reference import ModelFile, parse_reference
+from cloister.models.reference import EmbeddedModel, HubModel, parse_reference
 from cloister.models.store import LocalModel
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
 from cloister.verify import Policy
@@ -42,11 +43,12 @@ class ProcessBackend:
         return write_root(self._device)
 
     def start(self, spawn: Spawn) -> RunningEnclave:
-        """Raises: WrongUse for a model that is a file of this machine; what `resolve` raises."""
-        config = parse_config(spawn.config)
+        """Raises: WrongUse for an upstream, and for a model that is a file of this machine; what `resolve` raises."""
+        if parse_config(spawn.config).upstream is not None:
+            hint = "A model belongs into the bundle."
+            raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
         model = None if spawn.model is None else _public(spawn.model)
-        needs_engine = config.upstream is None
-        measurement = self._measure(engine=needs_engine)
+        measurement = self._measure()
         sock = listen("127.0.0.1", 0)
         hardware = self._device.launch(measurement, launch_digest(spawn.launch))
         boot = Boot(
@@ -56,14 +58,14 @@ class ProcessBackend:
             device_fd=hardware.fd,
             model_path=str(model.path) if model else "",
             model_name=model.name if model else "",
-            engine_dir=str(library_dir()) if needs_engine else "",
+            engine_dir=str(library_dir()),
             bundle_path=str(spawn.bundle) if spawn.bundle else "",
         )
         process = EnclaveProcess(boot.encode(), (sock.fileno(), hardware.fd), silent=True)
         return _Running(process, hardware, sock, spawn.cores)
 
     def policy(self, launch: LaunchConfig) -> Policy:
-        measured = self._measurement or self._measure(engine=True)
+        measured = self._measurement or self._measure()
         return Policy(
             deployment=launch.deployment,
             owner_key=launch.owner_key,
@@ -75,10 +77,10 @@ class ProcessBackend:
             tolerate_insecure=frozenset(INSECURE_NAMES),
         )
 
-    def _measure(self, *, engine: bool) -> Measurement:
+    def _measure(self) -> Measurement:
         """One at a time: CPython 3.11 cannot parse in two threads at once (SystemError in `ast.parse`)."""
         with self._measuring:
-            self._measurement = measure(library_dir() if engine else None)
+            self._measurement = measure(library_dir())
             return self._measurement
 
 
@@ -112,9 +114,11 @@ class _Running:
 
 
 def _public(reference: str) -> LocalModel:
-    """An embedded model, or a hub's. Raises: WrongUse for a file: whoever deploys names none of the host's."""
-    found = parse_reference(reference)
-    if isinstance(found, ModelFile):
+    """An embedded model, or a hub's. Raises: WrongUse for all else, in one word: what files there are is not told."""
+    found: object = None
+    with contextlib.suppress(WrongUse, OSError, RuntimeError):  # RuntimeError: `~nobody`
+        found = parse_reference(reference)
+    if not isinstance(found, EmbeddedModel | HubModel):
         hint = "Name an embedded model, or hf.co/org/repo:quant; a model of your own belongs into the bundle."
         raise WrongUse("The host's own files are not for apps.", hint=hint, step="model")
     return resolve(found)

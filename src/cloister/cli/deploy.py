@@ -93,8 +93,8 @@ def deploy(
             release_for(made, secrets)  # what is missing is said before anything is uploaded
         limits = _limits(app, made, tier, memory, cores)
         _upload(client, made)
-        save_record(made, client.url)
         started = client.post("/v1/apps", _request(made, limits, _ends(expires, app)))
+        save_record(made, client.url)  # of what the host took: what it refused pins nothing
         shown, verified = _serve(client, made, started, secrets, wait)
     _tell(shown, made, verified, as_json)
 
@@ -140,7 +140,7 @@ def _limits(app: AppFile | None, made: Deployment, tier: str, memory: str, cores
         raise WrongUse("There is no such tier.", expected=", ".join(TIERS), got=output.one_line(tier, 40), step="tier")
     asked = TIERS.get(tier)
     wanted = app.resources if app is not None else None
-    size = made.bundle[0].stat().st_size if made.bundle is not None else 0
+    size = made.bundle[0].stat().st_size if made.bundle is not None else made.weights
     usual = size + _ROOM_OF_MODEL if made.kind == "llm" else TIERS["small"].memory_bytes
     given = wanted.memory << 20 if wanted is not None and wanted.memory else usual
     counted = wanted.cores if wanted is not None and wanted.cores else 1

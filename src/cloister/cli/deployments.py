@@ -58,7 +58,7 @@ class Wishes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One release of an app, decided before the host is asked. `bundle`: file and SHA-256 of a sealed app, and its `head`;
-    None with a public `model`, for which nothing is released."""
+    None with a public `model` of `weights` bytes, for which nothing is released."""
 
     name: str
     launch: bytes
@@ -70,6 +70,7 @@ class Deployment:
     folder: Path | None = None
     api_keys: Path | None = None
     model: str | None = None
+    weights: int = 0
 
     @property
     def fragment(self) -> str:
@@ -156,6 +157,7 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
         policy=replace(policy_for(plan, device.root_pem), deployment=wishes.name),
         kind="llm",
         model=model,
+        weights=found.path.stat().st_size,
     )
 
 

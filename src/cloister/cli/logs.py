@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -32,11 +33,12 @@ def _logs(
     with connect(host) as client:
         while True:
             try:
-                lines = client.get(client.app(name, "logs"), after=last, wait=_WAIT if follow and last else 0)["lines"]
+                lines = client.get(client.app(name, "logs"), after=last, wait=_WAIT if follow else 0)["lines"]
             except ConnectionFailed:
                 failures += 1
                 if not (follow and last) or failures > _TRIES:
                     raise
+                time.sleep(1.0)
                 continue
             failures = 0
             for line in lines:

@@ -20,9 +20,9 @@ import httpx2
 import typer
 
 import cloister.errors
+from cloister import private_file
 from cloister.cli import output
 from cloister.errors import CloisterError, ConnectionFailed, Unauthorized, WrongUse
-from cloister.private_file import refuse_shared
 
 __all__ = ["AppName", "HostClient", "HostOption", "Login", "Logins", "connect", "normal"]
 
@@ -58,7 +58,7 @@ class Logins:
         """Raises: WrongUse when others can read the file, or it is damaged."""
         if not self._path.exists():
             return {}
-        refuse_shared(self._path)
+        private_file.refuse_shared(self._path)
         try:
             found = json.loads(self._path.read_bytes())
             return {str(url): Login(str(one["token"]), str(one["ca"])) for url, one in found.items()}
@@ -79,14 +79,8 @@ class Logins:
 
     def _write(self, logins: Mapping[str, Login]) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = self._path.with_suffix(f".{os.getpid()}")
-        text = json.dumps({url: {"token": one.token, "ca": one.ca} for url, one in logins.items()}, indent=2)
-        try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(text)
-            draft.replace(self._path)
-        finally:
-            draft.unlink(missing_ok=True)
+        members = {url: {"token": one.token, "ca": one.ca} for url, one in logins.items()}
+        private_file.write(self._path, json.dumps(members, indent=2).encode())
 
 
 def normal(url: str) -> str:

@@ -24,7 +24,7 @@ _NOT_RETURNED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b
 
 @contextmanager
 def opened_through(url: str, policy: Policy) -> Iterator[str]:
-    """The local address, for as long as the context lasts. Raises: what verifying the enclave raises, before anything."""
+    """The local address, for as long as the context lasts. What does not verify gets nothing, and is answered with 502."""
     sock = listen("127.0.0.1", 0)
     local = f"http://127.0.0.1:{sock.getsockname()[1]}"
     running = server(_Through(url, policy))

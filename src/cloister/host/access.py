@@ -7,7 +7,7 @@ things. Everything else is answered 401 before its body is read, whether or not 
 import hashlib
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, TypeAlias
 
 from cloister.host.problems import problem
@@ -45,29 +45,32 @@ class ConsoleSessions:
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock`: seconds, monotonic."""
         self._clock = clock
-        self._tokens: dict[bytes, float] = {}
-        self._sessions: dict[bytes, float] = {}
+        self._tokens: dict[bytes, tuple[float, str]] = {}
+        self._sessions: dict[bytes, tuple[float, str]] = {}
 
-    def token(self) -> str:
-        """Good for one `begin` within 12 hours; the oldest of more than 64 is forgotten."""
-        return self._new(self._tokens)
+    def token(self, opener: str = "") -> str:
+        """Good for one `begin` within 12 hours; the oldest of more than 64 is forgotten. `opener`: the digest of the
+        operator's token that asked for it, with which all of this ends; "" for the daemon itself."""
+        return self._new(self._tokens, opener)
 
     def begin(self, token: str) -> str | None:
         """A session for 12 hours; None for a token that is unknown, used or too old."""
-        until = self._tokens.pop(_digest(token), 0.0)
-        return self._new(self._sessions) if self._clock() < until else None
+        until, opener = self._tokens.pop(_digest(token), (0.0, ""))
+        return self._new(self._sessions, opener) if self._clock() < until else None
 
-    def knows(self, session: str) -> bool:
+    def knows(self, session: str, openers: Collection[str]) -> bool:
+        """`openers`: the digests of the tokens that there are."""
         digest, good = _digest(session), False
-        for known, until in self._sessions.items():
-            good |= hmac.compare_digest(known, digest) and self._clock() < until
+        for known, (until, opener) in self._sessions.items():
+            lives = self._clock() < until and (not opener or opener in openers)
+            good |= hmac.compare_digest(known, digest) and lives
         return good
 
-    def _new(self, kept: dict[bytes, float]) -> str:
+    def _new(self, kept: dict[bytes, tuple[float, str]], opener: str) -> str:
         while len(kept) >= _MOST:
             kept.pop(next(iter(kept)))
         word = secrets.token_urlsafe(32)
-        kept[_digest(word)] = self._clock() + _SECONDS
+        kept[_digest(word)] = self._clock() + _SECONDS, opener
         return word
 
 
@@ -105,8 +108,9 @@ class Access:
         scheme, _, word = given[0].decode("latin-1").partition(" ") if len(given) == 1 else ("", "", "")
         if scheme.lower() != "bearer" or not word:
             return None
-        name = name_of(word, self._store.tokens())
-        if name is None and scope["method"] == "GET" and self._sessions.knows(word):
+        tokens = self._store.tokens()
+        name = name_of(word, tokens)
+        if name is None and scope["method"] == "GET" and self._sessions.knows(word, {one.sha256 for one in tokens}):
             return ""
         return name
 

@@ -35,6 +35,7 @@ _BLOCK = 1 << 20  # bytes handed to the disk at once
 _IDLE = 30.0  # seconds in which a body must go on
 _LONGEST_WAIT = 25.0  # seconds that a question for new log lines may stay open
 _POLL = 0.25
+_REMOVED = "removed"  # no token's digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def create_host(host: Host) -> Access:
         CloisterError: _failed,
         HTTPException: _refused,
         ClientDisconnect: _gone,
+        TimeoutError: _slow,
     }
     return Access(Starlette(routes=routes, exception_handlers=handlers), host.store, host.sessions)
 
@@ -96,6 +98,10 @@ async def _refused(_request: Request, error: Any) -> Response:
 
 async def _gone(_request: Request, _error: Any) -> Response:
     return Response(status_code=400)  # nobody is there to read it
+
+
+async def _slow(_request: Request, _error: Any) -> Response:
+    return problem(408, "WrongUse", "The request's body stood still for too long.")
 
 
 class _Doors:
@@ -127,8 +133,10 @@ class _Doors:
             }
         )
 
-    async def console(self, _request: Request) -> Response:
-        return _json({"path": f"/console#{self._host.sessions.token()}"})
+    async def console(self, request: Request) -> Response:
+        tokens = await run_in_threadpool(self._host.store.tokens)
+        opener = next((one.sha256 for one in tokens if one.name == request.state.by), _REMOVED)
+        return _json({"path": f"/console#{self._host.sessions.token(opener)}"})
 
     async def begin_session(self, request: Request) -> Response:
         session = self._host.sessions.begin(_text(await _object(request), "token"))

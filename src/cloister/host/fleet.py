@@ -10,6 +10,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -148,7 +149,9 @@ class Fleet:
             try:
                 work()
             except Exception as error:  # noqa: BLE001 (a thread's edge: the next round may do better)
-                print(f"host: {type(error).__name__} while looking after apps", file=sys.stderr)  # noqa: T201
+                *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+                place = f"{Path(frame.f_code.co_filename).name}, line {line}"
+                print(f"host: {type(error).__name__} at {place}, while looking after apps", file=sys.stderr)  # noqa: T201
 
     # What people ask for
 

@@ -204,7 +204,7 @@ class Store:
     # Logs and samples: the oldest make room for the newest, and those for which the disk has none are lost
 
     def log(self, app: str, at: float, kind: str, text: str = "") -> None:
-        with contextlib.suppress(HostFull), self._change() as db:
+        with contextlib.suppress(HostFull, sqlite3.OperationalError), self._change() as db:
             db.execute("INSERT INTO line (app, at, kind, text) VALUES (?, ?, ?, ?)", [app, at, kind, text[:MOST_TEXT]])
             _keep(db, "line", app, MOST_LINES)
 
@@ -214,7 +214,7 @@ class Store:
         return [Line(*row) for row in reversed(self._rows(query, [app, after, most]))]
 
     def sample(self, app: str, sample: Sample) -> None:
-        with contextlib.suppress(HostFull), self._change() as db:
+        with contextlib.suppress(HostFull, sqlite3.OperationalError), self._change() as db:
             db.execute(
                 f"INSERT INTO sample (app, {_SAMPLE}) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 [app, *astuple(sample)],

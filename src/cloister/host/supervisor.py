@@ -18,6 +18,8 @@ __all__ = ["Backoff", "Status", "Supervisor"]
 
 # `failed` events whose cause another start would meet again.
 _FINAL = frozenset({"WrongUse", "NotTrusted", "Malformed", "MalformedModel", "MalformedMessage", "MalformedEvidence"})
+_LONGEST_START = 10.0
+"""Seconds that `stop` waits for a start that is under way."""
 _STATES: dict[str, State] = {
     "waiting": "waiting",
     "opening": "opening",
@@ -106,14 +108,15 @@ class Supervisor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the enclave is gone. Idempotent."""
+        """Returns when the enclave is gone. One whose start is under way still (a model is fetched, say) ends as soon as it
+        has started. Idempotent."""
         self._stopping.set()
         with self._lock:
             running = self._running
         if running is not None:
             running.stop()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(None if running is not None else _LONGEST_START)
 
     def end(self, reason: str) -> None:
         """Ends the enclave that runs now, as if it had ended by itself (it took too much, say)."""
@@ -126,7 +129,10 @@ class Supervisor:
         failures = 0
         while not self._stopping.is_set():
             began = self._clock()
-            outcome = self._once()
+            try:
+                outcome = self._once()
+            except Exception as error:  # noqa: BLE001 (a thread's edge: an app must not be forgotten)
+                outcome = _Outcome(detail=f"It could not be followed: {type(error).__name__}.")
             if self._stopping.is_set():
                 break
             if outcome.expired or outcome.final or not self._again:
@@ -155,10 +161,12 @@ class Supervisor:
             if self._stopping.is_set():
                 return _Outcome()
             self._attach(running.port)
-            outcome = self._follow(running)
+            try:
+                outcome = self._follow(running)
+            finally:
+                self._attach(0)
             return _Outcome(detail=self._reason) if self._reason else outcome
         finally:
-            self._attach(0)
             running.stop()
             with self._lock:
                 self._running = None

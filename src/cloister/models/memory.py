@@ -69,19 +69,28 @@ def kv_bytes(model: Description, cells: int, kv_type: str = "f16") -> int:
 def kv_cells(model: Description, *, context: int, streams: int, kv_type: str = "f16", free: int = 0) -> int:
     """How many tokens the engine's cache holds, of `free` bytes: a part of one context for each stream and some that
     are kept, where they fit, or else `streams` contexts at most in one cache for all, and never less than one."""
+    if _is_parted(model, context=context, streams=streams, kv_type=kv_type, free=free):
+        return _parts(streams) * context
+    return max(context, min(streams * context, _within(model, _MOST_CACHE, kv_type=kv_type, free=free)))
 
-    def within(most: int) -> int:
-        budget = min(max(free // 4, _LEAST_CACHE), most)
-        return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
 
-    parted = _parts(streams) * context
-    if kv_type == "f16" and parted <= within(_MOST_PARTED):
-        return parted
-    return max(context, min(streams * context, within(_MOST_CACHE)))
+def _is_parted(model: Description, *, context: int, streams: int, kv_type: str, free: int) -> bool:
+    cells = _parts(streams) * _padded(context)
+    return kv_type == "f16" and cells <= _within(model, _MOST_PARTED, kv_type=kv_type, free=free)
+
+
+def _within(model: Description, most: int, *, kv_type: str, free: int) -> int:
+    """Cells that fit what the cache may take, of `most` bytes at most."""
+    budget = min(max(free // 4, _LEAST_CACHE), most)
+    return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
 
 
 def _parts(streams: int) -> int:
     return streams + streams // 4
+
+
+def _padded(cells: int) -> int:
+    return -(-cells // _PADDING) * _PADDING
 
 
 def estimate(
@@ -104,8 +113,9 @@ def estimate(
     weights = _weights(model, amx=amx)
     free = 0 if available == _UNKNOWN else available - model.file_size - weights
     cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, free=free)
-    parted = kv_type == "f16" and cells == _parts(streams) * context
-    cells = -(-cells // _PADDING) * _PADDING
+    parted = _is_parted(model, context=context, streams=streams, kv_type=kv_type, free=free)
+    each, number = (context, _parts(streams)) if parted else (cells, 1)
+    cells = number * _padded(each)
     return Estimate(
         context=context,
         streams=streams,

@@ -2,6 +2,7 @@
 release, sealed to that enclave's single-use key and signed."""
 
 import ipaddress
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ Completer: TypeAlias = Callable[[Document, float], Document]
 
 _PATIENCE = 60.0
 _PAUSE = 0.2
+_MOST_PROBLEM = 4096
 _TIMEOUT = httpx2.Timeout(30.0)
 _NOT_YET = frozenset({429, 502, 503, 504})
 
@@ -150,26 +152,35 @@ def _evidence(response: httpx2.Response) -> bytes:
 
 def _post(client: httpx2.Client, url: str, message: bytes) -> None:
     address = f"{url.rstrip('/')}/.well-known/cloister-release"
+    kind = {"content-type": "application/octet-stream"}
     try:
-        response = client.post(address, content=message, headers={"content-type": "application/octet-stream"})
+        with client.stream("POST", address, content=message, headers=kind) as response:
+            status = response.status_code
+            title = _title(response) if status in (400, 403) else ""
     except httpx2.HTTPError as error:
         hint = "Whether it was taken is not known: see `cloister status` before you try again."
         raise ConnectionFailed("The release did not get through.", step="release", hint=hint) from error
-    if response.status_code == 204:
+    if status == 204:
         return
-    got = f"status {response.status_code}"
-    if response.status_code == 409:
+    got = f"status {status}"
+    if status == 409:
         hint = "Somebody was first, with your key. Restart the app, and release it anew."
         raise NotTrusted("The enclave has had a release.", step="release", got=got, hint=hint)
-    if response.status_code in (400, 403):
-        raise NotTrusted("The enclave refuses the release.", step="release", got=got, hint=_title(response))
+    if status in (400, 403):
+        raise NotTrusted("The enclave refuses the release.", step="release", got=got, hint=title)
     raise ConnectionFailed("The release did not get through.", step="release", got=got)
 
 
 def _title(response: httpx2.Response) -> str:
+    """Of a problem's details, as far as they are short: whoever stands between may answer without end."""
+    content = bytearray()
+    for part in response.iter_bytes():
+        content += part
+        if len(content) > _MOST_PROBLEM:
+            return ""
     try:
-        title = response.json()["title"]
-    except (ValueError, KeyError, TypeError):
+        title = json.loads(content)["title"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
     return str(title)[:200]
 

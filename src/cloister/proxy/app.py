@@ -86,7 +86,7 @@ class Proxy:
         failed = False
         try:
             await self._guarded(scope, receive, observed.send)
-        except CloisterError:
+        except Exception:
             failed = True
             raise
         finally:

@@ -37,8 +37,9 @@ _NOT_RETURNED = (
 # Looked at in a browser, an answer is a document without scripts, of an origin of its own.
 _INERT = ((b"content-security-policy", b"sandbox; default-src 'none'"), (b"x-content-type-options", b"nosniff"))
 # At its own name the app's pages are pages, and say in their own policy what else they forbid themselves. Beside it stands
-# ours: a page that was verified loads no code and sends no word past the sealed channel, and what runs in the browser came
-# from the enclave that is verified now, not from a cache or worker that an earlier one left.
+# ours: a page that was verified loads no code and fetches nothing past the sealed channel (where it sends the person, and
+# WebRTC, no such policy holds), and what runs in the browser came from the enclave that is verified now, not from a cache or
+# worker that an earlier one left.
 _NOT_RETURNED_TO_PAGES = (
     *(one for one in _NOT_RETURNED if one not in (b"content-security-policy", b"set-cookie")),
     b"alt-svc",

@@ -56,7 +56,7 @@ class Histogram:
 @dataclass(slots=True)
 class Metrics:
     """Since the start. `refused` counts by the proxy's own codes; `cancelled` the clients that left, `broken` the answers
-    that failed after their head."""
+    that failed, most of them after their head."""
 
     requests: Counter[str] = field(default_factory=Counter)
     responses: Counter[int] = field(default_factory=Counter)
@@ -85,7 +85,7 @@ class Metrics:
             ("responses", "Answers by status.", [({"status": str(key)}, n) for key, n in self.responses.items()]),
             ("refused", "What the proxy refused or could not do, by its own code.", self._refused()),
             ("cancelled", "Requests whose client left before the end.", [({}, self.cancelled)]),
-            ("broken", "Answers that failed after their head.", [({}, self.broken)]),
+            ("broken", "Answers that failed, most of them after their head.", [({}, self.broken)]),
             ("request_bytes", "Bytes of requests' bodies.", [({}, self.request_bytes)]),
             ("response_bytes", "Bytes of answers' bodies.", [({}, self.response_bytes)]),
         ):
@@ -142,14 +142,13 @@ class Observed:
         self._metrics = metrics
         self._send = send
         self._began = time.perf_counter()
-        self._started = self._ended = False
+        self._ended = False
         metrics.requests[_route(path)] += 1
         metrics.running += 1
 
     async def send(self, message: Message) -> None:
         await self._send(message)
         if message["type"] == "http.response.start":
-            self._started = True
             self._metrics.responses[message["status"]] += 1
             self._metrics.head.add(time.perf_counter() - self._began)
             return
@@ -162,7 +161,7 @@ class Observed:
         """When the request is over, however that came."""
         self._metrics.running -= 1
         if not self._ended:
-            if failed and self._started:
+            if failed:
                 self._metrics.broken += 1
             else:
                 self._metrics.cancelled += 1

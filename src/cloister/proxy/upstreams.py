@@ -1,8 +1,9 @@
 """The enclaves behind one proxy: each verified by itself, under its own policy; and which of them a request is for.
 
 A request goes to the enclave whose model it names, by the statement that was verified last. Where two have a model of one
-name, it is written `enclave/model`. What names no model, or `default`, goes to the first. Nothing ever goes to another
-enclave because the one that was named cannot be verified.
+name, it is written `enclave/model`. What names no model, or `default`, goes to the first. Nothing that is written
+`enclave/model` ever goes to another enclave. A bare name may, while the one that was meant was not verified since the start:
+its models are not known then.
 """
 
 import asyncio

@@ -44,9 +44,9 @@ def python_app(code: str, *, kind: Any = "asgi", confined: bool = False, **more:
     return PythonApp(config)
 
 
-def shared() -> set[Path]:
-    """What of apps lies in the memory that all processes of this machine share."""
-    return set(Path("/dev/shm").glob("cloister-app-*"))
+def shared(front: int | None = None) -> set[Path]:
+    """What of the apps of a front (this process, or that of a number) lies in the memory that all processes share."""
+    return set(Path("/dev/shm").glob(f"cloister-app-{front or os.getpid()}-*"))
 
 
 async def ask(

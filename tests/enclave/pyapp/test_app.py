@@ -169,14 +169,20 @@ async def test_an_app_that_cannot_start_is_named_by_class_and_place_without_its_
     assert "a secret" not in f"{caught.value.message}{caught.value.hint}"
 
 
-async def test_a_startup_that_fails_fails_the_start() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("then", "words"), [('raise KeyError("a secret")', "(KeyError, main.py:5)"), ("", "(RuntimeError)")]
+)
+async def test_a_startup_that_fails_is_named_by_class_and_place_without_its_words(then: str, words: str) -> None:
+    code = f"""
 async def app(scope, receive, send):
     await receive()
-    await send({"type": "lifespan.startup.failed", "message": "a secret"})
+    await send({{"type": "lifespan.startup.failed", "message": "a secret"}})
+    {then}
 """
-    with pytest.raises(WrongUse):
+    with pytest.raises(WrongUse) as caught:
         await python_app(code).start()
+    assert words in caught.value.message
+    assert "a secret" not in f"{caught.value.message}{caught.value.hint}"
 
 
 async def test_it_imports_its_packages_and_none_of_ours() -> None:
@@ -317,13 +323,12 @@ asyncio.run(main())
 
 def started_and_killed() -> int:
     """The number of an app's process whose front was killed."""
-    before = shared()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen([sys.executable, "-c", FRONT], stdout=subprocess.PIPE, env=environment) as front:
         assert front.stdout is not None
         pid = int(front.stdout.readline())
         front.kill()
-    for left in shared() - before:
+    for left in shared(front.pid):
         shutil.rmtree(left)
     return pid
 

@@ -22,10 +22,11 @@ def tried(what):
 with socket.socket() as sock:
     reached = sock.connect_ex(("192.0.2.1", 9))
 print(json.dumps({"alone": alone, "same user": os.getuid() == user, "shm": os.listdir("/dev/shm"),
-    "write": tried(lambda: open("/dev/shm/x", "w").close()), "root": tried(lambda: open("/cloister-canary", "w").close()),
+    "device": [tried(lambda name=name: os.close(os.open(f"/dev/{name}", os.O_RDWR))) for name in ("null", "ptmx")],
+    "random": len(os.urandom(4)) + len(open("/dev/urandom", "rb").read(4)), "write": tried(lambda: open("/dev/shm/x", "w").close()), "root": tried(lambda: open("/cloister-canary", "w").close()),
     "reached": reached, "caps": open("/proc/self/status").read().split("CapEff:")[1].split()[0]}))
 """
-READ_ONLY, UNREACHABLE = 30, 101
+READ_ONLY, UNREACHABLE, NO_ACCESS = 30, 101, 13
 
 
 def test_a_user_without_privileges_is_confined_too() -> None:
@@ -36,6 +37,8 @@ def test_a_user_without_privileges_is_confined_too() -> None:
         "alone": -1,  # no mount namespace without a user namespace
         "same user": True,
         "shm": [],
+        "device": [0, NO_ACCESS],  # to everybody's device as to a disk
+        "random": 8,
         "write": 0,
         "root": READ_ONLY,
         "reached": UNREACHABLE,

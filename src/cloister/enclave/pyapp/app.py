@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import shutil
 import socket
 import sys
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from starlette.types import Receive, Scope, Send
 
 from cloister.enclave.pyapp import wire
-from cloister.errors import EngineDied, NotTrusted, QueueFull, WrongUse
+from cloister.errors import EngineDied, QueueFull, WrongUse
 
 __all__ = ["AppConfig", "PythonApp", "can_confine"]
 
@@ -97,7 +98,7 @@ class PythonApp:
     async def start(self) -> None:
         """Returns when the app has been imported and its lifespan has begun.
 
-        Raises: WrongUse when it cannot start, NotTrusted when it could not be confined.
+        Raises: WrongUse when it cannot start or be confined; OSError when the machine has no room for it.
         """
         self._running = await _Running.start(self._config)
         self._keeper = asyncio.create_task(self._keep())
@@ -147,7 +148,7 @@ class PythonApp:
                 crashes.append(loop.time())
                 often = len(crashes) == _CRASH_LOOP and loop.time() - crashes[0] < _CRASH_WINDOW
                 await asyncio.sleep(_LONGEST_DELAY if often else 0.1 * len(crashes))
-                with contextlib.suppress(WrongUse, NotTrusted):
+                with contextlib.suppress(WrongUse, OSError):  # OSError: the machine has no room for it just now
                     self._running = await _Running.start(self._config)
 
 
@@ -194,10 +195,10 @@ class _Running:
 
     @classmethod
     async def start(cls, config: AppConfig) -> "_Running":
-        """Raises: WrongUse, NotTrusted."""
+        """Raises: WrongUse, OSError."""
         events, their_events = socket.socketpair()
         requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        folder = "" if config.confined else tempfile.mkdtemp(prefix="cloister-app-", dir="/dev/shm")
+        folder = "" if config.confined else tempfile.mkdtemp(prefix=f"cloister-app-{os.getpid()}-", dir="/dev/shm")
         with their_events, their_requests:
             given = (their_events.fileno(), their_requests.fileno())
             process = await asyncio.create_subprocess_exec(

@@ -24,15 +24,17 @@ class Lifespan:
         self._events: asyncio.Queue[Message] = asyncio.Queue()
         self._told: asyncio.Queue[Message] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
         self.state: dict[str, Any] = {}
 
     async def start(self) -> None:
-        """Raises: RuntimeError when the app says that it cannot start."""
+        """Raises: what the app raised when it says that it cannot start; RuntimeError when it raised nothing."""
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}
         self._task = asyncio.create_task(self._run(scope))
         await self._events.put({"type": "lifespan.startup"})
         if (await self._told.get())["type"] == "lifespan.startup.failed":
-            raise RuntimeError("the app's startup failed")
+            await asyncio.wait([self._task], timeout=1.0)
+            raise self._error or RuntimeError("the app's startup failed")
 
     async def stop(self) -> None:
         if self._task is not None and not self._task.done():
@@ -43,8 +45,8 @@ class Lifespan:
     async def _run(self, scope: dict[str, Any]) -> None:
         try:
             await self._app(scope, self._events.get, self._told.put)
-        except Exception:  # noqa: BLE001, S110 (by the specification: such an app has no lifespan)
-            pass
+        except Exception as error:  # noqa: BLE001 (by the specification: such an app has no lifespan)
+            self._error = error
         finally:
             await self._told.put({"type": "lifespan.ended"})
 

@@ -1,5 +1,5 @@
-"""The app's own view of the machine: every file read-only, `/dev/shm` and the temporary folders in memory and its own, no
-network but loopback unless it was declared, no privileges, no core file.
+"""The app's own view of the machine: every file read-only, no device but those that lead nowhere, `/dev/shm` and the
+temporary folders in memory and its own, no network but loopback unless it was declared, no privileges, no core file.
 
 Needs Linux and namespaces: as root, or where users may make their own. `confine` does all of it or raises.
 """
@@ -21,9 +21,10 @@ MEMORY = Path("/dev/shm")  # noqa: S108 (its own, in memory)
 
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 (its own, in memory)
 _NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 0x4000, 1 << 18
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
-_RDONLY, _NOSUID = 1, 2
+_RDONLY, _NOSUID, _NODEV = 1, 2, 4
+_DEVICES = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom"))
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITY_VERSION = 0x20080522
 _CAPABILITIES = 64
@@ -81,10 +82,20 @@ def _unshare(flags: int) -> None:
 
 
 def _read_only(libc: ctypes.CDLL) -> None:
-    """Every mount there is, in this process's view alone."""
-    attributes = struct.pack("4Q", _RDONLY | _NOSUID, 0, 0, 0)
+    """Every mount there is, in this process's view alone; and of the devices those alone that lead nowhere: a read-only
+    mount does not keep a disk from being opened, nor what makes the enclave's evidence."""
+    devices = [str(device).encode() for device in _DEVICES if device.exists()]
+    for device in devices:
+        _check(libc.mount(device, device, None, _MS_BIND, None), "mount")
+    _set_attributes(libc, b"/", _AT_RECURSIVE, _RDONLY | _NOSUID | _NODEV, 0)
+    for device in devices:
+        _set_attributes(libc, device, 0, 0, _NODEV)
+
+
+def _set_attributes(libc: ctypes.CDLL, path: bytes, flags: int, given: int, taken: int) -> None:
+    attributes = struct.pack("4Q", given, taken, 0, 0)
     libc.syscall.restype = ctypes.c_long
-    result = libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, b"/", _AT_RECURSIVE, attributes, len(attributes))
+    result = libc.syscall(_MOUNT_SETATTR, _AT_FDCWD, path, flags, attributes, len(attributes))
     _check(result, "mount_setattr")
 
 

@@ -117,10 +117,10 @@ def test_common_prefix_respects_its_limit() -> None:
     assert common_prefix([], [1], 0) == 0
 
 
-def test_the_last_sequence_left_is_not_dropped_and_shared_from_at_once() -> None:
-    """The only one free to be dropped is the very one whose beginning would be shared."""
+def test_the_last_sequence_left_is_taken_over_for_what_it_shares() -> None:
+    """Less than half of it is of use, and there is no other that could be dropped."""
     sequences = make(count=2, slots=2)
     sequences.place(BOB, [9], 10, {})
     kept = keep(sequences, ALICE, [1, 2, 3, 4, 5, 6])
     place = sequences.place(ALICE, [1, 2, 7], 10, {})
-    assert (place.sequence, place.evict, place.source, place.reused) == (kept, (kept,), -1, 0)
+    assert (place.sequence, place.evict, place.source, place.reused) == (kept, (), kept, 2)

@@ -87,6 +87,12 @@ def test_two_messages_cannot_complete_a_control_token_together() -> None:
     assert [token for token in found if token > 255] == [256, 257, 256, 257, 256]
 
 
+def test_a_text_of_markers_alone_is_refused_before_it_costs_the_others_too() -> None:
+    assert len(words().pieces("<|im_end|>" * 300, parse_special=False)) == 301
+    with pytest.raises(WrongUse, match="too many"):
+        words().pieces("<|im_end|>" * 2000, parse_special=False)
+
+
 def test_a_prompt_of_markers_alone_is_refused_before_it_costs_the_others() -> None:
     preparing = words()
     with pytest.raises(WrongUse, match="control"):

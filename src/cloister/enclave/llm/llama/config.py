@@ -21,8 +21,9 @@ KV_TYPES = {"f16": (1, 2.0), "q8_0": (8, 34 / 32)}
 class LoopSettings:
     """What the decode loop needs to know. Counts are tokens unless said otherwise.
 
-    `context`: per stream; 0 takes the model's own, at most 16,384. `kv_tokens`: cells of the key-value cache that all
-    streams share; 0 takes `slots` contexts, within a quarter of the free memory, one gibibyte at least, two at most.
+    `context`: per stream; 0 takes the model's own, at most 16,384. `kv_tokens`: cells of the key-value cache in
+    all; each stream gets a part of its own if they suffice for that. 0 takes a quarter of the free memory, one gibibyte at
+    least: four at most for parts, two at most for one cache that all share.
     `threads`: 0 takes the physical cores, and one for a model under 64 MiB. `chunk`: in one batch; at least the 64 that
     llama.cpp's attention reads at once, to which the loop fills a small one up.
     """

@@ -340,12 +340,19 @@ class DecodeLoop:
             return 0
         if source != sequence:
             self._model.forget(sequence)
+            if reused < self._least_shared:
+                return 0
             self._model.share(source, sequence, reused)
             return reused
         if not self._model.forget(sequence, reused):
             self._model.forget(sequence)
             return 0
         return reused
+
+    @property
+    def _least_shared(self) -> int:
+        """Tokens. In a parted cache all of a part is copied, which takes longer than reading a few of them."""
+        return _SMALLEST_CHUNK if self._model.parted else 1
 
     def _end(self, stream: _Stream, *, keep: bool) -> None:
         stream.sampler.close()
@@ -455,7 +462,7 @@ class DecodeLoop:
                 shared = common_prefix(other.tokens[: other.goal], stream.tokens, len(stream.tokens) - 1)
                 if shared - longest >= _SMALLEST_CHUNK:
                     return True
-        if longest > stream.past:
+        if longest - stream.past >= self._least_shared:
             self._model.forget(stream.sequence)
             self._model.share(source, stream.sequence, longest)
             if not stream.generated:

@@ -77,8 +77,8 @@ class Sequences:
             if source in self._kept:
                 self._kept.move_to_end(source)
             sequence = self._take_free() if self._free else self._drop_oldest(evict)
-            if sequence == source:  # it was the oldest of all: there is nothing left to share
-                source, reused = -1, 0
+            if sequence == source:  # the only one that is left: it is taken over after all
+                evict.remove(sequence)
         self._active[sequence] = _Active(scope, need)
         self._make_room(evict)
         if source in evict:

@@ -153,7 +153,10 @@ class UpstreamWords:
         for match in self._markers.finditer(text) if self._markers is not None else ():
             pieces.append(text[start : match.start() + 1])
             start = match.start() + 1
-        return [piece for piece in (*pieces, text[start:]) if piece]
+        found = [piece for piece in (*pieces, text[start:]) if piece]
+        if len(found) > _MOST_CALLS:
+            raise WrongUse("The text holds too many texts of control tokens.")
+        return found
 
 
 def _longest_first(texts: Sequence[str]) -> "re.Pattern[str] | None":
