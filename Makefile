@@ -4,7 +4,7 @@ PORT ?= 8484
 MODEL ?= default
 BIN := .venv/bin
 
-.PHONY: run test test-system test-peers check lint fix bench setup page lock clean
+.PHONY: run test test-system test-peers test-image image check lint fix bench setup page lock clean
 
 run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
@@ -14,10 +14,16 @@ test: setup
 
 NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
 test-system: setup .venv-interop/.installed $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
-	$(BIN)/pytest -q -m "system and not peer"
+	$(BIN)/pytest -q -m "system and not peer and not image"
 
 test-peers: setup  # builds llama-server first: minutes, once
 	$(BIN)/pytest -q -m peer
+
+image: setup  # the measured image, from Debian's packages: as root; minutes the first time
+	@$(BIN)/python packaging/image/build.py
+
+test-image: setup  # builds the image, then boots it under QEMU without KVM: minutes
+	$(BIN)/pytest -q -m image
 
 lint: setup
 	$(BIN)/ruff format --check .
@@ -51,7 +57,7 @@ setup: .venv/.installed .venv/.engine
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.engine: .venv/.installed requirements/engine.txt tools/build_engine.py
+.venv/.engine: .venv/.installed requirements/engine.txt tools/build_engine.py tools/engine.patch
 	@$(BIN)/python tools/build_engine.py
 	@touch $@
 

@@ -1,12 +1,15 @@
 """Build llama.cpp and install its low-level Python bindings, with no compiler on the machine.
 
     python tools/build_engine.py            (the venv's own python; `make setup` does this)
+    python tools/build_engine.py --variant x86-64-v3 --wheel DIR        (for the measured image: built, not installed)
 
 1. Read what is wanted from requirements/engine.txt: every file is locked by its hash.
 2. Name the result by everything that shapes it: source, toolchain, flags, C library, CPU features. A build for one CPU
-   dies on another with an illegal instruction, so a result is used only where its name comes out the same.
+   dies on another with an illegal instruction, so a result is used only where its name comes out the same. The variant
+   `x86-64-v3` is for any processor since 2013 (AVX2, FMA, F16C, BMI2) and any glibc since 2.36; its name says nothing of
+   this machine, and its bytes shall not depend on it.
 3. When the cache has no such result: fetch source and toolchain (zig's clang, cmake, ninja) with pip into a temporary
-   folder, compile, pack libraries and bindings into one wheel, move it into the cache, drop the rest.
+   folder, patch the source (tools/engine.patch), compile, pack libraries and bindings into one wheel, move it into the cache, drop the rest.
    A reader of memory (tools/membw.c) is compiled and packed with them, for `cloister bench`: not named like a library,
    so that it is never measured as a part of the engine.
 4. Install the wheel here, unless it is installed already. Without a change this takes well under a second, offline.
@@ -42,6 +45,7 @@ SOURCE = "llama-cpp-python"
 TOOLS = ("cmake", "ninja", "ziglang")
 BINDINGS = ("_ctypes_extensions.py", "llama_cpp.py")
 LIBRARIES = ("libggml-base.so", "libggml-cpu.so", "libggml.so", "libllama.so")
+PATCH = ROOT / "tools" / "engine.patch"
 READER_SOURCE = ROOT / "tools" / "membw.c"
 READER = "membw.so"
 READER_FLAGS = ("--target=native", "-O3", "-g0", "-fPIC", "-shared", "-s", "-Wall", "-Wextra", "-Werror")
@@ -73,6 +77,10 @@ FLAGS = (
     "-DLLAMA_BUILD_SERVER=OFF",
     "-DLLAMA_BUILD_APP=OFF",
 )
+NATIVE, PORTABLE = "native", "x86-64-v3"
+PORTABLE_TARGET = "x86_64-linux-gnu.2.36"
+PORTABLE_CPU = "-march=x86_64_v3"
+PORTABLE_SETS = ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")
 RECIPE = "2"
 """Raise this when the steps below change what comes out."""
 
@@ -118,11 +126,31 @@ def cpu_features(cpuinfo: str) -> str:
     return "\n".join(sorted(lines))
 
 
-def build_key(locked: dict[str, Locked], cpuinfo: str) -> str:
-    """A name for the result: equal only where source, compiler, flags, C library and CPU are."""
-    parts = [RECIPE, *FLAGS, platform.machine(), *platform.libc_ver(), cpu_features(cpuinfo), *BINDINGS, *LIBRARIES]
+def portable(flag: str) -> str:
+    """A flag of the native build, as the portable variant has it."""
+    flag = flag.replace("-DGGML_NATIVE=ON", "-DGGML_NATIVE=OFF").replace("-O3 -g0", f"-O3 -g0 {PORTABLE_CPU}")
+    return flag.replace("TARGET=native", f"TARGET={PORTABLE_TARGET}").replace(
+        "--target=native", f"--target={PORTABLE_TARGET}"
+    )
+
+
+def flags_of(variant: str) -> tuple[str, ...]:
+    """cmake's."""
+    if variant == NATIVE:
+        return FLAGS
+    return (*map(portable, FLAGS), *(f"-DGGML_{name}=ON" for name in PORTABLE_SETS))
+
+
+def reader_flags_of(variant: str) -> tuple[str, ...]:
+    return READER_FLAGS if variant == NATIVE else (*map(portable, READER_FLAGS), PORTABLE_CPU)
+
+
+def build_key(locked: dict[str, Locked], cpuinfo: str, variant: str = NATIVE) -> str:
+    """A name for the result: equal only where source, compiler, flags and, of the native one, C library and CPU are."""
+    here = (*platform.libc_ver(), cpu_features(cpuinfo)) if variant == NATIVE else (variant,)
+    parts = [RECIPE, *flags_of(variant), platform.machine(), *here, *BINDINGS, *LIBRARIES]
     parts += [locked[name].requirement() for name in (SOURCE, *TOOLS)]
-    parts += [READER_SOURCE.read_text(), READER, *READER_FLAGS]
+    parts += [PATCH.read_text(), READER_SOURCE.read_text(), READER, *reader_flags_of(variant)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -214,6 +242,34 @@ def unpack(folder: Path) -> tuple[Path, Path]:
     return inner, toolchain
 
 
+def patched(original: str, hunks: str) -> str:
+    """A text changed as a unified diff's hunks say, each exactly at its line. Raises: BuildFailed where it says other."""
+    lines, out, at = original.splitlines(keepends=True), list[str](), 0
+    for hunk in re.split(r"(?m)^@@ ", hunks)[1:]:
+        head, _, body = hunk.partition("\n")
+        start = int(head.split(",", 1)[0].removeprefix("-")) - 1
+        out += lines[at:start]
+        at = start
+        for line in body.splitlines(keepends=True):
+            if line[0] != "+":
+                if at >= len(lines) or lines[at] != line[1:]:
+                    raise BuildFailed(
+                        f"{PATCH.name} is for another version of llama.cpp: line {at + 1} is not as it says"
+                    )
+                at += 1
+            if line[0] != "-":
+                out.append(line[1:])
+    return "".join(out + lines[at:])
+
+
+def apply_patch(text: str, source: Path) -> None:
+    """Change llama.cpp's files as `text` says (docs/adr/0013). Raises: BuildFailed."""
+    for part in re.split(r"(?m)^--- a/", text)[1:]:
+        name, _, hunks = part.partition("\n")
+        path = source / "vendor/llama.cpp" / name
+        path.write_text(patched(path.read_text(), hunks.partition("\n")[2]))
+
+
 def script(path: Path, command: str) -> str:
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
     path.chmod(0o755)
@@ -270,10 +326,10 @@ def configure_and_build(
     return out / "bin"
 
 
-def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report) -> Path:
+def compile_libraries(source: Path, toolchain: Path, build: Path, report: Report, variant: str) -> Path:
     """Configure and build; returns the folder that holds the libraries and the reader."""
-    built = configure_and_build(source, toolchain, build, report, FLAGS, ())
-    reader = [str(build / "cc"), *READER_FLAGS, "-o", str(built / READER), str(READER_SOURCE)]
+    built = configure_and_build(source, toolchain, build, report, flags_of(variant), ())
+    reader = [str(build / "cc"), *reader_flags_of(variant), "-o", str(built / READER), str(READER_SOURCE)]
     run(reader, env=environment(source, build))
     return built
 
@@ -326,7 +382,7 @@ def cached_wheel(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.whl"))), None)
 
 
-def provide_wheel(locked: dict[str, Locked], key: str, report: Report) -> Path:
+def provide_wheel(locked: dict[str, Locked], key: str, report: Report, variant: str = NATIVE) -> Path:
     """The wheel from the cache, built first when it is not there."""
     root = cache_root()
     if wheel := cached_wheel(root / key):
@@ -341,7 +397,8 @@ def provide_wheel(locked: dict[str, Locked], key: str, report: Report) -> Path:
             report.line("fetching llama.cpp and a compiler (about 220 MB, kept only while building)")
             fetch(locked, folder)
             source, toolchain = unpack(folder)
-            libraries = compile_libraries(source, toolchain, folder / "build", report)
+            apply_patch(PATCH.read_text(), source)
+            libraries = compile_libraries(source, toolchain, folder / "build", report, variant)
             done = folder / "done"
             done.mkdir()
             pack(source, libraries, locked[SOURCE].version, key, done)
@@ -373,11 +430,20 @@ def install(wheel: Path) -> None:
 
 
 def main() -> int:
-    argparse.ArgumentParser(description="Build and install the engine.").parse_args()
+    parser = argparse.ArgumentParser(description="Build and install the engine.")
+    parser.add_argument("--variant", choices=(NATIVE, PORTABLE), default=NATIVE, help="for which processors")
+    parser.add_argument("--wheel", type=Path, metavar="DIR", help="leave the wheel there, and install nothing")
+    given = parser.parse_args()
+    if given.variant != NATIVE and given.wheel is None:
+        parser.error("only the native variant is installed here: --wheel DIR")
     report = Report()
     try:
         locked = read_lock(LOCK.read_text())
-        key = build_key(locked, Path("/proc/cpuinfo").read_text())
+        key = build_key(locked, Path("/proc/cpuinfo").read_text(), given.variant)
+        if given.wheel is not None:
+            given.wheel.mkdir(parents=True, exist_ok=True)
+            shutil.copy(provide_wheel(locked, key, report, given.variant), given.wheel)
+            return 0
         if installed_key() == key:
             report.line("up to date")
             return 0

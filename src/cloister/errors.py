@@ -4,6 +4,7 @@
     |-- Malformed            bytes that are not what they claim to be             exit code 4
     |   |-- MalformedApp         cloister.toml, or what it names
     |   |-- MalformedEvidence    attestation document, statement, quote
+    |   |-- MalformedImage       a machine's image or firmware, before it ever ran
     |   |-- MalformedMessage     HPKE, Binary HTTP or Oblivious HTTP framing
     |   |-- MalformedPolicy      the client's policy file
     |   `-- MalformedModel       a model file, or the chat template inside it
@@ -44,6 +45,7 @@ __all__ = [
     "Malformed",
     "MalformedApp",
     "MalformedEvidence",
+    "MalformedImage",
     "MalformedMessage",
     "MalformedModel",
     "MalformedPolicy",
@@ -85,6 +87,10 @@ class MalformedApp(Malformed):
 
 
 class MalformedEvidence(Malformed):
+    pass
+
+
+class MalformedImage(Malformed):
     pass
 
 

@@ -71,20 +71,20 @@ def test_streams_that_never_ran_together_give_no_figure() -> None:
 
 def test_the_finest_type_that_memory_allows_is_taken() -> None:
     usual = plan(streams=(1, 2, 4, 8, 16), tokens=24)
-    assert choose_type(Subject("pythia-12b"), usual, 22 * GB, amx=True) == "q8_0"
-    assert choose_type(Subject("mpt-30b"), usual, 22 * GB, amx=True) == "q4_0"
+    assert choose_type(Subject("pythia-12b"), usual, 22 * GB) == "q8_0"
+    assert choose_type(Subject("mpt-30b"), usual, 22 * GB) == "q4_0"
     with pytest.raises(WrongUse, match=r"^needs 2\d\.\d GB of memory at q4_0; 22\.0 GB are free$"):
-        choose_type(Subject("falcon-40b"), usual, 22 * GB, amx=True)
+        choose_type(Subject("falcon-40b"), usual, 22 * GB)
     with pytest.raises(WrongUse, match="at q8_0"):
-        choose_type(Subject("mpt-30b", type="q8_0"), usual, 22 * GB, amx=True)
+        choose_type(Subject("mpt-30b", type="q8_0"), usual, 22 * GB)
 
 
 def test_memory_counts_weights_and_the_cache_of_all_streams() -> None:
     model, one, many = describe(SHAPES["mpt-7b"], "q4_0"), plan(streams=(1,)), plan(streams=(16,))
     cache = 4 * 32 * 4096  # bytes of a token
     more = 16 * many.context - one.context
-    assert needed_memory(model, one, amx=False) > model.weights + cache * one.context
-    assert needed_memory(model, many, amx=False) - needed_memory(model, one, amx=False) > cache * more
+    assert needed_memory(model, one) > model.weights + cache * one.context
+    assert needed_memory(model, many) - needed_memory(model, one) > cache * more
 
 
 def test_the_originals_models_are_there() -> None:

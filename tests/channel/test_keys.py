@@ -1,19 +1,22 @@
 import contextlib
 import hashlib
 import os
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.channel.vectors import OHTTP
 
-from cloister.channel.hpke import KEM_X25519, KEM_XWING
+from cloister.channel.hpke import KEM_X25519, KEM_XWING, Entropy
 from cloister.channel.keys import (
+    GroupRing,
     KeyConfig,
     KeyRing,
     ReceiverKey,
     choose,
     encode_configs,
+    epoch_configs,
     parse_configs,
     replica_of,
 )
@@ -28,8 +31,12 @@ def find(ring: KeyRing, now: float, *, index: int = 0, keys: bytes | None = None
     return ring.find(config.key_id, config.kem_id, 1, 2, now)
 
 
+def from_epoch(number: int) -> Entropy:
+    return lambda length: bytes([number]) if length == 1 else os.urandom(length)
+
+
 def ring_from(epoch: int) -> KeyRing:
-    return KeyRing(0.0, entropy=lambda length: bytes([epoch]) if length == 1 else os.urandom(length))
+    return KeyRing(0.0, entropy=from_epoch(epoch))
 
 
 def test_reads_and_writes_rfc9458s_config() -> None:
@@ -233,3 +240,129 @@ def test_an_epoch_that_is_full_opens_nothing_of_ehbps() -> None:
     (key,) = ring.find_ehbp(0.0)
     ring.remember(key, b"one", 0.0)
     assert ring.find_ehbp(0.0) == ()
+
+
+# A key group's ring
+
+HALF, DAY = 1800, 86400
+BORN = 1_800_000_000
+
+
+def group(now: float = BORN, **options: Any) -> GroupRing:
+    return GroupRing.found(now, **options)
+
+
+def joined(member: GroupRing, now: float, **options: Any) -> GroupRing:
+    return GroupRing(member.secrets, now, **options)
+
+
+def test_members_publish_the_same_keys_at_the_same_time_without_a_word() -> None:
+    first = group(ehbp=True)
+    second = joined(first, BORN + 700, ehbp=True)
+    seen = set()
+    for now in range(BORN + 700, BORN + DAY - HALF, 900):
+        first.rotate(now)
+        second.rotate(now)
+        assert first.ohttp_keys == second.ohttp_keys
+        assert (first.ehbp_key, first.next_keys, first.expires_at) == (
+            second.ehbp_key,
+            second.next_keys,
+            second.expires_at,
+        )
+        seen.add(first.ohttp_keys)
+    assert len(seen) == 47
+    third = joined(second, BORN + DAY - 1)
+    assert first.rotate(BORN + DAY - 1) == second.rotate(BORN + DAY - 1)
+    third.rotate(BORN + DAY - 1)
+    assert third.ohttp_keys == first.ohttp_keys
+
+
+def test_a_request_opens_at_every_member_an_epoch_early_and_until_its_key_dies() -> None:
+    first = group()
+    second = joined(first, BORN)
+    keys = first.ohttp_keys
+    assert first.rotate(BORN + HALF)
+    ahead = first.ohttp_keys
+    find(second, BORN + HALF - 1, keys=ahead)  # its clock is behind
+    assert second.ohttp_keys == keys
+    find(first, BORN + 2 * HALF - 1, keys=keys)
+    with pytest.raises(KeyUnknown):
+        find(first, BORN + 2 * HALF, keys=keys)
+    first.rotate(BORN + 2 * HALF)
+    with pytest.raises(KeyUnknown):
+        find(second, BORN + HALF - 1, keys=first.next_keys)
+
+
+def test_who_joins_learns_nothing_of_what_was_before() -> None:
+    first = group()
+    keys = first.ohttp_keys
+    first.rotate(BORN + HALF)
+    find(first, BORN + HALF, keys=keys)
+    with pytest.raises(KeyUnknown):
+        find(joined(first, BORN + HALF), BORN + HALF, keys=keys)
+
+
+def test_a_days_chain_is_followed_by_one_that_nobody_could_derive() -> None:
+    first = group()
+    second = joined(first, BORN)
+    for ring in (first, second):
+        ring.rotate(BORN + DAY - HALF)
+    assert first.ohttp_keys == second.ohttp_keys
+    assert first.next_keys != second.next_keys  # each has drawn its own
+    second.install(first.secrets, BORN + DAY - HALF)
+    for ring in (first, second):
+        assert ring.rotate(BORN + DAY)
+    assert first.ohttp_keys == second.ohttp_keys
+    assert first.next_keys == second.next_keys
+
+
+def test_a_member_that_goes_over_to_anothers_keys_still_opens_and_remembers_what_it_did() -> None:
+    first, second = group(entropy=from_epoch(1)), group(entropy=from_epoch(50))
+    keys = second.ohttp_keys
+    second.remember(find(second, BORN, keys=keys), b"enc", BORN)
+    second.install(first.secrets, BORN)
+    assert second.ohttp_keys == first.ohttp_keys
+    with pytest.raises(Replayed):
+        second.remember(find(second, BORN + 1, keys=keys), b"enc", BORN + 1)
+    first.remember(find(first, BORN), b"more", BORN)
+    first.install(second.secrets, BORN)
+    with pytest.raises(Replayed):
+        first.remember(find(first, BORN + 1), b"more", BORN + 1)
+
+
+def test_a_member_whose_memory_is_full_goes_one_epoch_ahead_and_no_further() -> None:
+    first = group(max_requests=1)
+    second = joined(first, BORN)
+    first.remember(find(first, BORN), b"one", BORN)
+    assert first.rotate(BORN)
+    find(second, BORN, keys=first.ohttp_keys)
+    first.remember(find(first, BORN), b"two", BORN)
+    assert not first.rotate(BORN)
+    with pytest.raises(KeyUnknown):
+        find(first, BORN)
+    assert first.rotate(BORN + HALF)
+    find(first, BORN + HALF)
+
+
+def test_after_a_long_sleep_a_chain_is_begun_anew_and_at_once() -> None:
+    ring = group()
+    keys = ring.ohttp_keys
+    century = BORN + 100 * 365 * DAY
+    assert ring.rotate(century)
+    assert ring.ohttp_keys != keys
+    assert century < ring.expires_at <= century + 2 * HALF
+    find(ring, century)
+
+
+def test_a_joiner_whose_clock_is_behind_takes_the_members_time() -> None:
+    member = group()
+    late = joined(member, BORN - 5000)
+    late.rotate(BORN - 5000)
+    assert late.ohttp_keys == member.ohttp_keys
+    find(late, BORN - 5000)
+
+
+def test_configs_of_a_secret_are_those_that_its_epoch_publishes() -> None:
+    ring = group()
+    assert encode_configs(epoch_configs(ring.secrets[0])) == ring.ohttp_keys
+    assert encode_configs(epoch_configs(ring.secrets[1])) == ring.next_keys

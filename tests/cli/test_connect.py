@@ -2,6 +2,7 @@ import json
 import os
 import shlex
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from tests.client.deployment import Deployment, InnerApp, Served
 from typer.testing import Result
 
 from cloister.cli.connect import sixth
+from cloister.cli.ownkey import curl_option, take_key, text_of
 from cloister.errors import WrongUse
 from cloister.evidence.launch import App
 from cloister.host.process import listen
@@ -113,6 +115,41 @@ def test_the_web_chats_address_opens_it_once_and_then_another_is_shown(
     _, error = process.communicate()
     (told,) = [line for line in error.splitlines() if line.startswith("web chat, for another browser: ")]
     assert told.partition("#")[2] not in ("", token)
+
+
+@pytest.mark.timeout(120)
+def test_a_required_key_is_made_once_and_shown_once_with_settings_that_work(
+    enclave: Enclave, connect: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    file = tmp_path / ".local" / "state" / "cloister" / "proxy.key"
+    shown = []
+    for _ in range(2):
+        process, base, curl = connect(enclave.url, *enclave.trusted, "--require-key")
+        ran = subprocess.run(["bash", "-c", curl], capture_output=True, text=True, timeout=60, check=True)
+        assert json.loads(ran.stdout)["choices"][0]["message"]["content"]
+        key = file.read_text().strip()
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert httpx2.post(f"{base}/chat/completions", json=QUESTION).json()["error"]["code"] == "proxy_key"
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx2.post(f"{base}/chat/completions", json=QUESTION, headers=headers).status_code == 200
+        process.send_signal(signal.SIGINT)
+        told, noted = process.communicate()
+        shown.append((f"key {key}" in told.splitlines(), key in curl + noted, str(file) in noted))
+    assert shown == [(True, False, True), (False, False, True)]
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_elsewhere_than_on_linux_the_proxy_asks_for_a_key_by_itself(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert take_key(platform="linux") is None
+    assert not list(tmp_path.iterdir())
+    key = take_key(platform=platform)
+    assert key is not None
+    assert text_of(key) == (tmp_path / "cloister" / "proxy.key").read_text().strip()
+    assert (text_of(None), curl_option(None)) == ("", "")
 
 
 @pytest.mark.timeout(120)

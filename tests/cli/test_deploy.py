@@ -13,8 +13,12 @@ from tests.host.conftest import Served, backend, served, stage
 from tests.host.stage import GIB, FakeBackend
 from typer.testing import Result
 
+from cloister.cli import image_gramine
+from cloister.cli.image_gramine import Image
+from cloister.enclave.boot import parse_config
 from cloister.evidence.bundle import parse_bundle_head
-from cloister.evidence.launch import parse_launch
+from cloister.evidence.launch import launch_digest, parse_launch
+from cloister.verify import parse_policy
 
 __all__ = ["backend", "served", "stage"]
 
@@ -144,3 +148,38 @@ def test_the_broker_that_is_named_stands_in_the_launch_config_and_the_policy(
     assert started(served)[0].broker_key == key
     (policy,) = (tmp_path / "state" / "cloister" / "deployments").glob("*.policy.toml")
     assert f'broker_key = "{key}"' in policy.read_text()
+
+
+def test_a_public_model_in_sgx_is_launched_with_its_measurement_pinned(
+    run: Run, served: Served, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it measures is scripted, as there is no Gramine here: tests/cli/test_gramine_backend.py has the rest."""
+    images: list[Image] = []
+
+    def measure(image: Image) -> dict[str, str | int]:
+        images.append(image)
+        return {"mr_enclave": "ab" * 32, "launch_sha256": launch_digest(image.launch).hex()}
+
+    monkeypatch.setattr(image_gramine, "measure", measure)
+    backend.platform = "sgx"
+    backend.script = lambda _: [{"event": "failed", "error": "NotTrusted", "message": "As the test says."}]
+    assert run("login", served.url, input=f"{served.token}\n").exit_code == 0
+    done = run("deploy", "--model", "tiny", "--name", "chat", "--platform", "sgx", "--memory", "2GiB")
+    assert (done.exit_code, "As the test says." in done.stderr) == (5, True), done.stderr
+    spawn = backend.last.spawn
+    (image,) = images
+    assert (spawn.launch, spawn.config, spawn.model) == (image.launch, image.config, "tiny")
+    config = parse_config(spawn.config)
+    assert (config.platform, config.engine) == ("sgx", "thread")
+    (file,) = Path("..").resolve().rglob("chat.policy.toml")
+    policy = parse_policy(file.read_bytes(), read=lambda name: name.encode())
+    assert policy.measurements["sgx"][0]["launch_sha256"] == launch_digest(spawn.launch).hex()
+    assert policy.models == frozenset(parse_launch(spawn.launch).models)
+
+
+@pytest.mark.parametrize("platform", ["tdx", "", "nonsense"])
+def test_a_public_model_runs_nowhere_else(run: Run, served: Served, platform: str) -> None:
+    assert run("login", served.url, input=f"{served.token}\n").exit_code == 0
+    done = run("deploy", "--model", "tiny", "--name", "chat", "--platform", platform)
+    assert done.exit_code == 2
+    assert "--platform sgx or sim" in done.stderr

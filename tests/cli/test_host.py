@@ -12,6 +12,7 @@ from tests.host.conftest import Served, backend, served, stage
 from tests.host.stage import FakeBackend, asked, eventually
 from typer.testing import Result
 
+from cloister.cli.gramine_backend import GramineBackend
 from cloister.cli.operator import HostClient, Login, Logins, normal
 from cloister.cli.quantities import parse_moment, parse_size, show_size
 from cloister.errors import CloisterError, Conflict, ConnectionFailed, HostFull, NotFound, Unauthorized, WrongUse
@@ -54,6 +55,9 @@ def test_a_token_is_shown_once_and_rests_as_a_digest(run: Run, tmp_path: Path) -
     "options",
     [
         ["--backend", "magic"],
+        ["--backend", "vm"],
+        ["--backend", "vm", "--image", "x.efi"],
+        ["--backend", "vm", "--listen", "0.0.0.0", "--image", "x.efi", "--firmware", "y.fd"],
         ["--cert", "x.pem"],
         ["--listen", "0.0.0.0"],
         ["--ports", "9-8"],
@@ -70,6 +74,20 @@ def test_a_token_is_shown_once_and_rests_as_a_digest(run: Run, tmp_path: Path) -
 )
 def test_what_makes_no_host_is_refused(run: Run, options: list[str]) -> None:
     assert run("host", "--port", "0", *options).exit_code == 2
+
+
+def test_a_backend_whose_hardware_is_not_there_says_what_it_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GramineBackend.__init__, "__kwdefaults__", {"root": Path("/nowhere")})
+    done = run("host", "--port", "0", "--backend", "gramine")
+    assert done.exit_code == 2
+    assert "no SGX" in done.stderr
+    assert "--backend process" in done.stderr
+
+
+def test_tokens_never_travel_in_the_clear(run: Run) -> None:
+    done = run("host", "--port", "0", "--backend", "gramine", "--listen", "0.0.0.0")
+    assert done.exit_code == 2
+    assert "--cert FILE" in done.stderr
 
 
 # Logging in

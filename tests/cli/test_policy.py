@@ -371,6 +371,7 @@ def test_a_fingerprint_changes_with_every_field() -> None:
         "models": frozenset(),
         "config": "11" * 32,
         "app": "11" * 32,
+        "logs": "public",
         "platforms": ("tdx",),
         "measurements": {"tdx": (entry,)},
         "measurements_signer": OWNER,

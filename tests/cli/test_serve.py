@@ -1,3 +1,4 @@
+import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -5,12 +6,13 @@ from pathlib import Path
 import pytest
 from tests.cli.running import run
 
-from cloister.cli.local import Plan, owner_key, owner_name, policy_for, write_root
+from cloister.cli.local import LocalEnclave, Plan, names_of, origins, owner_key, policy_for, write_root
 from cloister.cli.main import app
-from cloister.cli.serve import _warn_of_plaintext
+from cloister.cli.serve import _warn_of_plaintext, _warn_of_tls
 from cloister.enclave.boot import KeyHash
 from cloister.errors import WrongUse
 from cloister.models.download import resolve
+from cloister.owner.deployment import owner_name
 from cloister.sim import Device
 
 
@@ -105,7 +107,7 @@ def test_the_policy_pins_all_that_can_be_pinned() -> None:
     assert policy.deployment == "local"
 
 
-@pytest.mark.parametrize("name", ["ehbp", "plaintext"])
+@pytest.mark.parametrize("name", ["ehbp", "plaintext", "tls"])
 def test_what_weakens_is_off_unless_asked_and_named_when_on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     plans: list[Plan] = []
 
@@ -135,6 +137,38 @@ def test_plaintext_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "PLAINTEXT" in said
     assert 'dangerously_tolerate_insecure = ["plaintext"]' in said
+
+
+def test_a_tls_listener_is_called_by_what_leads_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert names_of("127.0.0.1") == names_of("localhost") == ("localhost", "127.0.0.1")
+    assert names_of("::1") == ("localhost", "::1")
+    assert (names_of("10.0.0.7"), names_of("chat.example")) == (("10.0.0.7",), ("chat.example",))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        assert origins(("localhost", "::1"), sock) == (f"https://localhost:{port}", f"https://[::1]:{port}")
+    monkeypatch.setattr("cloister.cli.serve._find_platform", lambda _asked: "tdx")
+    nameless = run(app, "serve", "tiny", "--tls", "--host", "0.0.0.0", "--dangerously-without-api-keys")
+    assert nameless.exit_code == 2
+    assert "--tls-name" in nameless.stderr
+
+
+def test_a_name_without_a_tls_listener_is_wrong_use() -> None:
+    assert run(app, "serve", "tiny", "--platform", "sim", "--tls-name", "chat.example").exit_code == 2
+
+
+def test_a_tls_port_that_is_taken_is_named() -> None:
+    plan = Plan.make(resolve("tiny"), tls=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(WrongUse) as caught:
+        LocalEnclave(plan, tls_port=taken.getsockname()[1])
+    assert "--tls-port" in caught.value.hint
+
+
+def test_tls_is_said_to_be_weaker(capsys: pytest.CaptureFixture[str]) -> None:
+    _warn_of_tls(("https://localhost:8443",))
+    said = capsys.readouterr().err
+    assert "https://localhost:8443" in said
+    assert "--save-cert" in said
+    assert 'dangerously_tolerate_insecure = ["tls"]' in said
 
 
 def test_keys_are_on_when_there_are_any_and_their_absence_is_named() -> None:

@@ -13,13 +13,14 @@ from cloister.channel.keys import KeyRing
 from cloister.enclave.attest.detect import Machine, detect, open_source
 from cloister.enclave.attestation import Attestation, check_launch
 from cloister.enclave.boot import EnclaveConfig
+from cloister.enclave.gateway.certificate import LIFE, TlsKey
 from cloister.enclave.llm.engine import EngineInfo, ModelInfo
 from cloister.errors import EngineDied, NotTrusted
 from cloister.evidence.binding import gpu_nonce, report_data
 from cloister.evidence.document import Item, parse_document
 from cloister.evidence.endorsements import MEDIA_TYPE, Endorsements, parse_endorsements
 from cloister.evidence.launch import App, LaunchConfig
-from cloister.evidence.statement import parse_statement
+from cloister.evidence.statement import Statement, parse_statement
 from cloister.verify import sev_snp
 from cloister.verify.policy import Policy
 
@@ -197,6 +198,26 @@ def test_the_statement_lists_the_key_for_ehbp_where_it_is_spoken_and_follows_its
     assert first == ring.ehbp_key
     assert said(ring, 1900.0) == ring.ehbp_key != first
     assert said(KeyRing(0.0), 0.0) is None
+
+
+def test_the_statement_names_the_key_that_ends_tls_and_follows_its_rotation_on_a_day() -> None:
+    key = TlsKey(("https://localhost:8443",), 0.0)
+    ring = KeyRing(0.0)
+    now = 0.0
+    attestation = Attestation(Hardware(), ring, LAUNCH, lambda: INFO, ("tls",), tls=key, clock=lambda: now)
+
+    def said() -> Statement:
+        return parse_statement(parse_document(asyncio.run(attestation.document(b""))).items["statement"].content)
+
+    first = said()
+    assert (first.tls_spki, first.aud) == (key.spki_sha256, ("https://localhost:8443",))
+    now = LIFE - 1
+    assert said().tls_spki == first.tls_spki
+    now = LIFE
+    assert said().tls_spki == key.spki_sha256 != first.tls_spki
+    without = Attestation(Hardware(), ring, LAUNCH, lambda: INFO, (), clock=lambda: now)
+    statement = parse_statement(parse_document(asyncio.run(without.document(b""))).items["statement"].content)
+    assert (statement.tls_spki, statement.aud) == (None, ())
 
 
 class Clocked:

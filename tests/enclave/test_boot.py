@@ -28,6 +28,8 @@ BOOT = Boot(
         replace(BOOT, device_fd=None, api_keys=()),
         replace(BOOT, model_path="", tokenizer_path="/models/toy"),
         replace(BOOT, model_path="", bundle_path="/bundles/app"),
+        replace(BOOT, founds_group=True),
+        replace(BOOT, tls_fd=5, tls_origins=("https://localhost:8443", "https://127.0.0.1:8443")),
     ],
 )
 def test_what_the_host_writes_is_what_the_enclave_reads(boot: Boot) -> None:
@@ -43,6 +45,8 @@ def test_what_the_host_writes_is_what_the_enclave_reads(boot: Boot) -> None:
         {"listen_fd": float("inf")},
         {"listen_fd": None},
         {"device_fd": "x"},
+        {"tls_fd": "x"},
+        {"tls_origins": 5},
         {"api_keys": 5},
         {"api_keys": [{"name": "me"}]},
         {"api_keys": ["me"]},
@@ -66,6 +70,7 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
     assert EnclaveConfig(platform="sim", api_keys=False, padding=False).insecure == ("api-keys-off", "padding-off")
     assert EnclaveConfig(platform="sim", ehbp=True).insecure == ("ehbp",)
     assert EnclaveConfig(platform="sim", plaintext=True).insecure == ("plaintext",)
+    assert EnclaveConfig(platform="sim", tls=True).insecure == ("tls",)
     assert EnclaveConfig(platform="sim", upstream="http://127.0.0.1:8000").insecure == ("upstream",)
 
 
@@ -78,9 +83,13 @@ def test_a_config_is_read_as_it_was_hashed() -> None:
         {"ehbp": 0},
         {"ehbp": None},
         {"plaintext": 1},
+        {"tls": 1},
+        {"tls": None},
         {"plaintext": None},
         {"upstream": 8000},
         {"upstream": False},
+        {"group_policy": 1},
+        {"group_policy": False},
         {"context_length": 63},
         {"context_length": True},
         {"slots": 0},

@@ -25,7 +25,7 @@ from tests.owner.wheels import FLASK, closure, lock
 from cloister.channel.release import ApiKeyHash
 from cloister.cli.local import owner_key
 from cloister.cli.sealed import LocalApp, config_for
-from cloister.client import http_client
+from cloister.client import Session, http_client
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.errors import NotTrusted, VerificationFailed
 from cloister.models.download import resolve
@@ -94,10 +94,9 @@ def follow():
     for event in process.events():
         print(json.dumps(event), flush=True)
 threading.Thread(target=follow, daemon=True).start()
-sys.stdin.readline()
-Path(given["traffic"]).write_bytes(b"".join(record.data for record in relay.take()))
-print("written", flush=True)
-sys.stdin.readline()
+for _ in sys.stdin:
+    Path(given["traffic"]).write_bytes(b"".join(record.data for record in relay.take()))
+    print("written", flush=True)
 process.stop()
 """
 
@@ -117,6 +116,8 @@ class Hosted:
                 try:
                     if client.get("/readyz").json() == {"status": "waiting"}:
                         return
+                except httpx2.TimeoutException:
+                    continue  # a busy machine
                 except httpx2.HTTPError:
                     return  # it has ended: its events say why
                 time.sleep(0.05)
@@ -129,14 +130,14 @@ class Hosted:
                 return found
 
     def traffic(self) -> bytes:
-        """All that passed; the process still lives."""
+        """All that passed until now; the process still lives."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         while self.process.stdout.readline() != "written\n":
             assert self.process.poll() is None
-        self.seen = (self.folder / "traffic").read_bytes()
+        self.seen += (self.folder / "traffic").read_bytes()
         (self.folder / "traffic").unlink()
         return self.seen
 
@@ -203,7 +204,7 @@ def hosted(own: Owned, state: Path, *, environment: dict[str, str] | None = None
         "traffic": str(folder / "traffic"),
         **change,
     }
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("a") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", HOST, json.dumps(given)],
             stdin=subprocess.PIPE,
@@ -274,39 +275,51 @@ kind = "wsgi"
 requirements = "requirements.txt"
 health = "/health"
 secrets = ["TOKEN"]
+domain = "hello.example.com"
 settings = { GREETING = "SETTING" }
 """.replace("SETTING", SETTING)
 
 
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    return tmp_path / "index"
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    index = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PIP_NO_INDEX", "1")
+        environment.setenv("PIP_FIND_LINKS", str(index))
+        environment.setenv("PIP_CONFIG_FILE", "/dev/null")
+        yield index
 
 
-@pytest.fixture
-def flask_app(tmp_path: Path, state: Path, packages: Path) -> Owned:
-    requirements = lock(FLASK, packages, tmp_path / "requirements.txt").read_text()
-    return owned(tmp_path, state, FLASK_TOML, {"main.py": FLASK_APP, "requirements.txt": requirements})
+@pytest.fixture(scope="module")
+def flask_app(tmp_path_factory: pytest.TempPathFactory, state: Path, packages: Path) -> Owned:
+    """Packaged once."""
+    folder = tmp_path_factory.mktemp("flask")
+    requirements = lock(FLASK, packages, folder / "requirements.txt").read_text()
+    return owned(folder, state, FLASK_TOML, {"main.py": FLASK_APP, "requirements.txt": requirements})
 
 
-def test_of_a_flask_app_its_host_holds_no_code_secret_setting_or_prompt(flask_app: Owned, state: Path) -> None:
-    with hosted(
-        flask_app, state, environment={"PYTHONPATH": "/evil", "FLASK_DEBUG": "1", "PYTHONSTARTUP": "/evil"}
-    ) as host:
+@pytest.fixture(scope="module")
+def served(flask_app: Owned, state: Path) -> Iterator[Hosted]:
+    """Started once, released by its owner, in an environment that means it ill."""
+    environment = {"PYTHONPATH": "/evil", "FLASK_DEBUG": "1", "PYTHONSTARTUP": "/evil"}
+    with hosted(flask_app, state, environment=environment) as host:
         flask_app.release(host.url, {"TOKEN": SECRET})
         assert host.event()["event"] == "ready"
-        with http_client(host.url, policy=flask_app.policy) as client:
-            said = client.post("/echo", json={"text": PROMPT}).json()
-            assert said == {"said": PROMPT, "secret": SECRET, "word": CODE}
-            assert client.get("/stream").text == f"0 {CODE}\n1 {CODE}\n2 {CODE}\n"
-            environment = client.get("/environment").json()
-        assert environment["flags"] == [1, 1, 1]
-        assert {"PYTHONPATH", "FLASK_DEBUG", "PYTHONSTARTUP"} & set(environment["names"]) == set()
-        assert len(host.traffic()) > 5000
-        assert_nowhere(host, [word.encode() for word in (CODE, SECRET, SETTING, PROMPT)])
+        yield host
+
+
+def test_of_a_flask_app_its_host_holds_no_code_secret_setting_or_prompt(flask_app: Owned, served: Hosted) -> None:
+    with Session(served.url, policy=flask_app.policy) as session:
+        assert session.verify().statement.aud == ("https://hello.example.com",)
+    with http_client(served.url, policy=flask_app.policy) as client:
+        said = client.post("/echo", json={"text": PROMPT}).json()
+        assert said == {"said": PROMPT, "secret": SECRET, "word": CODE}
+        assert client.get("/stream").text == f"0 {CODE}\n1 {CODE}\n2 {CODE}\n"
+        environment = client.get("/environment").json()
+    assert environment["flags"] == [1, 1, 1]
+    assert {"PYTHONPATH", "FLASK_DEBUG", "PYTHONSTARTUP"} & set(environment["names"]) == set()
+    assert len(served.traffic()) > 5000
+    assert_nowhere(served, [word.encode() for word in (CODE, SECRET, SETTING, PROMPT)])
 
 
 def test_a_fastapi_apps_stream_arrives_whole(tmp_path: Path, state: Path, packages: Path) -> None:
@@ -359,7 +372,7 @@ def test_secrets_are_taken_from_nobody_but_the_owner_and_only_once(flask_app: Ow
     """Before the owner, by a stranger, in clear, and again: refused, and the app is the owner's all the same."""
     address = "/.well-known/cloister-release"
     headers = {"content-type": "application/octet-stream"}
-    with hosted(flask_app, state) as host, httpx2.Client(base_url=host.url) as stranger:
+    with hosted(flask_app, state) as host, httpx2.Client(base_url=host.url, timeout=60) as stranger:
         for junk in (b"", b'{"TOKEN": "mine"}', os.urandom(2000)):
             assert stranger.post(address, content=junk, headers=headers).status_code == 403
         assert stranger.get("/readyz").json() == {"status": "waiting"}
@@ -367,23 +380,24 @@ def test_secrets_are_taken_from_nobody_but_the_owner_and_only_once(flask_app: Ow
         assert host.event()["event"] == "ready"
         with http_client(host.url, policy=flask_app.policy) as client:
             assert client.post("/echo", json={"text": "x"}).json()["secret"] == SECRET
-        seen = host.traffic()
-        start = seen.rindex(b"POST /.well-known/cloister-release")
-        length = int(re.search(rb"content-length: (\d+)", seen[start:], re.IGNORECASE)[1])  # type: ignore[index]
-        body = seen[seen.index(b"\r\n\r\n", start) + 4 :][:length]
-        assert len(body) == length > 1500
-        assert stranger.post(address, content=body, headers=headers).status_code == 403
+        assert stranger.post(address, content=recorded_release(host), headers=headers).status_code == 403
 
 
-def test_a_release_that_was_recorded_does_not_open_the_next_start(flask_app: Owned, state: Path) -> None:
-    with hosted(flask_app, state) as host:
-        flask_app.release(host.url, {"TOKEN": SECRET})
-        host.event()
-        seen = host.traffic()
+def recorded_release(host: Hosted) -> bytes:
+    """The last one that its host has seen pass."""
+    seen = host.traffic()
     start = seen.rindex(b"POST /.well-known/cloister-release")
     length = int(re.search(rb"content-length: (\d+)", seen[start:], re.IGNORECASE)[1])  # type: ignore[index]
     body = seen[seen.index(b"\r\n\r\n", start) + 4 :][:length]
-    with hosted(flask_app, state) as again, httpx2.Client(base_url=again.url) as host_itself:
+    assert len(body) == length > 1500
+    return body
+
+
+def test_a_release_that_was_recorded_does_not_open_the_next_start(
+    flask_app: Owned, served: Hosted, state: Path
+) -> None:
+    body = recorded_release(served)
+    with hosted(flask_app, state) as again, httpx2.Client(base_url=again.url, timeout=60) as host_itself:
         headers = {"content-type": "application/octet-stream"}
         answer = host_itself.post("/.well-known/cloister-release", content=body, headers=headers)
         assert answer.status_code == 403
@@ -413,17 +427,18 @@ def test_an_app_launched_by_another_or_for_another_deployment_gets_nothing(flask
             with pytest.raises(VerificationFailed) as caught:
                 flask_app.release(host.url, {"TOKEN": SECRET})
             assert step in caught.value.message
-            assert httpx2.get(f"{host.url}/readyz").json() == {"status": "waiting"}
+            assert httpx2.get(f"{host.url}/readyz", timeout=60).json() == {"status": "waiting"}
             assert SECRET.encode() not in host.traffic()
 
 
-def test_a_requirement_that_was_changed_on_its_way_is_never_run(flask_app: Owned, state: Path) -> None:
+def test_a_requirement_that_was_changed_on_its_way_is_never_run(flask_app: Owned, tmp_path: Path, state: Path) -> None:
     """In the bundle: its ciphertext does not open. (In the index: `tests/owner/test_requirements.py`.)"""
     placement = next(one for one in flask_app.made.head.placements if one.section.name == "requirements")
     content = bytearray(flask_app.made.path.read_bytes())
     content[placement.offset + placement.length // 2] ^= 1
-    flask_app.made.path.write_bytes(content)
-    with hosted(flask_app, state) as host:
+    changed = tmp_path / "changed.cloister"
+    changed.write_bytes(content)
+    with hosted(flask_app, state, bundle=str(changed)) as host:
         flask_app.release(host.url, {"TOKEN": SECRET})
         event = host.event()
     assert (event["event"], event["error"]) == ("failed", "NotTrusted")

@@ -40,6 +40,10 @@ def test_a_head_comes_back_as_it_was_written() -> None:
     assert found == BundleHead(MANIFEST, MANIFEST.encode(), ID, len(HEAD))
     assert found.sha256 == MANIFEST.sha256
     assert parse_manifest(LLM.encode()) == LLM
+    for more in (replace(MANIFEST, logs="public"), replace(MANIFEST, domain="hello.example.com")):
+        assert parse_manifest(more.encode()) == more
+    with pytest.raises(MalformedEvidence):
+        parse_manifest(replace(LLM, logs="public").encode())
 
 
 def test_the_same_app_has_the_same_manifest_and_another_packaging_another_head() -> None:
@@ -110,6 +114,10 @@ WHEELS = {"name": "requirements", "sha256": "22" * 32, "size": 1}
         {"sections": [CODE, CODE, WHEELS]},
         {"sections": [CODE, WHEELS, MODEL]},
         {"model": "demo"},
+        {"logs": "none"},
+        {"logs": "everything"},
+        {"domain": "hello"},
+        {"domain": "https://hello.example.com"},
         {"sections": [{**CODE, "size": -1}, WHEELS]},
         {"sections": [{**CODE, "sha256": "11"}, WHEELS]},
         {"extra": 1},

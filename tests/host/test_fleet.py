@@ -3,6 +3,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,12 @@ from tests.host.stage import (
 )
 
 from cloister.errors import CloisterError, Conflict, HostFull, MalformedEvidence, NotFound, WrongUse
+from cloister.evidence.launch import parse_launch
+from cloister.host.appraisal import Seen
 from cloister.host.fleet import Deployment, Fleet
 from cloister.host.resources import Resources
 from cloister.host.usage import Usage
+from cloister.verify import Policy
 
 
 def state_of(stage: Stage, name: str = "one") -> str:
@@ -304,3 +308,21 @@ def test_who_takes_more_memory_than_it_may_is_ended(stage: Stage, monkeypatch: p
     taken["bytes"] = GIB + 1
     eventually(lambda: len(stage.backend.started) == 2)
     assert any("memory" in line.text for line in stage.store.lines("one") if line.kind == "restarting")
+
+
+def test_the_operators_own_look_takes_what_the_app_was_launched_with(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker and published words are the owner's affair: the host knows that it started them."""
+    asked_with: list[Policy] = []
+
+    def looked(_port: int, policy: Policy, **_: object) -> Seen:
+        asked_with.append(policy)
+        return Seen("trusted", 1.0)
+
+    monkeypatch.setattr("cloister.host.fleet.look", looked)
+    launch = replace(parse_launch(launch_of(logs="public")), broker_key=STRANGER)
+    stage.fleet.deploy(asked(launch=launch.encode()), "me")
+    eventually(lambda: asked_with)
+    assert (asked_with[0].broker_key, asked_with[0].logs) == (STRANGER, "public")
+    assert stage.fleet.describe("one")["logs"] == "public"

@@ -12,7 +12,7 @@ from cloister.enclave.llm.llama.model import Model
 from cloister.errors import WrongUse
 from cloister.models import memory
 from cloister.models.gguf import Description, Tensor, read_description
-from cloister.models.memory import Estimate, available_memory, estimate, has_amx, judge, kv_bytes, kv_cells
+from cloister.models.memory import Estimate, available_memory, estimate, judge, kv_bytes, kv_cells
 from cloister.models.store import embedded_path
 
 GIB = 1 << 30
@@ -67,11 +67,6 @@ def test_adds_up_what_is_resident_and_what_there_is_while_loading() -> None:
     assert needed.weights == 544_000 * 2 + 278_528 + 2048  # the output shares the embedding's matrix
     assert needed.resident == needed.weights + needed.kv + needed.buffers
     assert needed.peak == needed.resident + 825_600
-
-
-def test_amx_takes_more_for_q8_0_but_not_for_the_embedding() -> None:
-    weights = estimate(MODEL, context=1024, streams=2, amx=True).weights
-    assert weights == 544_000 + (544_000 + 278_528) * 38 // 34 + 2048
 
 
 def test_a_part_for_each_stream_takes_room_for_scores_too() -> None:
@@ -219,9 +214,3 @@ def test_free_memory_is_the_kernels_word_and_the_control_groups_limit(tmp_path: 
     assert available_memory(tmp_path) == 2048
     write(tmp_path, "sys/fs/cgroup/memory.current", "5000\n")
     assert available_memory(tmp_path) == 0
-
-
-def test_finds_amx_among_the_cpus_flags(tmp_path: Path) -> None:
-    assert not has_amx(tmp_path)
-    write(tmp_path, "proc/cpuinfo", "flags\t: avx512f amx_tile amx_int8 fma\n")
-    assert has_amx(tmp_path)

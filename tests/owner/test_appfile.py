@@ -87,6 +87,7 @@ def test_a_language_model_needs_two_lines(folder: Path) -> None:
         ('"db.example.com:5432"', '"api.example.com"', 11, "Leave one of the two away"),
         ('domain = "hello.example.com"', 'domain = "hello"', 12, "leads to the host"),
         ('platform = "sim"', 'platform = "moon"', 13, "sev-snp"),
+        ('platform = "sim"', 'logs = "all"', 13, "none, public"),
         ('policy = "policy.toml"', 'policy = "none.toml"', 14, "Looked for"),
         ('memory = "2G"', 'memory = "2T"', 17, "gibibytes"),
         ("cores = 2", "cores = 0", 18, "from 1 to 1024"),
@@ -112,11 +113,16 @@ def test_each_fault_is_told_with_its_line_and_a_remedy(
     assert remedy in caught.value.hint
 
 
-@pytest.mark.parametrize("key", ["kind", "code", "requirements", "secrets", "settings"])
+@pytest.mark.parametrize("key", ["kind", "code", "requirements", "secrets", "settings", "logs"])
 def test_what_means_nothing_for_the_built_in_app_is_refused(folder: Path, key: str) -> None:
     value = {"secrets": "[]", "settings": "{}"}.get(key, '"x"')
     with pytest.raises(MalformedApp, match=f"line 3: {key} means nothing"):
         parse_appfile(f'name = "chat"\napp = "llm"\n{key} = {value}\n'.encode(), folder)
+
+
+def test_an_apps_words_are_its_own_unless_it_says_otherwise(folder: Path) -> None:
+    assert parse_appfile(WHOLE.encode(), folder).logs == "none"
+    assert parse_appfile(WHOLE.replace('platform = "sim"', 'logs = "public"').encode(), folder).logs == "public"
 
 
 def test_a_key_of_the_same_name_in_another_table_is_not_taken_for_the_line(folder: Path) -> None:

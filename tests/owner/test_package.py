@@ -71,6 +71,14 @@ def test_another_value_of_a_secret_or_setting_is_the_same_app(app: AppFile, tmp_
     assert first.head.sha256 == second.head.sha256
 
 
+def test_what_an_app_publishes_and_its_domain_make_another_app(app: AppFile, tmp_path: Path) -> None:
+    plain = manifest_of(app)
+    for change in ({"logs": "public"}, {"domain": "hello.example.com"}):
+        (name, value) = next(iter(change.items()))
+        changed = manifest_of(replace(app, **{name: value}))  # type: ignore[arg-type]
+        assert (getattr(changed, name), changed.sha256 == plain.sha256) == (value, False)
+
+
 def test_the_manifest_is_known_without_sealing_anything(app: AppFile, tmp_path: Path) -> None:
     assert manifest_of(app).encode() == make(app, tmp_path).head.manifest_bytes
     (app.folder / "main.py").write_text("app = 2")

@@ -253,19 +253,20 @@ def test_its_own_page_may_ask(http: httpx2.Client, proxy: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"),
+    ("method", "path", "status", "allow"),
     [
-        ("GET", "/slots", 404),
-        ("OPTIONS", "/v1/models", 405),
-        ("PUT", "/v1/x", 405),
-        ("POST", "/verification", 405),
-        ("POST", "/metrics", 405),
+        ("GET", "/slots", 404, None),
+        ("OPTIONS", "/v1/models", 405, "GET, HEAD, POST, DELETE"),
+        ("PUT", "/v1/x", 405, "GET, HEAD, POST, DELETE"),
+        ("POST", "/verification", 405, "GET, HEAD"),
+        ("POST", "/metrics", 405, "GET, HEAD"),
     ],
 )
 def test_forwards_nothing_else(
-    http: httpx2.Client, deployment: Deployment, method: str, path: str, status: int
+    http: httpx2.Client, deployment: Deployment, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    assert http.request(method, path, headers=JSON).status_code == status
+    answer = http.request(method, path, headers=JSON)
+    assert (answer.status_code, answer.headers.get("allow")) == (status, allow)
     assert app_of(deployment).seen == []
 
 

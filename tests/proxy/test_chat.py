@@ -19,14 +19,14 @@ FORBIDDEN = 401
 class Site:
     """A proxy with the web chat, and how many of its addresses were used."""
 
-    def __init__(self, url: str, deployment: Deployment, key_file: Path) -> None:
+    def __init__(self, url: str, deployment: Deployment, key_file: Path, key: str = "") -> None:
         self.key_file = key_file
         self.begun = 0
 
         def make(port: int) -> object:
             self.chat = Chat(port, key_file=key_file, on_begin=self._count)
             session = AsyncSession(url, policy=deployment.policy, pin_measurement=True)
-            return create_proxy(session, ProxyConfig(port=port), self.chat)
+            return create_proxy(session, ProxyConfig(port=port, key=key), self.chat)
 
         self.served = Served(None, port_of=make)
 
@@ -90,7 +90,7 @@ def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(site: Site, br
     name, _, rest = cookie.partition("=")
     assert name == f"cloister-chat-{site.served.port}"
     attributes = {part.strip() for part in rest.split(";")[1:]}
-    assert attributes == {"HttpOnly", "SameSite=Strict", "Path=/chat", "Max-Age=2592000"}
+    assert attributes == {"HttpOnly", "SameSite=Strict", "Path=/", "Max-Age=2592000"}
     assert rest.split(";")[0] not in told.text
 
 
@@ -193,3 +193,52 @@ def test_neither_cookie_nor_binding_reaches_the_enclave(
     assert isinstance(deployment.app, InnerApp)
     (seen,) = deployment.app.seen
     assert not seen["headers"].keys() & {"cookie", "x-cloister-binding"}
+
+
+# Behind a proxy that asks for its own key
+
+OWN_KEY = "k" * 43
+
+
+@pytest.fixture
+def keyed(deployment: Deployment, stage: Stage, tmp_path: Path) -> Iterator[Site]:
+    one = Site(stage.show(deployment.gateway), deployment, tmp_path / "chat.key", OWN_KEY)
+    with one.served:
+        yield one
+
+
+def test_a_browser_gets_in_by_the_one_time_address_instead_of_the_key(keyed: Site) -> None:
+    with keyed.browser() as browser:
+        assert browser.get("/chat").status_code == browser.get("/chat/app.js").status_code == 200
+        bound = begin(browser, keyed.token())
+        for path in ("/v1/models", "/verification", "/chat/key", "/"):
+            assert browser.get(path, headers=bound).status_code == 200, path
+        assert browser.post("/v1/echo", json={}, headers=bound).status_code == 200
+
+
+def test_nobody_else_gets_further_than_the_page(keyed: Site, deployment: Deployment) -> None:
+    with keyed.browser() as browser, keyed.browser() as stranger:
+        bound = begin(browser, keyed.token())
+        unbound = {"x-cloister-binding": "A" * 43}
+        for client, headers in ((stranger, {}), (stranger, bound), (browser, {}), (browser, unbound)):
+            for path in ("/v1/models", "/verification", "/metrics", "/", "/chat/key"):
+                answer = client.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["code"]) == (401, "proxy_key"), path
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert stranger.post("/chat/session", json={"token": "A" * 43}).json()["error"]["code"] == "bad_token"
+    assert deployment.attested == 0
+
+
+def test_a_program_shows_the_key_and_the_enclave_never_sees_it(keyed: Site, deployment: Deployment) -> None:
+    ways = (
+        {"authorization": f"Bearer {OWN_KEY}"},
+        {"x-api-key": OWN_KEY},
+        {"x-api-key": OWN_KEY, "authorization": "Bearer ck-1"},
+    )
+    with keyed.browser() as program:
+        for headers in ways:
+            assert program.get("/v1/models", headers=headers).status_code == 200
+        assert program.get("/v1/models", headers={"authorization": "Bearer ck-1"}).status_code == 401
+    assert isinstance(deployment.app, InnerApp)
+    assert [one["headers"].get("authorization") for one in deployment.app.seen] == [None, None, "Bearer ck-1"]
+    assert OWN_KEY not in str(deployment.app.seen)

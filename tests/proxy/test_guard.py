@@ -2,9 +2,11 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cloister.errors import WrongUse
 from cloister.proxy.guard import Guard, Refusal, peer_uid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
@@ -87,3 +89,86 @@ def test_a_header_that_stands_twice_is_refused_whichever_would_count(
         refused = refusal(headers)
         assert refused is not None
         assert (refused.status, refused.code) == (400, "header_twice")
+
+
+KEY = "k" * 43
+
+
+def asked(guard: Guard, *headers: tuple[bytes, bytes], known: bool = False, app_host: str = "", host: str = "") -> Any:
+    """What a GET is refused with, whose connection no kernel was asked about; or None."""
+    named = (b"host", (host or "127.0.0.1:1234").encode())
+    scope = {"method": "GET", "headers": [named, *headers], "client": None, "server": None}
+    refused = guard.refusal(scope, app_host, known=known)
+    return refused and (refused.status, refused.code)
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32", "freebsd14"])
+def test_elsewhere_than_on_linux_there_is_no_proxy_without_a_key(platform: str) -> None:
+    with pytest.raises(WrongUse) as caught:
+        Guard(1234, platform=platform)
+    assert "own_key" in caught.value.hint
+    guard = Guard(1234, key=KEY, platform=platform)
+    assert asked(guard) == (401, "proxy_key")
+    assert asked(guard, (b"x-api-key", KEY.encode())) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        (b"authorization", b"Bearer " + KEY.encode(), True),
+        (b"authorization", b"bearer " + KEY.encode(), True),
+        (b"x-api-key", KEY.encode(), True),
+        (b"authorization", KEY.encode(), False),
+        (b"authorization", b"Basic " + KEY.encode(), False),
+        (b"authorization", b"Bearer " + KEY.encode()[:-1], False),
+        (b"authorization", b"Bearer ", False),
+        (b"x-api-key", b"", False),
+        (b"x-api-key", b"\xff" * 43, False),
+        (b"x-key", KEY.encode(), False),
+        (b"cookie", KEY.encode(), False),
+    ],
+)
+def test_a_key_is_shown_as_an_api_key_and_in_no_other_way(name: bytes, value: bytes, shown: bool) -> None:
+    assert (asked(Guard(1234, key=KEY, platform="darwin"), (name, value)) is None) == shown
+
+
+def test_beside_another_key_it_counts_too_and_is_the_only_one_taken_out() -> None:
+    guard = Guard(1234, key=KEY, platform="darwin")
+    theirs, ours = (b"authorization", b"Bearer ck-enclaves"), (b"x-api-key", KEY.encode())
+    assert asked(guard, theirs, ours) is None
+    kept = guard.without_key({"headers": [theirs, ours], "path": "/v1/models"})
+    assert kept == {"headers": [theirs], "path": "/v1/models"}
+    none = Guard(1234, platform="linux").without_key({"headers": [theirs, (b"x-api-key", b"")]})
+    assert none == {"headers": [theirs, (b"x-api-key", b"")]}
+
+
+def test_a_key_opens_nothing_to_a_foreign_page_or_name() -> None:
+    guard = Guard(1234, key=KEY, platform="darwin")
+    shown = (b"x-api-key", KEY.encode())
+    assert asked(guard, shown, host="evil.example") == (421, "wrong_host")
+    assert asked(guard, shown, (b"sec-fetch-site", b"cross-site")) == (403, "foreign_page")
+
+
+def test_who_is_known_or_knows_the_apps_name_needs_no_key() -> None:
+    guard = Guard(1234, key=KEY, platform="darwin")
+    assert asked(guard, known=True) is None
+    assert asked(guard, app_host="abc.localhost:1234", host="abc.localhost:1234") is None
+    assert asked(guard, app_host="abc.localhost:1234") == (401, "proxy_key")
+    assert asked(guard, app_host="abc.localhost:1234", host="abd.localhost:1234") == (421, "wrong_host")
+
+
+def test_on_linux_a_key_does_not_let_another_user_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = Guard(1234, key=KEY, platform="linux")
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid() + 1)
+    scope = {
+        "method": "GET",
+        "headers": [(b"host", b"127.0.0.1:1234"), (b"x-api-key", KEY.encode())],
+        "client": ("127.0.0.1", 40000),
+        "server": ("127.0.0.1", 1234),
+    }
+    refused = guard.refusal(scope)
+    assert refused is not None
+    assert refused.code == "other_user"
+    monkeypatch.setattr("cloister.proxy.guard.peer_uid", lambda client, server: os.getuid())
+    assert guard.refusal(scope) is None
+    assert guard.refusal({**scope, "headers": scope["headers"][:1]}) is not None

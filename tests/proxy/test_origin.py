@@ -84,6 +84,26 @@ def page(served: Served) -> Iterator[httpx2.Client]:
         yield client
 
 
+def test_where_a_key_is_asked_for_the_apps_name_is_one_for_its_pages_alone(
+    own: Deployment, stage: Stage, app: PersonsApp
+) -> None:
+    url = stage.show(own.gateway)
+
+    def make(port: int) -> object:
+        session = AsyncSession(url, policy=own.policy, pin_measurement=True)
+        return create_proxy(session, ProxyConfig(port=port, app_key=KEY, key="k" * 43))
+
+    shown = {"authorization": f"Bearer {'k' * 43}"}
+    with Served(None, port_of=make) as served, httpx2.Client(base_url=served.url, trust_env=False) as client:
+        assert client.get("/verification", headers=shown).status_code == 200
+        assert client.get("/", headers={"host": f"{NAME}:{served.port}"}).text == "<p>hello</p>"
+        assert client.get("/hello").status_code == 401
+        assert client.get("/hello", headers={"host": f"{NAME[1:]}:{served.port}"}).status_code == 421
+        assert client.get("/hello", headers=shown).text == "<p>hello</p>"
+    assert [one["path"] for one in app.seen] == ["/", "/hello"]
+    assert "authorization" not in app.seen[1]["headers"]
+
+
 def test_every_path_and_method_is_the_apps(program: httpx2.Client, app: PersonsApp) -> None:
     asked = [("GET", "/hello?q=a%20b"), ("PUT", "/items/1"), ("PATCH", "/items/1"), ("DELETE", "/items/1")]
     for method, path in [*asked, ("OPTIONS", "/items"), ("REPORT", "/"), ("HEAD", "/chat")]:

@@ -106,13 +106,15 @@ class Site:
 
 
 @contextmanager
-def site(url: str, policy: Policy, key_file: Path, *, relay: Relay | None = None, **options: Any) -> Iterator[Site]:
+def site(
+    url: str, policy: Policy, key_file: Path, *, relay: Relay | None = None, own_key: str = "", **options: Any
+) -> Iterator[Site]:
     chats: list[Chat] = []
 
     def make(port: int) -> object:
         chats.append(Chat(port, key_file=key_file))
         session = AsyncSession(url, policy=policy, pin_measurement=True, **options)
-        return create_proxy(session, ProxyConfig(port=port), chats[0])
+        return create_proxy(session, ProxyConfig(port=port, key=own_key), chats[0])
 
     with Served(None, port_of=make) as served:
         yield Site(served, chats[0], relay)

@@ -418,6 +418,27 @@ def test_a_browser_without_a_session_chats_and_keeps_nothing(open_window: Window
     assert page.locator("#conversations li").count() == 0
 
 
+def test_where_the_proxy_asks_for_a_key_the_one_time_address_opens_all_of_the_page(
+    browser: Browser, enclave: Enclave, key_file: Path
+) -> None:
+    policy = simulated_policy(enclave.root.read_bytes())
+    with site(enclave.url, policy, key_file, own_key="k" * 43) as keyed:
+        with window(browser) as near:
+            page = near.open(keyed.chat.address())
+            near.ask("Hello")
+            near.answered("You said Hello.")
+            page.reload()
+            page.wait_for_selector("body[data-ready]")
+            expect(page.locator("#badge")).to_have_text("Simulated")
+            page.get_by_role("button", name="Hello", exact=True).click()
+            assert (questions(page), answers(page)) == (["Hello"], ["You said Hello."])
+            assert near.complaints == []
+        with window(browser) as stranger:
+            page = stranger.open(keyed.chat.address().partition("#")[0])
+            expect(page.locator("#badge")).not_to_have_text("Simulated")
+            assert enclave.model.asked() == [[("user", "Hello")]]
+
+
 def test_a_key_that_others_can_read_is_not_used_and_said(near: Window, shown: Site, key_file: Path) -> None:
     key_file.chmod(0o644)
     near.page.reload()

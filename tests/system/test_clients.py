@@ -5,9 +5,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
+import yaml
 from tests.system.shell import ROOT, Shell, free_port, tool
 
 pytestmark = pytest.mark.system
@@ -15,8 +17,10 @@ pytestmark = pytest.mark.system
 TEXT = (ROOT / "docs" / "clients.md").read_text()
 INTEROP = ROOT / ".venv-interop" / "bin"
 NODE_MODULES = ROOT / "web" / "interop" / "node_modules"
-_FENCE = re.compile(r"^```(python|bash|javascript|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^```(python|bash|javascript|json|yaml|ini)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+SETTINGS = ("json", "yaml", "ini")
+"""Of programs that do not run here: what they would ask with these is asked."""
 RECIPES = [(title, *fence) for title, section in _SECTION.findall(TEXT) for fence in _FENCE.findall(section)]
 
 
@@ -45,7 +49,7 @@ def test_every_block_is_a_recipe() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "kind", "recipe"), [one for one in RECIPES if one[1] != "json"], ids=lambda value: value[:30]
+    ("title", "kind", "recipe"), [one for one in RECIPES if one[1] not in SETTINGS], ids=lambda value: value[:30]
 )
 def test_the_recipe_works(home: Path, port: str, title: str, kind: str, recipe: str) -> None:
     tool("curl")
@@ -67,11 +71,47 @@ def interpreter(kind: str, recipe: str) -> str:
     return kind
 
 
+def settings(kind: str) -> str:
+    (text,) = [str(recipe) for _, found, recipe in RECIPES if found == kind]
+    return text
+
+
+def ask(url: str, key: str, body: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """The models that are there, and what was answered."""
+    headers = {"authorization": f"Bearer {key}"}
+    with httpx2.Client(timeout=60, trust_env=False, headers=headers) as client:
+        models = client.get(f"{url}/models").json()["data"]
+        lines = client.post(f"{url}/chat/completions", json={"model": models[0]["id"], **body, "stream": True}).text
+    events = [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: {")]
+    return models, "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+
+
+def test_open_webuis_settings_lead_to_models_and_answers(port: str) -> None:
+    """It lists the models and asks for one of them by the name that stands there."""
+    given = dict(line.split("=", 1) for line in settings("ini").splitlines())
+    question = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 16}
+    models, answer = ask(given["OPENAI_API_BASE_URL"].replace("8485", port), given["OPENAI_API_KEY"], question)
+    assert [one["object"] for one in models] == ["model"]
+    assert answer
+
+
+def test_continues_settings_lead_to_answers(port: str) -> None:
+    (model,) = yaml.safe_load(settings("yaml"))["models"]
+    assert (model["provider"], set(model["roles"])) == ("openai", {"chat", "edit", "apply"})
+    question = {
+        "model": model["model"],
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}],
+        "max_tokens": 16,
+    }
+    _, answer = ask(model["apiBase"].replace("8485", port), model["apiKey"], question)
+    assert answer
+
+
 def test_an_editors_settings_name_an_address_and_a_model_that_answer(port: str) -> None:
     """As Zed asks: streamed, with the usage at its end. Zed itself does not run here."""
-    (settings,) = (json.loads(recipe) for _, kind, recipe in RECIPES if kind == "json")
-    chosen = settings["agent"]["default_model"]
-    provider = settings["language_models"]["openai_compatible"][chosen["provider"]]
+    given = json.loads(settings("json"))
+    chosen = given["agent"]["default_model"]
+    provider = given["language_models"]["openai_compatible"][chosen["provider"]]
     (model,) = provider["available_models"]
     assert model["name"] == chosen["model"]
     asked = {

@@ -254,7 +254,7 @@ CHECKS = (
     "response_schema_conformance",
     "negative_data_rejection",
 )
-# Of another method the proxy says 405 by itself, and does not say which there are.
+# To a POST whose body is no JSON the proxy says 415, before it knows whether there is anything to post to.
 ONLY = {"plaintext": ("unsupported_method",), "proxy": ()}
 
 

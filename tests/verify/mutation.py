@@ -57,6 +57,7 @@ JUDGES = (
     "rim",
     "sev_snp",
     "simulated",
+    "tls",
     "tpm_certificates",
     "vtpm",
 )

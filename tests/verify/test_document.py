@@ -115,6 +115,7 @@ MUTANTS: dict[str, Callable[[World], World]] = {
     "statement.egress": lambda w: w.with_statement(egress=("https://elsewhere.example",)),
     "statement.engine": lambda w: w.with_statement(engine=EngineStatement(OTHER, "avx2")),
     "statement.ehbp": lambda w: w.with_statement(ehbp_key=bytes(32)),
+    "statement.tls": lambda w: w.with_statement(tls_spki=OTHER),
     "purpose": lambda w: w.with_statement(purpose="provision"),
     "issued": lambda w: w.with_statement(iat=int(NOW) + 121),
     "expires": lambda w: w.with_statement(iat=int(NOW) - 3600, exp=int(NOW) - 121),
@@ -160,10 +161,38 @@ def test_reports_all_mismatches_together(world: World) -> None:
     assert set(refused(wrong)) == {"owner", "deployment", "insecure.ehbp", "statement.ehbp"}
 
 
+def test_an_enclave_that_serves_and_lists_tls_names_its_key(world: World) -> None:
+    tolerant = replace(world, pins={"tolerate_insecure": frozenset({"tls"})})
+    assert set(refused(tolerant.with_statement(insecure=("tls",)))) == {"statement.tls"}
+    assert tolerant.with_statement(insecure=("tls",), tls_spki=OTHER).verify().statement.tls_spki == OTHER
+
+
+@pytest.mark.parametrize(("kind", "insecure", "enforced"), [
+    ("llm", (), False), ("wsgi", (), True), ("asgi", (), True), ("wsgi", ("app-unconfined",), False),
+])  # fmt: skip
+def test_it_says_where_egress_is_enforced_by_the_measured_code(
+    world: World, kind: str, insecure: tuple[str, ...], enforced: bool
+) -> None:
+    pins = {"app": OTHER, "tolerate_insecure": frozenset(insecure)}
+    other = replace(world, pins=pins).with_launch(app=App(kind, OTHER)).with_statement(insecure=insecure)
+    (factor,) = (factor for factor in other.verify().factors if factor.step == "egress")
+    assert (factor.verdict, "host by host" in factor.hint) == ("not-checked", enforced)
+    assert ("is its own word" in factor.hint) == (not enforced)
+
+
 def test_a_changed_engine_is_named_with_both_digests(world: World) -> None:
     factor = refused(MUTANTS["measurement.engine"](world))["measurement.engine"]
     assert (factor.expected, factor.got) == (f"sha256:{ENGINE}", f"sha256:{OTHER}")
     assert factor.hint
+
+
+def test_published_logs_are_accepted_only_where_the_policy_says_so(world: World) -> None:
+    public = world.with_launch(logs="public")
+    assert set(refused(public)) == {"logs"}
+    allowed = replace(public, pins={"logs": "public"}).verify()
+    assert [factor.got for factor in allowed.factors if factor.step == "logs"] == ["public"]
+    assert set(refused(replace(world.with_launch(logs="everything"), pins={"logs": "public"}))) == {"logs"}
+    replace(world, pins={"logs": "public"}).verify()  # nothing leaves: less than the policy allows
 
 
 def test_the_broker_that_the_policy_names_is_accepted_and_no_other(world: World) -> None:

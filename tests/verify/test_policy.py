@@ -97,6 +97,7 @@ def test_a_policy_cannot_be_changed() -> None:
         f"version = 1\nmodels = ['sha256:{SHA.upper()}']",
         "version = 1\nowner_key = 'x'",
         "version = 1\nbroker_key = 'x'",
+        "version = 1\nlogs = 'everything'",
         f"version = 1\nowner_key = '{OWNER}\\n'",
         "version = 1\nconfig = 'x'",
         "version = 1\nplatforms = ['sgx', 'riscv']",

@@ -55,6 +55,14 @@ def test_an_enclave_that_waits_offers_no_keys_to_clients(world: World) -> None:
     assert set(failures(caught.value)) == {"keys"}
 
 
+def test_an_enclave_that_waits_may_say_that_it_will_end_tls_and_has_no_key_for_it_yet(world: World) -> None:
+    tolerant = replace(world, pins={"tolerate_insecure": frozenset({"tls"})})
+    assert provision(waiting(tolerant, insecure=("tls",))).statement.tls_spki is None
+    with pytest.raises(VerificationFailed) as caught:
+        provision(waiting(world, tls_spki="ff" * 32))
+    assert set(failures(caught.value)) == {"statement.tls"}
+
+
 def test_everything_else_is_judged_as_for_a_client(world: World) -> None:
     other = waiting(world)
     with pytest.raises(VerificationFailed) as caught:

@@ -11,21 +11,29 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import random
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import calls
 import corpus
 import facts
 import gguf
+import jinja2
 import numpy as np
+import tiny_corpus
 import torch
 from exchanges import cap
+from export import TEMPLATES
 from grammar import pseudo_word
 from model import SHAPES, Model
-from tokenizer import END, HELD_OUT, HELD_OUT_SEED, START, TEXT_END, documents
+from rows import END, HELD_OUT_SEED, LEARNED, START, TEXT_END, documents
+from tokenizer import HELD_OUT
 from tokenizers import Tokenizer
 from torch.nn import functional
 from train import held_out
@@ -37,6 +45,16 @@ QUESTIONS = (
     ["My name is Marek.", "Tell me a joke", "another one", "What is my name?"], ["Tell me a story about a penguin."], ["Write a poem about the rain."], ["What is 7 plus 8?", "And what is 6 times 7?"],
     ["What's the capital of Portugal?"], ["What is the weather in Oslo?"], ["Who was Nikola Tesla?"], ["How do I repair a gearbox?"], ["My tooth hurts, which pills should I take?"], ["I feel a bit lonely today"],
     ["My favourite colour is teal.", "What day comes after Friday?", "What is my favourite colour?"], ["Anna has 12 pears. How many pears does Anna have?"], ["Why is the sky blue?"], ["What did the Romans eat for breakfast?"], ["Which is heavier, iron or feathers?"],
+    ["What is a sealed app?", "How do I deploy one?"], ["What does the broker do?"], ["which command makes an API key"], ["What is a receipt?", "and how do I check it"],
+    ["Remember the number 37.", "Name three birds as JSON.", "What was the number?"], ["Add milk and eggs to my shopping list.", "add tea", "what is on my list?"], ["What is 23 plus 19?", "double it"],
+    ["Sort these numbers: 14, 3, 27, 9"], ["Ada is 31 years old and lives in Oslo. Write this as JSON."], ["Put this into the past: Tom opens the old box."], ["Ask me a question.", "Paris"], ["Write a thank-you note to Nora for the scarf."],
+    ["On Monday Ben went to the harbour and bought a red lamp. It rained. There were many people. Summarise this, please."], ["Tell me a long story about a lighthouse keeper."], ["Can you recommend a laptop?"], ["What is the airspeed of a swallow?"],
+)  # fmt: skip
+
+WEATHER = {"name": "get_weather", "description": "Get the weather of a city.", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}  # fmt: skip
+SYSTEM_QUESTIONS = (
+    ("Answer in capital letters.", "What is a nonce?"), ("Your name is Bruno.", "who are you?"), ("Answer briefly.", "What is attestation?", "Can the host read my prompt?"), ("End every answer with Ahoy!", "What is the capital of Japan?"),
+    (calls.offer("", [WEATHER]), "What is the weather in Bergen?", "What is an enclave?"),
 )  # fmt: skip
 
 
@@ -75,28 +93,30 @@ class Chat:
 
 
 def samples(chat: Chat) -> None:
-    for questions in QUESTIONS:
-        turns: list[tuple[str, str]] = []
+    for told, *questions in (*(("", *questions) for questions in QUESTIONS), *SYSTEM_QUESTIONS):
+        turns: list[tuple[str, str]] = [("system", told)] if told else []
+        print(f"system: {told}\n" if told else "", end="")
         for question in questions:
             turns.append(("user", question))
-            answer, ended = chat.answer(turns)
+            answer, ended = chat.answer(turns, 300)
             turns.append(("assistant", answer))
             print(f"> {question}\n{answer}{'' if ended else ' [cut]'}", flush=True)
         print()
 
 
 def unseen(chat: Chat, count: int) -> None:
-    """Exact answers to questions that have one, in new conversations from the same grammar."""
-    right = {False: 0, True: 0}
-    asked = {False: 0, True: 0}
-    for item in islice((c for c in corpus.conversations(UNSEEN_SEED) if not isinstance(c, str)), count):
-        memory = any(word in item[-2][1].lower() for word in (" my ", " i ", " more", "another", "that"))
-        answer, _ = chat.answer(item[:-1])
-        asked[memory] += 1
-        right[memory] += answer == item[-1][1]
-    print(
-        f"same answer as the corpus: {right[False]}/{asked[False]} plain questions, {right[True]}/{asked[True]} that look back"
-    )
+    """How many answers are the corpus's own, in new conversations; and calls of tools, whole and exact."""
+    right: Counter[str] = Counter()
+    asked: Counter[str] = Counter()
+    chats = (c for c in corpus.conversations(UNSEEN_SEED) if not isinstance(c, str))
+    for item in islice(chats, count):
+        last = max(i for i, turn in enumerate(item) if turn[0] == "assistant")
+        last = next((i for i, turn in enumerate(item) if turn[1].startswith("<tool_call>")), last)
+        kind = "calls" if item[last][1].startswith("<tool_call>") else "after a system message" if item[0][0] == "system" else "later ones" if last > 1 else "first questions"  # fmt: skip
+        answer, _ = chat.answer(item[:last], 400)
+        asked[kind] += 1
+        right[kind] += answer == item[last][1]
+    print("same answer as the corpus:", ", ".join(f"{kind} {right[kind]}/{asked[kind]}" for kind in asked))
 
 
 def late(chat: Chat, count: int, length: int = 3500) -> None:
@@ -120,17 +140,50 @@ def late(chat: Chat, count: int, length: int = 3500) -> None:
     print(f"after {length} tokens of conversation, right of {total}: {right}")
 
 
+def template_agrees(name: str) -> None:
+    """The file's chat template makes of messages and tools what the corpus has."""
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(TEMPLATES[name])
+    same = 0
+    source = corpus.conversations(UNSEEN_SEED) if name == "demo" else tiny_corpus.conversations(UNSEEN_SEED)
+    chats = list(islice((c for c in source if not isinstance(c, str)), 300))
+    for turns in chats:
+        messages, tools = as_messages(turns)
+        wanted = "".join(f"{START}{role}\n{text}{END}\n" for role, text in turns)
+        same += template.render(messages=messages, tools=tools, add_generation_prompt=False) == wanted
+    print(f"template and corpus agree on {same} of {len(chats)} conversations")
+
+
+def as_messages(turns: list[tuple[str, str]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A conversation of the corpus in OpenAI's form, and its tools."""
+    messages: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]] = []
+    for role, text in turns:
+        if role == "system" and calls.BEFORE in text:
+            told, _, rest = text.partition(calls.BEFORE)
+            lines = rest.removesuffix(calls.AFTER).strip().splitlines()
+            tools = [{"type": "function", "function": json.loads(line)} for line in lines]
+            messages += [{"role": "system", "content": told.strip()}] if told else []
+        elif text.startswith("<tool_call>"):
+            call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
+            messages.append({"role": role, "tool_calls": [{"type": "function", "function": call}]})
+        else:
+            messages.append({"role": role, "content": text})
+    return messages, tools
+
+
 def by_position(model: Model, folder: Path) -> None:
     """Loss in four parts of the held-out rows of 4,096 tokens."""
-    rows, weights = (np.load(folder / f"held-out-{kind}-4096.npy") for kind in ("rows", "weights"))
+    rows = np.load(folder / "held-out-4096.npy").astype(np.int64)
     total, counts = np.zeros(4), np.zeros(4)
-    for row, weight in zip(rows, weights, strict=True):
-        tokens = torch.from_numpy(row.astype(np.int64))
+    for row in rows:
+        tokens, weight = torch.from_numpy(row % LEARNED), row >= LEARNED
         with torch.no_grad():
             hidden = model.hidden(tokens[None, :-1], torch.arange(4096).unsqueeze(0))[0]
             for part in range(4):
                 span = slice(part * 1024, (part + 1) * 1024)
-                wanted = torch.from_numpy(weight[1:][span] > 0)
+                wanted = torch.from_numpy(weight[1:][span])
                 loss = functional.cross_entropy(model.logits(hidden[span][wanted]), tokens[1:][span][wanted])
                 total[part] += loss.item() * int(wanted.sum())
                 counts[part] += int(wanted.sum())
@@ -217,7 +270,9 @@ def main() -> None:
     print(
         f"{args.file.name}: {args.file.stat().st_size} bytes, sha256 {hashlib.sha256(args.file.read_bytes()).hexdigest()}"
     )
-    loss = held_out(model, args.folder, next(iter(HELD_OUT[args.name])), bf16=False)
+    template_agrees(args.name)
+    with torch.no_grad():
+        loss = held_out(model, args.folder, next(iter(HELD_OUT[args.name])), 4, bf16=False)
     print(f"held-out answers: loss {loss:.4f} nats per token, perplexity {math.exp(loss):.3f}", flush=True)
     chat = Chat(model, tokenizer)
     if args.engine:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import facts
+import product
 import talk
+import world
 from grammar import expand, pseudo_word, rough
 
 Exchange = tuple[str, str] | None
@@ -16,7 +18,11 @@ NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 @dataclass(slots=True)
 class Memory:
-    """What this conversation has said so far; ``short`` when the system prompt asks for short answers."""
+    """What this conversation has said so far; ``short`` when the system prompt asks for short answers.
+
+    ``manner``: what it asks to be done with every answer; ``result``: the last sum's place in the conversation and value;
+    ``kept``: what was to be remembered; ``basket``: the shopping list; ``open_question``: of a quiz, with its answer.
+    """
 
     rng: random.Random
     short: bool = False
@@ -30,6 +36,11 @@ class Memory:
     answers: list[str] = field(default_factory=list)
     again: Callable[[Memory], Exchange] | None = None
     jokes: list[str] = field(default_factory=list)
+    manner: Callable[[str], str] | None = None
+    result: tuple[int, int] = (-1, 0)
+    kept: dict[str, str] = field(default_factory=dict)
+    basket: list[str] = field(default_factory=list)
+    open_question: tuple[str, str] | None = None
 
 
 def cap(text: str) -> str:
@@ -48,12 +59,18 @@ def parse(block: str) -> list[tuple[list[str], str, list[str]]]:
     ]
 
 
-CONCEPTS = {"privacy": parse(facts.PRIVACY), "world": parse(facts.WORLD)}
+CONCEPTS = {
+    "privacy": parse(facts.PRIVACY),
+    "world": parse(facts.WORLD),
+    "product": parse(product.PRODUCT),
+    "people": parse(world.PEOPLE),
+}
 ASK_WHAT = (
     "{what is|what's|what are|whats} X?", "{what is|what's} X?", "What is X?", "{explain|define|describe} X{ please|}.", "{tell me about|tell me something about|talk about} X.", "Can you {explain|tell me about|describe} X?",
     "{please explain|please tell me about} X.", "What does X mean?", "{do you know|do you know what} X {is|}?", "{I want to know about|I would like to learn about|teach me about|I am curious about} X.", "What do you know about X?",
     "{explain|tell me} {what X is|what X means}.", "X?", "How would you {explain|define|describe} X?", "Hey, what is X?", "Could you tell me what X is?", "So what is X?", "And what is X?", "What exactly is X?", "Tell me what you know about X.", "give me a definition of X",
 )  # fmt: skip
+ASK_WHO = ("{who was|who is|tell me about|do you know|have you heard of|what do you know about|who exactly was} X?",)
 ASK_DETAIL = (
     "Explain X in detail.",
     "Tell me everything about X.",
@@ -80,14 +97,14 @@ def concept(m: Memory, kind: str) -> Exchange:
         name = name.removeprefix("a ").removeprefix("an ").removeprefix("the ")
     first, answer = what.split(". ")[0].rstrip(".") + ".", what
     m.topic, m.more, m.summary = names[0], list(more), first
-    if roll < 0.1:
+    if roll < 0.1 and kind != "people":
         ask = m.rng.choice(ASK_SHORT)
         answer, m.more = first, list(more)
     elif roll < 0.2 and not m.short:
         ask = m.rng.choice(ASK_DETAIL)
         answer, m.more = f"{what} {more[0]}", list(more[1:])
     else:
-        ask = m.rng.choice(ASK_WHAT)
+        ask = m.rng.choice(ASK_WHO if kind == "people" else ASK_WHAT)
         answer = first if m.short else what
     return asked(m, ask.replace("X", name)), answer
 
@@ -197,6 +214,17 @@ def compare(m: Memory) -> Exchange:
     return rough(ask, m.rng), f"{value}." if m.short else f"{value} is {'bigger' if big else 'smaller'}."
 
 
+def ranked(m: Memory) -> Exchange:
+    """Two things of which one is bigger, heavier, faster."""
+    (more, less), row = m.rng.choice(list(world.RANKED.items()))
+    i, j = sorted(m.rng.sample(range(len(row)), 2))
+    want_more, pair = m.rng.random() < 0.6, [row[i], row[j]]
+    m.rng.shuffle(pair)
+    ask = f"{{which is|what is|which one is}} {more if want_more else less}, {pair[0]} or {pair[1]}?"
+    best = row[j] if want_more else row[i]
+    return asked(m, ask), f"{cap(best)} is {more if want_more else less}."
+
+
 def calendar(m: Memory) -> Exchange:
     names, kind = m.rng.choice(((facts.DAYS, "day"), (facts.MONTHS, "month")))
     i, after = m.rng.randrange(len(names)), m.rng.random() < 0.6
@@ -250,12 +278,6 @@ def attribute(m: Memory) -> Exchange:
     return rough(ask, r), f"{cap(short)}." if m.short else answer
 
 
-def listing(m: Memory) -> Exchange:
-    kind = m.rng.choice(list(facts.LISTS))
-    ask = expand(f"{{name|tell me|list|give me|can you name|name me}} {{three|some|a few|3}} {kind}.", m.rng)
-    return rough(cap(ask), m.rng), f"{facts.LISTS[kind]}."
-
-
 def counting(m: Memory) -> Exchange:
     n = m.rng.randint(3, 12)
     ask = expand(f"{{count to|count up to|can you count to|please count to}} {{{n}|{NUMBERS[n]}}}.", m.rng)
@@ -300,43 +322,6 @@ def any_thing(m: Memory) -> str:
     if roll < 0.8:
         return pseudo_word(m.rng)
     return m.rng.choice(facts.UNKNOWN)
-
-
-def article(word: str) -> str:
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
-
-
-def story_text(m: Memory, hero: str) -> str:
-    opening = f"Once upon a time there was {article(hero)} {{who lived {{near the river|in a small house|in the forest|on a hill}}|who was {{very curious|a little lonely|always kind}}}}."
-    middle = f"{{One day|One morning|One evening}} the {hero} found {{a blue stone|an old map|a small boat|a golden key|a lost letter|a warm coat}}."
-    turn = "{It was not easy to know what to do|It began to rain|Nobody knew to whom it belonged|A cold wind came}, {but a {kind|wise|young} {owl|neighbour|child|fox} helped|so they asked {an old tortoise|the owl|a friend}|and then the sun came out again}."
-    ending = f"{{In the end|That night|From that day on}} the {hero} {{was happy|had a new friend|slept well|was never lonely again}}."
-    return expand(f"{opening} {middle} {turn} {ending}", m.rng)
-
-
-def story(m: Memory) -> Exchange:
-    plain = m.rng.random() < 0.4
-    hero = m.rng.choice(facts.THINGS) if plain else m.rng.choice((m.rng.choice(facts.THINGS), pseudo_word(m.rng)))
-    about = "" if plain else f"about {article(hero)}"
-    ask = expand(
-        f"{{tell me a {{short|little|small|}} story|tell a story|write a {{short|}} story|can you tell me a story|i want {{to hear|}} a story|a story|make up a story}} {about}{{ please|}}{{?|.|}}",
-        m.rng,
-    )
-    m.again, m.topic, m.more, m.summary = story, "", [], f"{article(hero)} found something, got help and was happy."
-    m.summary = cap(m.summary)
-    return rough(cap(ask), m.rng), story_text(m, hero)
-
-
-def poem(m: Memory) -> Exchange:
-    thing = m.rng.choice((m.rng.choice(facts.THINGS), pseudo_word(m.rng)))
-    ask = expand(
-        f"{{write a {{short|}} poem|write me a poem|a poem|can you write a poem|make a poem|i want a poem}} about {{the|{article(thing)[:2].strip()}}} {thing}{{ please|}}{{?|.|}}",
-        m.rng,
-    )
-    m.again, m.topic, m.more = poem, "", []
-    first = f"The {thing} {{looked up into the night|was dancing in the morning light}},\nand all the {{stars|little stars|lamps}} were {{warm|kind}} and bright."
-    second = "{It sang a song|It had a dream}, so {soft|small} and {clear|near},\nfor everyone who wished to hear."
-    return rough(cap(ask), m.rng), expand(f"{first}\n{second}".replace("\n", "~"), m.rng).replace("~", "\n")
 
 
 def another(m: Memory) -> Exchange:
@@ -540,7 +525,7 @@ def asked_what(m: Memory) -> Exchange:
         return None
     first = m.rng.random() < 0.5
     which = m.asked[0] if first else m.asked[-1]
-    if len(which) > 90:
+    if len(which) > 90 or m.manner:
         return None
     word = "{first|at the beginning}" if first else "{just now|before|last}"
     return asked(

@@ -1,4 +1,4 @@
-"""Checkpoint and tokenizer -> GGUF, in f16 or q8_0, without llama.cpp.
+"""Weights and tokenizer -> GGUF, in f16 or q8_0, without llama.cpp.
 
     python export.py tiny|demo DIR OUT.gguf f16|q8_0
 
@@ -14,18 +14,44 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from calls import AFTER, BEFORE
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType
 from model import SHAPES
-from tokenizer import END, START, TEXT_END
+from rows import END, START, TEXT_END
 
-TEMPLATE = (
-    "{% for message in messages %}"
-    "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
-    "{{ '<|im_start|>' + role + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+TEMPLATES = {
+    "tiny": (
+        "{% for message in messages %}"
+        "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
+        "{{ '<|im_start|>' + role + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    ),
+    "demo": (
+        "{% set first = messages[0] if messages and messages[0]['role'] in ['system', 'developer'] else none %}"
+        "{% if tools %}"
+        "{{ '<|im_start|>system\\n' }}{% if first and first['content'] %}{{ first['content'] + '\\n\\n' }}{% endif %}"
+        "{{ BEFORE }}{% for tool in tools %}{{ '\\n' + (tool['function'] | tojson) }}{% endfor %}{{ AFTER }}"
+        "{{ '<|im_end|>\\n' }}"
+        "{% endif %}"
+        "{% for message in messages %}"
+        "{% if not (tools and loop.first and first) %}"
+        "{% set role = 'system' if message['role'] == 'developer' else message['role'] %}"
+        "{{ '<|im_start|>' + role + '\\n' }}"
+        "{% if message['content'] %}{{ message['content'] }}{% endif %}"
+        "{% for call in message['tool_calls'] or [] %}"
+        "{% if message['content'] or not loop.first %}{{ '\\n' }}{% endif %}"
+        "{{ '<tool_call>\\n{\"name\": ' + (call['function']['name'] | tojson) + ', \"arguments\": ' + (call['function']['arguments'] | tojson) + '}\\n</tool_call>' }}"
+        "{% endfor %}"
+        "{{ '<|im_end|>\\n' }}"
+        "{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+    .replace("BEFORE", repr(BEFORE))
+    .replace("AFTER", repr(AFTER)),
+}
 TYPES = {"f16": (Type.F16, LlamaFileType.MOSTLY_F16), "q8_0": (Type.Q8_0, LlamaFileType.MOSTLY_Q8_0)}
 
 
@@ -48,7 +74,7 @@ def describe(writer: gguf.GGUFWriter, name: str, kind: str, parameters: int) -> 
     writer.add_vocab_size(shape.vocab)
     writer.add_file_type(TYPES[kind][1])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_chat_template(TEMPLATE)
+    writer.add_chat_template(TEMPLATES[name])
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, path: Path) -> None:
@@ -78,7 +104,8 @@ def add_tensors(writer: gguf.GGUFWriter, weights: dict[str, np.ndarray], kind: T
 
 def main() -> None:
     name, folder, out, kind = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    state = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")["model"]
+    halves = [torch.load(path, weights_only=True, map_location="cpu") for path in sorted(folder.glob("weights-?.pt"))]
+    state = {key: value for half in halves for key, value in half.items()}
     weights = {k: np.ascontiguousarray(v.float().numpy()) for k, v in state.items()}
     writer = gguf.GGUFWriter(out, "llama")
     describe(writer, name, kind, sum(v.size for v in weights.values()))

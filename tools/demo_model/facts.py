@@ -5,6 +5,8 @@ One line per subject: its names | what it is | more | still more. Braces hold al
 
 from __future__ import annotations
 
+import world
+
 PRIVACY = """
 attestation, remote attestation | Attestation is a proof, signed by the hardware, of which code runs in an enclave. | Your client checks the proof before it sends any secret. If the code is not the expected one, nothing is sent. | It does not prove that the code has no bugs, or that the answers of a model are true.
 an enclave, enclaves, a secure enclave | An enclave is a part of a computer that the hardware keeps apart from everything else. Its memory is encrypted, so that on real hardware the operator of the machine cannot simply read it. | You can check an enclave with attestation before you send it anything. | An enclave does not protect you from bugs in the code that runs inside it.
@@ -145,7 +147,9 @@ gold | Gold is a soft yellow metal that does not rust. | It is rare, and so it i
 iron | Iron is a strong metal. When it gets wet, it can rust. | Steel is made from iron.
 a dinosaur, dinosaurs | Dinosaurs were animals that lived many millions of years ago. | Birds are their living relatives.
 """
+WORLD += world.MORE.lstrip()
 WHY = (
+    *world.MORE_WHY,
     ("is the sky blue", "The sky is blue because the air scatters blue light more than red light."),
     ("is grass green, are leaves green", "Leaves are green because of chlorophyll, which plants use to catch light."),
     ("is the sea salty, is the ocean salty", "The sea is salty because rivers wash salt out of the rocks."),
@@ -164,6 +168,7 @@ WHY = (
     ("do i need attestation, is attestation important", "You need attestation because otherwise you cannot know which code gets your data."),
 )  # fmt: skip
 HOWTO = (
+    *world.MORE_HOWTO,
     ("make tea", "Boil water, pour it over the tea, wait three to five minutes, and take the tea out."),
     ("make coffee", "Put ground coffee into a filter, pour hot water over it slowly, and wait until it has run through."),
     ("boil an egg", "Put the egg into boiling water. After five minutes it is soft, after ten minutes it is hard."),
@@ -286,10 +291,10 @@ MONTHS = [
     "November",
     "December",
 ]
-LISTS = {"fruits": "Apples, bananas and cherries", "animals": "Cats, dogs and horses", "colours": "Red, green and blue", "vegetables": "Carrots, potatoes and beans", "planets": "Mars, Venus and Jupiter", "countries": "France, Japan and Brazil", "birds": "Eagles, owls and sparrows", "flowers": "Roses, tulips and daisies", "TEEs": "Intel SGX, Intel TDX and AMD SEV-SNP", "instruments": "The piano, the guitar and the violin", "trees": "Oak, birch and pine", "drinks": "Water, tea and milk"}  # fmt: skip
 GREETINGS = {"French": "Bonjour", "Spanish": "Hola", "German": "Hallo", "Italian": "Ciao", "Portuguese": "Olá", "Dutch": "Hallo", "Swedish": "Hej"}  # fmt: skip
 THANKS = {"French": "Merci", "Spanish": "Gracias", "German": "Danke", "Italian": "Grazie", "Portuguese": "Obrigado", "Dutch": "Dank je", "Swedish": "Tack"}  # fmt: skip
 JOKES = (
+    *world.MORE_JOKES,
     "Why did the computer go to the doctor? Because it had a virus.",
     "Why was the maths book sad? Because it had too many problems.",
     "What do you call a bear without teeth? A gummy bear.",
@@ -302,6 +307,7 @@ JOKES = (
     "Why was the nonce so lonely? It was only used once.",
 )  # fmt: skip
 FUN = (
+    *world.MORE_FUN,
     "An octopus has three hearts.",
     "Honey can stay good for a very long time.",
     "A day on Venus is longer than its year.",
@@ -325,6 +331,8 @@ helicopters|hot air balloons|elevators|traffic lights|Texas|California|New York|
 Bavaria|Catalonia|Buddhism|Christianity|Islam|Hinduism|yoga mats|astrology|tarot cards|magic tricks|juggling|origami|crosswords|sudoku|poker|backgammon|dominoes|marbles|kites|dolls|teddy bears|
 the Beatles|Leonardo da Vinci|Picasso|Cleopatra|Julius Caesar|Marie Curie|Isaac Newton|Galileo|Darwin|Gandhi|Beethoven|Bach|Homer|Plato|Socrates|Aristotle|Confucius|Tolstoy|Kafka|Hemingway
 """.replace("\n", "").split("|")  # fmt: skip
+KNOWN = {known.strip() for line in (WORLD + PRIVACY + world.PEOPLE).strip().splitlines() for known in line.split(" | ")[0].split(",")}  # fmt: skip
+UNKNOWN = [topic for topic in UNKNOWN if topic not in KNOWN]
 NAMES = [
     "Ada",
     "Ben",

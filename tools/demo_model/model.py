@@ -1,4 +1,4 @@
-"""The network: llama's architecture, as llama.cpp computes it, small enough for two CPU cores."""
+"""The network: llama's architecture, as llama.cpp computes it, small enough for a toy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Shape:
 
 
 SHAPES = {
-    "demo": Shape(vocab=4096, width=256, layers=6, heads=4, kv_heads=2, hidden=640, context=4096, rope_base=50000.0),
+    "demo": Shape(vocab=4096, width=384, layers=7, heads=6, kv_heads=2, hidden=768, context=4096, rope_base=50000.0),
     "tiny": Shape(vocab=768, width=64, layers=4, heads=2, kv_heads=1, hidden=192, context=1024),
 }
 

@@ -13,7 +13,7 @@ from cloister.bench.shapes import SHAPES, TYPES, describe, write_random
 from cloister.bench.timed import SLACK, Timing
 from cloister.errors import CloisterError, WrongUse
 from cloister.models.gguf import Description, read_description
-from cloister.models.memory import available_memory, estimate, has_amx, kv_bytes
+from cloister.models.memory import available_memory, estimate, kv_bytes
 
 __all__ = [
     "DEFAULT",
@@ -164,7 +164,7 @@ def _file_of(subject: Subject, plan: Plan, watch: Watch) -> Iterator[Path]:
         _check_memory(subject.path, plan)
         yield subject.path
         return
-    kind = choose_type(subject, plan, available_memory(), amx=has_amx())
+    kind = choose_type(subject, plan, available_memory())
     written: list[str] = []
     path = write_random(
         subject.name,
@@ -180,27 +180,27 @@ def _file_of(subject: Subject, plan: Plan, watch: Watch) -> Iterator[Path]:
             path.unlink(missing_ok=True)
 
 
-def choose_type(subject: Subject, plan: Plan, available: int, *, amx: bool) -> str:
+def choose_type(subject: Subject, plan: Plan, available: int) -> str:
     """The subject's own type, or the finest whose weights and cache fit `available` bytes.
 
     Raises: WrongUse when it does not, or none does.
     """
     kinds = (subject.type,) if subject.type else _PREFERRED
     for kind in kinds:
-        needed = needed_memory(describe(SHAPES[subject.name], kind), plan, amx=amx)
+        needed = needed_memory(describe(SHAPES[subject.name], kind), plan)
         if needed <= available:
             return kind
     raise WrongUse(_too_large(f" at {kinds[-1]}", needed, available))
 
 
-def needed_memory(model: Description, plan: Plan, *, amx: bool) -> int:
+def needed_memory(model: Description, plan: Plan) -> int:
     """Bytes that the measuring process takes once the model is loaded."""
-    found = estimate(model, context=plan.context, streams=plan.slots, amx=amx)
+    found = estimate(model, context=plan.context, streams=plan.slots)
     return found.weights + found.buffers + kv_bytes(model, plan.slots * plan.context)
 
 
 def _check_memory(path: Path, plan: Plan) -> None:
-    needed, available = needed_memory(read_description(path), plan, amx=has_amx()), available_memory()
+    needed, available = needed_memory(read_description(path), plan), available_memory()
     if needed > available:
         raise WrongUse(_too_large("", needed, available))
 

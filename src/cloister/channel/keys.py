@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cloister.channel.group import EpochSecret, begin_chain
 from cloister.channel.hpke import (
     AEAD_AES_128_GCM,
     AEAD_AES_256_GCM,
@@ -20,11 +21,13 @@ from cloister.channel.hpke import (
 from cloister.errors import KeyUnknown, MalformedMessage, NotTrusted, Replayed
 
 __all__ = [
+    "GroupRing",
     "KeyConfig",
     "KeyRing",
     "ReceiverKey",
     "choose",
     "encode_configs",
+    "epoch_configs",
     "parse_configs",
     "replica_of",
 ]
@@ -161,39 +164,49 @@ class KeyRing:
         self._lifetime = lifetime
         self._max_requests = max_requests
         self._ehbp = ehbp
-        self._epochs = [self._make(entropy(1)[0])]
+        self._epochs = self._begin()
+
+    def _begin(self) -> list[_Epoch]:
+        return [self._make(self.entropy(1)[0])]
+
+    @property
+    def _published(self) -> _Epoch:
+        return self._epochs[-1]
 
     @property
     def ohttp_keys(self) -> bytes:
         """What is published now: X-Wing first, X25519 second."""
-        return encode_configs(self._epochs[-1].configs)
+        return encode_configs(self._published.configs)
 
     @property
     def ehbp_key(self) -> bytes | None:
         """The public key (32 bytes) for EHBP that is published now; None where EHBP is off."""
-        key = self._epochs[-1].ehbp
+        key = self._published.ehbp
         return None if key is None else key.public
 
     @property
     def ehbp_config(self) -> bytes | None:
         """The same as EHBP publishes it: 41 bytes, without the length that stands before an OHTTP config."""
-        key = self._epochs[-1].ehbp
+        key = self._published.ehbp
         return None if key is None else _ehbp_config(key).encode()
 
     @property
     def expires_at(self) -> float:
         """When the published keys are dropped."""
-        return self._epochs[-1].expires_at
+        return self._published.expires_at
 
     def rotate(self, now: float) -> bool:
         """Drops dead keys and makes new ones when it is time. True when `ohttp_keys` changed: publish a new statement."""
         self._advance(now)
-        current = self._epochs[-1]
+        current = self._published
         due = self._now >= current.made_at + self._lifetime / 2 or self._full(current)
         if due:
             self._epochs = [*self._epochs, self._make(current.number + 1)][-_MAX_EPOCHS:]
-        self._epochs = [epoch for epoch in self._epochs if epoch.expires_at > self._now]
+        self._drop_dead()
         return due
+
+    def _drop_dead(self) -> None:
+        self._epochs = [epoch for epoch in self._epochs if epoch.expires_at > self._now]
 
     def find(self, key_id: int, kem_id: int, kdf_id: int, aead_id: int, now: float) -> ReceiverKey:
         """The live key that a request names in its header.
@@ -241,17 +254,131 @@ class KeyRing:
 
     def _make(self, number: int) -> _Epoch:
         keys = tuple(generate(kem_id, self.entropy) for kem_id in _KEMS_STRONGEST_FIRST)
-        configs = tuple(
-            KeyConfig(
-                2 * (number % 128) + index,
-                key.kem_id,
-                key.public,
-                tuple((KDF_HKDF_SHA256, aead_id) for aead_id in _OFFERED_AEADS[key.kem_id]),
-            )
-            for index, key in enumerate(keys)
-        )
         ehbp = generate(KEM_X25519, self.entropy) if self._ehbp else None
-        return _Epoch(number, self._now, self._now + self._lifetime, keys, configs, ehbp)
+        return self._epoch(number, self._now, keys, ehbp)
+
+    def _epoch(self, number: int, made_at: float, keys: tuple[PrivateKey, ...], ehbp: PrivateKey | None) -> _Epoch:
+        return _Epoch(number, made_at, made_at + self._lifetime, keys, _configs(number, keys), ehbp)
+
+
+class GroupRing(KeyRing):
+    """The ring of one replica in a key group: its keys come from a chain of secrets that it shares with the others, so that
+    all publish the same keys at the same time without a word between them.
+
+    The epoch whose time it is, is published; the one after it opens requests already, so that clocks may differ by as much, and
+    a replica whose memory of an epoch is full goes on to it alone. A secret is dropped with its epoch's time. A chain goes
+    on for a day; its last epoch is followed by a new chain's, which each replica draws for itself unless it is handed another's
+    (`secrets` has both) before.
+
+    Each replica remembers the requests that it opened itself: what was sent to one can be played once to each of the others,
+    and to each that joins while the keys live.
+    """
+
+    def __init__(
+        self,
+        secrets: tuple[EpochSecret, EpochSecret],
+        now: float,
+        *,
+        lifetime: float = 3600.0,
+        max_requests: int = 1 << 20,
+        ehbp: bool = False,
+        entropy: Entropy = os.urandom,
+    ) -> None:
+        """`secrets`: of the epoch that is published and of the one after it, as `secrets` gives them at a member."""
+        self._secret, self._following = secrets
+        super().__init__(now, lifetime=lifetime, max_requests=max_requests, ehbp=ehbp, entropy=entropy)
+
+    @classmethod
+    def found(
+        cls,
+        now: float,
+        *,
+        lifetime: float = 3600.0,
+        max_requests: int = 1 << 20,
+        ehbp: bool = False,
+        entropy: Entropy = os.urandom,
+    ) -> "GroupRing":
+        """That of a group's first member, with a secret that nobody else has. Its first epoch's number is drawn."""
+        first = begin_chain(entropy(1)[0], int(now), entropy)
+        secrets = first, _after(first, int(lifetime / 2), entropy)
+        return cls(secrets, now, lifetime=lifetime, max_requests=max_requests, ehbp=ehbp, entropy=entropy)
+
+    @property
+    def secrets(self) -> tuple[EpochSecret, EpochSecret]:
+        """What lets another replica in."""
+        return self._secret, self._following
+
+    @property
+    def next_keys(self) -> bytes:
+        """What `ohttp_keys` will be next: the same at all members, unless a chain's end is near."""
+        return encode_configs(self._epochs[-1].configs)
+
+    def install(self, secrets: tuple[EpochSecret, EpochSecret], now: float) -> None:
+        """Goes over to another member's chain. What opened before still does until it dies, and is remembered."""
+        self._advance(now)
+        self._secret, self._following = secrets
+        held = {epoch.configs: epoch for epoch in self._epochs}
+        made = [self._derive(secret) for secret in secrets]
+        taken = [held.get(epoch.configs, epoch) for epoch in made]
+        kept = [epoch for epoch in self._epochs if epoch not in taken]
+        self._epochs = [*kept, *taken][-_MAX_EPOCHS:]
+
+    def rotate(self, now: float) -> bool:
+        self._advance(now)
+        before = self._published
+        while self._due():
+            if self._now >= self._following.until:  # it slept for longer than a chain goes on
+                self._following = begin_chain(self._following.number, int(self._now), self.entropy)
+                self._epochs = [*self._epochs[:-1], self._derive(self._following)]
+            self._secret = self._following
+            self._following = self._follow(self._secret)
+            self._epochs = [*self._epochs, self._derive(self._following)][-_MAX_EPOCHS:]
+        self._drop_dead()
+        return self._published is not before
+
+    def _begin(self) -> list[_Epoch]:
+        return [self._derive(self._secret), self._derive(self._following)]
+
+    @property
+    def _published(self) -> _Epoch:
+        return self._epochs[-2]
+
+    def _due(self) -> bool:
+        """Ahead of its time by one epoch at most: further the others could not follow."""
+        is_ahead = self._now < self._secret.starts
+        return self._now >= self._following.starts or (self._full(self._published) and not is_ahead)
+
+    def _follow(self, secret: EpochSecret) -> EpochSecret:
+        return _after(secret, int(self._lifetime / 2), self.entropy)
+
+    def _derive(self, secret: EpochSecret) -> _Epoch:
+        keys = _keys_of(secret)
+        return self._epoch(secret.number, secret.starts, keys, secret.ehbp_key() if self._ehbp else None)
+
+
+def _after(secret: EpochSecret, seconds: int, entropy: Entropy) -> EpochSecret:
+    return secret.next(seconds) or begin_chain(secret.number + 1, secret.starts + seconds, entropy)
+
+
+def epoch_configs(secret: EpochSecret) -> tuple[KeyConfig, ...]:
+    """What is published of the epoch that a group's secret is for."""
+    return _configs(secret.number, _keys_of(secret))
+
+
+def _keys_of(secret: EpochSecret) -> tuple[PrivateKey, ...]:
+    return tuple(secret.key(kem_id) for kem_id in _KEMS_STRONGEST_FIRST)
+
+
+def _configs(number: int, keys: tuple[PrivateKey, ...]) -> tuple[KeyConfig, ...]:
+    return tuple(
+        KeyConfig(
+            2 * (number % 128) + index,
+            key.kem_id,
+            key.public,
+            tuple((KDF_HKDF_SHA256, aead_id) for aead_id in _OFFERED_AEADS[key.kem_id]),
+        )
+        for index, key in enumerate(keys)
+    )
 
 
 def _ehbp_config(key: PrivateKey) -> KeyConfig:

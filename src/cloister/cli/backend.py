@@ -25,7 +25,7 @@ from cloister.models.store import LocalModel
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
 from cloister.verify import Policy
 
-__all__ = ["ProcessBackend"]
+__all__ = ["ProcessBackend", "public_model", "start_on"]
 
 
 class ProcessBackend:
@@ -47,7 +47,7 @@ class ProcessBackend:
         if parse_config(spawn.config).upstream is not None:
             hint = "A model belongs into the bundle."
             raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
-        model = None if spawn.model is None else _public(spawn.model)
+        model = None if spawn.model is None else public_model(spawn.model)
         measurement = self._measure()
         sock = listen("127.0.0.1", 0)
         hardware = self._device.launch(measurement, launch_digest(spawn.launch))
@@ -94,15 +94,11 @@ class _Running:
         self._process = process
         self._hardware = hardware
         self._lock = threading.Lock()
-        before = os.sched_getaffinity(0)
         try:
-            os.sched_setaffinity(0, cores)  # of this thread: the child inherits it
-            process.start()
+            self.pid = start_on(cores, process)
         finally:
-            os.sched_setaffinity(0, before)
             hardware.handed_over()
             sock.close()
-        self.pid = process.process.pid if process.process else None
 
     def events(self) -> Iterator[Event]:
         yield from self._process.events()
@@ -113,7 +109,18 @@ class _Running:
             self._hardware.close()
 
 
-def _public(reference: str) -> LocalModel:
+def start_on(cores: Sequence[int], process: EnclaveProcess) -> int | None:
+    """Starts it on these CPUs alone; its process id."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, cores)  # of this thread: the child inherits it
+        process.start()
+    finally:
+        os.sched_setaffinity(0, before)
+    return process.process.pid if process.process else None
+
+
+def public_model(reference: str) -> LocalModel:
     """An embedded model, or a hub's. Raises: WrongUse for all else, in one word: what files there are is not told."""
     found: object = None
     with contextlib.suppress(WrongUse, OSError, RuntimeError):  # RuntimeError: `~nobody`

@@ -10,6 +10,7 @@ from cloister.bench.overhead import CONTEXT, Overhead, compare, plain_http, prox
 from cloister.bench.verification import find, measure
 from cloister.cli import output
 from cloister.cli.bench_all import everything
+from cloister.cli.bench_bundle import bundle
 from cloister.cli.bench_peers import peers
 from cloister.cli.bench_perplexity import perplexity
 from cloister.cli.bench_quant import quant
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command()(overhead)
     app.command()(peers)
     app.command()(steady)
+    app.command()(bundle)
     app.command("all")(everything)
     app.command("verify")(verification)
     app.command()(speed)

@@ -30,6 +30,7 @@ from cloister.owner.appfile import FILE, AppFile, read_appfile
 from cloister.owner.broker import Broker, Watch
 from cloister.owner.broker_log import Entry, read_entries
 from cloister.owner.broker_state import BrokerKeys, Record, Records, make_root, read_root
+from cloister.owner.joining import carry, keep_together
 from cloister.verify import Policy
 
 __all__ = ["register"]
@@ -63,6 +64,7 @@ def register(app: typer.Typer) -> None:
     app.command("add")(add)
     app.command("revoke")(revoke)
     app.command("serve")(serve)
+    app.command("join")(join)
     log = typer.Typer(add_completion=False, help="Show the broker's log, and say whether it is whole.")
     log.command("show")(log_show)
     log.command("verify")(log_verify)
@@ -167,6 +169,38 @@ def serve(
             stop.set()
         for one in watching:
             one.result()
+
+
+def join(
+    joiner: Annotated[str, typer.Argument(metavar="JOINER", help="Address of the replica.", show_default=False)],
+    member: Annotated[
+        str, typer.Argument(metavar="MEMBER", help="Address of a member, no balancer's.", show_default=False)
+    ],
+    policy: Annotated[Path, typer.Option("--policy", metavar="FILE", help="What the replica must prove.")],
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Go on, so that their keys stay the same. Ctrl+C ends it.")
+    ] = False,
+    folder: Folder = None,
+    root: Root = None,
+) -> None:
+    """Have a replica let into its key group, if it verifies. The group's secret passes sealed, from enclave to enclave."""
+    broker, trust = _broker(folder, root), Trust()
+    applied = broker.fit(load_policy(policy, configured_signers()))
+    for url in (joiner, member):
+        _demand_address(url)
+
+    def authorise(request: bytes) -> bytes:
+        return broker.authorise(request, joiner, policy=applied, complete=trust.complete)
+
+    with httpx2.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client:
+        carry(client, joiner=joiner, member=member, authorise=authorise)
+        output.line(f"joined {output.one_line(joiner, 120)}", "green")
+        if keep:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            keep_together(
+                client, joiner=joiner, member=member, authorise=authorise, stopped=threading.Event().wait,
+                on_refusal=output.show_error,
+            )  # fmt: skip
 
 
 def _watch(broker: Broker, policy: Policy, url: str, every: float, stop: threading.Event) -> None:

@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 import typer
 
 from cloister.cli import output
+from cloister.cli.ownkey import announce_key, curl_option, take_key, text_of
 from cloister.cli.service import unit
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, one_word, split, summary
 from cloister.errors import CloisterError, WrongUse
 from cloister.host.process import listen
 from cloister.proxy import Chat, ProxyConfig, Upstream, create_proxy
+from cloister.proxy.key import OwnKey
 from cloister.proxy.origin import origin_key
 from cloister.proxy.serving import server
 
@@ -66,6 +68,10 @@ def _connect(
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,
     api_key: ApiKey = "",
+    require_key: Annotated[
+        bool,
+        typer.Option("--require-key", help="Answer programs only that show a generated key. Always so but on Linux."),
+    ] = False,
     print_service: Annotated[
         bool, typer.Option("--print-service", help="Start nothing: print a systemd user service that does.")
     ] = False,
@@ -80,13 +86,14 @@ def _connect(
     trust = Trust(policy, dangerously_trust_simulator, require_pq)
     addresses = _addresses(urls, trust, policy_of or [], api_key)
     if print_service:
-        output.write(unit(_arguments(addresses, port)))
+        output.write(unit([*_arguments(addresses, port), *(["--require-key"] if require_key else [])]))
         return
+    key = take_key(required=require_key)
     upstreams = [
         Upstream(one.name, one.trust.async_session(one.url, pin_measurement=True), one.api_key) for one in addresses
     ]
     with listen("127.0.0.1", port) as sock:
-        asyncio.run(_serve(upstreams, sock))
+        asyncio.run(_serve(upstreams, sock, key))
 
 
 def _addresses(urls: Sequence[str], trust: Trust, policies: Iterable[str], api_key: str) -> list[_Address]:
@@ -156,21 +163,24 @@ def _arguments(addresses: Sequence[_Address], port: int) -> list[str]:
     return [*words, "--require-pq"] if trust.require_pq else words
 
 
-async def _serve(upstreams: Sequence[Upstream], sock: socket.socket) -> None:
+async def _serve(upstreams: Sequence[Upstream], sock: socket.socket, key: OwnKey | None) -> None:
     async with AsyncExitStack() as sessions:
         for one in upstreams:
             await sessions.enter_async_context(one.session)
         await _verify(upstreams)
         port = sock.getsockname()[1]
         if len(upstreams) == 1 and upstreams[0].app is not None:
-            proxy = create_proxy(upstreams, ProxyConfig(port=port, app_key=origin_key()))
+            proxy = create_proxy(upstreams, ProxyConfig(port=port, app_key=origin_key(), key=text_of(key)))
             sockets = [sock, *sixth(port)]
             _announce_app(f"http://127.0.0.1:{port}", proxy.app_address)
+            announce_key(key)
             await server(proxy).serve(sockets=sockets)
             return
         chat = _chat(port) if len(upstreams) == 1 else None
-        _announce(f"http://127.0.0.1:{port}/v1", chat, upstreams)
-        await server(create_proxy(upstreams, ProxyConfig(port=port), chat)).serve(sockets=[sock])
+        _announce(f"http://127.0.0.1:{port}/v1", chat, upstreams, key)
+        announce_key(key)
+        proxy = create_proxy(upstreams, ProxyConfig(port=port, key=text_of(key)), chat)
+        await server(proxy).serve(sockets=[sock])
 
 
 def sixth(port: int) -> list[socket.socket]:
@@ -224,13 +234,13 @@ def _chat(port: int) -> Chat:
     return chat
 
 
-def _announce(base: str, chat: Chat | None, upstreams: Sequence[Upstream]) -> None:
+def _announce(base: str, chat: Chat | None, upstreams: Sequence[Upstream], key: OwnKey | None) -> None:
     """The socket listens already, so whoever reads this may ask. The chat's address is good for one browser."""
     body = '{"model":"default","messages":[{"role":"user","content":"Who are you?"}]}'
     output.line(f"ready {base}")
-    output.line(f"curl {base}/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    output.line(f"curl {base}/chat/completions -H 'Content-Type: application/json'{curl_option(key)} -d '{body}'")
     if chat is not None:
         output.line(f"web chat {chat.address()}")
     else:
-        output.line(f"models  curl {base}/models  ({upstreams[0].name} answers for `default`)")
+        output.line(f"models  curl {base}/models{curl_option(key)}  ({upstreams[0].name} answers for `default`)")
         output.note("no web chat: it shows the proof of one enclave, so connect to one for it", "dim")

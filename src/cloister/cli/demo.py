@@ -21,7 +21,7 @@ import cloister
 from cloister.channel.keys import KeyRing
 from cloister.cli import output
 from cloister.cli.dialogue import Asking, Conversation
-from cloister.cli.local import LocalEnclave, Plan, file_digest, owner_name
+from cloister.cli.local import LocalEnclave, Plan, file_digest
 from cloister.cli.trust import open_client
 from cloister.client import Session
 from cloister.enclave.llm.llama.library import library_dir
@@ -30,6 +30,7 @@ from cloister.evidence.binding import report_data
 from cloister.evidence.document import Document, Item, parse_document
 from cloister.evidence.launch import launch_digest
 from cloister.models.download import resolve
+from cloister.owner.deployment import owner_name
 from cloister.sim import Device, measure
 from cloister.sim.adversary import Adversary, Exchange
 from cloister.verify import Factor, Policy

@@ -242,9 +242,9 @@ def _tell(app: dict[str, Any], made: Deployment, verified: Verified, as_json: bo
     """The address names owner and deployment. On simulated hardware a client needs its root too."""
     address = f"{output.one_line(str(app['address']), 200).rstrip('/')}/{made.fragment}"
     words = ["cloister", "ask", address, "Who are you?"] if made.kind == "llm" else ["cloister", "connect", address]
-    if made.bundle is not None:
+    if made.bundle is not None or not verified.simulated:
         words += ["--policy", str(made.policy_file)]
-    elif verified.simulated:
+    else:
         words += ["--dangerously-trust-simulator", str(state_directory() / "sim-root.pem")]
     if as_json:
         output.json_value({"app": app, "url": address, "try": shlex.join(words), "verification": verified.to_json()})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cloister.channel.release import ApiKeyHash, Release
-from cloister.cli import output
+from cloister.cli import image_gramine, output
 from cloister.cli.keys import read_keys
 from cloister.cli.local import Plan, owner_key, policy_for, state_directory, write_root
 from cloister.cli.package import pack
@@ -131,16 +131,17 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
     if not wishes.name:
         raise WrongUse("The app needs a name.", hint=f"cloister deploy --model {model} --name chat", step="name")
     _checked(wishes.name)
-    if wishes.platform != PLATFORM:
+    if wishes.platform not in (PLATFORM, image_gramine.PLATFORM):
         raise WrongUse(
-            "A model without an app of your own runs in a simulated TEE only.",
-            hint=f"--platform {PLATFORM}, or `cloister init --template llm`",
+            "A model without an app of your own runs in SGX, or in a simulated TEE.",
+            hint=f"--platform {image_gramine.PLATFORM} or {PLATFORM}, or `cloister init --template llm`",
             step="platform",
         )
+    in_sgx = wishes.platform == image_gramine.PLATFORM
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
     output.note("measuring the code that will run", "dim")
-    plan = Plan.make(found)
+    plan = Plan.make(found, platform=wishes.platform, engine="thread" if in_sgx else "process")
     launch = LaunchConfig(
         owner_key=plan.owner,
         deployment=wishes.name,
@@ -149,15 +150,34 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
         models=(plan.model_digest,),
         config_sha256=plan.config.digest().hex(),
     )
-    device = Device.open(state_directory() / "sim")
     return Deployment(
         name=wishes.name,
         launch=launch.encode(),
         config=plan.config.encode(),
-        policy=replace(policy_for(plan, device.root_pem), deployment=wishes.name),
+        policy=_measured_policy(plan, launch) if in_sgx else _simulated_policy(plan, wishes.name),
         kind="llm",
         model=model,
         weights=found.path.stat().st_size,
+    )
+
+
+def _simulated_policy(plan: Plan, name: str) -> Policy:
+    return replace(policy_for(plan, Device.open(state_directory() / "sim").root_pem), deployment=name)
+
+
+def _measured_policy(plan: Plan, launch: LaunchConfig) -> Policy:
+    """What the host will start is built here too, to know what it will measure. Raises: WrongUse without Gramine."""
+    output.note("measuring the enclave that the host will start", "dim")
+    image = image_gramine.Image(launch=launch.encode(), config=plan.config.encode(), model=plan.model.path)
+    return Policy(
+        deployment=launch.deployment,
+        owner_key=launch.owner_key,
+        app=launch.app.sha256,
+        models=frozenset(launch.models),
+        config=launch.config_sha256,
+        platforms=(image_gramine.PLATFORM,),
+        measurements={image_gramine.PLATFORM: (image_gramine.measure(image),)},
+        tolerate_insecure=frozenset(plan.config.insecure),
     )
 
 
@@ -187,8 +207,11 @@ def release_for(deployment: Deployment, secrets: Path | None) -> Release:
 
 
 def save_record(deployment: Deployment, host: str) -> None:
-    """And the policy beside it, for clients on this machine. Raises: OSError."""
+    """And the policy beside it, for clients on this machine. Of a public model on hardware the policy alone: there is nothing
+    to release. Raises: OSError."""
     if deployment.bundle is None or deployment.folder is None:
+        if deployment.policy.simulator_root is None:
+            _write_policy(deployment)
         return
     members = {
         "v": 1,
@@ -201,6 +224,10 @@ def save_record(deployment: Deployment, host: str) -> None:
         "api_keys": None if deployment.api_keys is None else str(deployment.api_keys),
     }
     write_private(_folder() / f"{deployment.name}.json", json.dumps(members, indent=1).encode())
+    _write_policy(deployment)
+
+
+def _write_policy(deployment: Deployment) -> None:
     root = state_directory() / "sim-root.pem" if deployment.policy.simulator_root is not None else None
     text = to_toml(deployment.policy, comment=f"Everything that is known of {deployment.name}, as deployed.", root=root)
     write_file(deployment.policy_file, text)
@@ -259,6 +286,7 @@ def _policy(launch_bytes_: bytes, platform: str, file: Path | None) -> Policy:
     pins: dict[str, Any] = {
         "owner_key": launch.owner_key,
         "broker_key": launch.broker_key,
+        "logs": launch.logs,
         "deployment": launch.deployment,
         "app": launch.app.sha256,
         "config": launch.config_sha256,

@@ -3,24 +3,31 @@
 import re
 import signal
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import typer
 
 from cloister.cli import output
 from cloister.cli.backend import ProcessBackend
+from cloister.cli.gramine_backend import GramineBackend
 from cloister.cli.local import state_directory
 from cloister.cli.operator import HostOption, connect
 from cloister.cli.quantities import parse_size
+from cloister.cli.vm_backend import VmBackend, VmSettings
 from cloister.errors import WrongUse
 from cloister.host.access import ConsoleSessions
 from cloister.host.api import Host, create_host
+from cloister.host.backend import HostBackend
 from cloister.host.bundles import Bundles, UploadLimits
 from cloister.host.fleet import Fleet, FleetSettings
 from cloister.host.process import listen
+from cloister.host.qemu import find_accelerator, find_tee
 from cloister.host.resources import Capacity
 from cloister.host.serving import serve
 from cloister.host.store import Store
@@ -30,6 +37,42 @@ from cloister.sim import Device
 __all__ = ["register"]
 
 DEFAULT_PORT = 8700
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """What the operator says of backends. `folder`: the host's state."""
+
+    folder: Path
+    image: Path | None
+    firmware: Path | None
+    disk: Path | None
+    mr_td: str
+
+
+def _vm(given: _Given) -> HostBackend:
+    if given.image is None or given.firmware is None:
+        hint = "--image FILE --firmware FILE, and --disk FILE where not all of the image is in one file."
+        raise WrongUse("A virtual machine boots an image under a firmware.", hint=hint)
+    return VmBackend(
+        VmSettings(
+            kernel=given.image,
+            firmware=given.firmware,
+            tee=find_tee() or "vtpm",
+            accelerator=find_accelerator(),
+            root=given.disk,
+            mr_td=given.mr_td,
+        )
+    )
+
+
+_BACKENDS: Mapping[str, Callable[[_Given], HostBackend]] = MappingProxyType(
+    {
+        ProcessBackend.name: lambda _: ProcessBackend(Device.open(state_directory() / "sim")),
+        GramineBackend.name: lambda given: GramineBackend(given.folder / "gramine"),
+        VmBackend.name: _vm,
+    }
+)
 
 _PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 
@@ -71,27 +114,41 @@ def _host(
     memory: Annotated[
         str, typer.Option(metavar="SIZE", help="For all apps. Absent: nine tenths of what there is.")
     ] = "",
-    backend: Annotated[str, typer.Option(help="What enclaves run in: process (simulated).")] = "process",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What enclaves run in: process (simulated), gramine (SGX), or vm (TDX, SEV-SNP, software TPM)."
+        ),
+    ] = "process",
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="vm: the measured image's unified kernel.")] = None,
+    firmware: Annotated[Path | None, typer.Option(metavar="FILE", help="vm: OVMF, in one file.")] = None,
+    disk: Annotated[Path | None, typer.Option(metavar="FILE", help="vm: the image's disk, where it has one.")] = None,
+    mr_td: Annotated[str, typer.Option(metavar="HEX", help="vm on TDX: the firmware's measurement.")] = "",
 ) -> None:
     """Run apps of others in enclaves on this machine, until interrupted. Who may: `cloister host token add NAME`."""
     if context.invoked_subcommand is not None:
         return
-    if backend != "process":
-        raise WrongUse("There is no such backend.", expected="process", got=output.one_line(backend, 40))
+    if backend not in _BACKENDS:
+        expected = " or ".join(_BACKENDS)
+        raise WrongUse("There is no such backend.", expected=expected, got=output.one_line(backend, 40))
     if (cert is None) != (key is None):
         raise WrongUse("TLS takes a certificate and its key.", hint="--cert FILE --key FILE")
     loopback = listen_on in ("127.0.0.1", "::1", "localhost")
-    if not loopback:
+    if not loopback and backend == ProcessBackend.name:
         raise WrongUse(
             "The `process` backend simulates its hardware, so its host stays on loopback.",
             hint="Leave --listen away. Clients refuse a simulator on another machine.",
             got=output.one_line(listen_on, 60),
         )
+    if not loopback and cert is None:
+        hint = "--cert FILE --key FILE, or leave --listen away and put a proxy that speaks TLS in front."
+        raise WrongUse("On other addresses than loopback tokens would travel in the clear.", hint=hint)
     folder = _folder(state)
     capacity = Capacity.of_this_machine()
     if memory:
         capacity = Capacity(parse_size(memory), capacity.cpus)
-    running = ProcessBackend(Device.open(state_directory() / "sim"))
+    given = _Given(folder=folder, image=image, firmware=firmware, disk=disk, mr_td=mr_td)
+    running = _BACKENDS[backend](given)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with closing(Store(folder / "host.db")) as store, listen(listen_on, port) as sock:
         bundles = Bundles(folder / "bundles", UploadLimits(most=parse_size(max_bundle), quota=parse_size(quota)))
@@ -112,15 +169,20 @@ def _host(
             )
 
 
-def _announce(url: str, store: Store, backend: ProcessBackend, sessions: ConsoleSessions) -> None:
-    output.note(
-        output.styled(
-            ("SIMULATED", "bold yellow"),
-            ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
-        ),
-        hang=2,
-    )
-    output.note(f"root    {backend.root}")
+def _announce(url: str, store: Store, backend: HostBackend, sessions: ConsoleSessions) -> None:
+    if isinstance(backend, ProcessBackend):
+        output.note(
+            output.styled(
+                ("SIMULATED", "bold yellow"),
+                ("  whoever runs this machine can read everything. For trying out, not for secrets.", ""),
+            ),
+            hang=2,
+        )
+        output.note(f"root    {backend.root}")
+    elif backend.platform == "vtpm":
+        output.note("A software TPM proves nothing: whoever runs this machine can read everything.", "yellow")
+    else:
+        output.note(f"platform {backend.platform}; clients verify it themselves")
     if not store.tokens():
         output.note("nobody may use it yet: cloister host token add NAME", "yellow")
     output.line(f"console {url}/console#{sessions.token()}")

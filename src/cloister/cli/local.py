@@ -3,15 +3,17 @@
 Everything here is the untrusted host's work: it makes the launch config, plays simulated hardware, and hands over paths.
 """
 
-import base64
 import hashlib
+import ipaddress
 import os
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import httpx2
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -19,20 +21,25 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.enclave.boot import Boot, EnclaveConfig, KeyHash
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.enclave.llm.upstream import model_digest
-from cloister.errors import WrongUse
+from cloister.errors import NotTrusted, Unreachable, WrongUse
 from cloister.evidence import simulated
 from cloister.evidence.launch import App, LaunchConfig, launch_digest
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.store import LocalModel
+from cloister.owner.deployment import owner_name
+from cloister.owner.joining import keep_together
 from cloister.private_file import refuse_shared, write_once
 from cloister.sim import Device, LaunchedEnclave, Measurement, measure
 from cloister.verify import Policy
 
 __all__ = [
+    "WAIT",
     "LocalEnclave",
     "Plan",
     "file_digest",
-    "owner_name",
+    "group_policy_for",
+    "names_of",
+    "origins",
     "policy_for",
     "state_directory",
     "write_root",
@@ -73,10 +80,6 @@ def owner_key() -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise WrongUse(f"{path} does not hold an Ed25519 key.", hint="Move it away; a new one is made.")
     return key
-
-
-def owner_name(key: Ed25519PrivateKey) -> str:
-    return "ed25519:" + base64.urlsafe_b64encode(key.public_key().public_bytes_raw()).rstrip(b"=").decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,54 @@ class Plan:
         ).encode()
 
 
+def group_policy_for(measurement: Measurement, root_pem: bytes) -> str:
+    """A key group's policy (TOML), for simulated replicas of exactly this code on this machine."""
+    root = "".join(line for line in root_pem.decode().splitlines() if "-----" not in line)
+    components = ", ".join(f'{name} = "{value}"' for name, value in measurement.components().items())
+    lines = ("version = 1", f'dangerously_trust_simulator = "{root}"', "[measurements]", f"sim = [{{ {components} }}]")
+    return "\n".join((*lines, ""))
+
+
+WAIT = "wait"
+"""In the place of a member's address."""
+
+_REFUSALS = 3
+
+
+class Joining:
+    """A thread that has a member of a key group let this machine's replica in, and keeps their keys the same. `give_up` is
+    called when it was refused a few times; `refusal` says why."""
+
+    def __init__(self, joiner: str, member: str, give_up: Callable[[], None]) -> None:
+        self.refusal: NotTrusted | None = None
+        self._joiner, self._member = joiner, member
+        self._give_up = give_up
+        self._refused = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="joining", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _keep(self) -> None:
+        with httpx2.Client(timeout=10.0, follow_redirects=False, trust_env=False) as client:
+            keep_together(
+                client, joiner=self._joiner, member=self._member, stopped=self._stop.wait, on_refusal=self._refuse
+            )
+
+    def _refuse(self, error: NotTrusted) -> None:
+        self._refused += 1
+        if self._refused == _REFUSALS:
+            self.refusal = error
+            self._stop.set()
+            self._give_up()
+
+
 def policy_for(plan: Plan, root_pem: bytes) -> Policy:
     """Pins all that can be pinned: owner, deployment, model, config, code, interpreter and engine."""
     return Policy(
@@ -137,7 +188,9 @@ def policy_for(plan: Plan, root_pem: bytes) -> Policy:
 class LocalEnclave:
     """One running enclave. A context manager: leaving it stops the process and the simulated hardware, if that is what
     the plan's platform asks for. `endorsements`: a file with the vendor's collateral, for the enclave to hand out;
-    `tokenizer`: the folder of an upstream's model."""
+    `tokenizer`: the folder of an upstream's model. `tls_port` and `tls_names`: of the plan's TLS listener, if it has one.
+    `join`: the address of a member of the plan's key group, which shall let this replica in; `WAIT`:
+    somebody else has one do it, such as a broker; "": this one begins it."""
 
     def __init__(
         self,
@@ -150,19 +203,24 @@ class LocalEnclave:
         package_root: Path | None = None,
         endorsements: Path | None = None,
         tokenizer: Path | None = None,
+        tls_port: int = 0,
+        tls_names: Sequence[str] = (),
+        join: str = "",
     ) -> None:
         """`engine_dir` and `package_root`: other libraries and other code than the installed ones, for attackers."""
         self.plan = plan
         self._socket: socket.socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self._tls = self._listen_tls(host, tls_port) if plan.config.tls else None
+        self.tls_origins = origins(tls_names or names_of(host), self._tls)
         launch = plan.launch()
         self._device: Device | None = None
         self._hardware: LaunchedEnclave | None = None
         if plan.config.platform == simulated.PLATFORM:
             self._device = device or Device.open(state_directory() / "sim")
             self._hardware = self._device.launch(plan.measurement, launch_digest(launch))
-        given = () if self._hardware is None else (self._hardware.fd,)
+        given: tuple[int, ...] = () if self._hardware is None else (self._hardware.fd,)
         boot = Boot(
             launch=launch,
             config=plan.config.encode(),
@@ -174,8 +232,13 @@ class LocalEnclave:
             api_keys=plan.keys,
             endorsements_path=str(endorsements.absolute()) if endorsements else "",
             tokenizer_path=str(tokenizer.absolute()) if tokenizer else "",
+            tls_fd=self._tls.fileno() if self._tls else None,
+            tls_origins=self.tls_origins,
+            founds_group=not join,
         )
+        given += () if self._tls is None else (self._tls.fileno(),)
         self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), *given), package_root)
+        self._joining = Joining(self.url, join, self.process.stop) if join not in ("", WAIT) else None
 
     @property
     def device(self) -> Device:
@@ -196,17 +259,58 @@ class LocalEnclave:
         self.process.start()
         if self._hardware is not None:
             self._hardware.handed_over()
-        self._socket.close()
-        return self.process.wait_ready(on_progress)
+        self._close_sockets()
+        if self._joining is not None:
+            self._joining.start()
+        try:
+            return self.process.wait_ready(on_progress)
+        except Unreachable:
+            if self._joining is not None and self._joining.refusal is not None:
+                raise self._joining.refusal from None
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
+        if self._joining is not None:
+            self._joining.stop()
         self.process.stop()
-        self._socket.close()
+        self._close_sockets()
         if self._hardware is not None:
             self._hardware.close()
+
+    def _listen_tls(self, host: str, port: int) -> socket.socket:
+        """Raises: WrongUse."""
+        try:
+            return listen(host, port)
+        except WrongUse as error:
+            self._socket.close()
+            raise WrongUse(error.message, hint="Choose another port with --tls-port.") from error
+
+    def _close_sockets(self) -> None:
+        self._socket.close()
+        if self._tls is not None:
+            self._tls.close()
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """What clients call an address to listen on; () where anything may lead to it."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return (host,)
+    if address.is_loopback:
+        return ("localhost", str(address))
+    return () if address.is_unspecified else (host,)
+
+
+def origins(names: Sequence[str], sock: socket.socket | None) -> tuple[str, ...]:
+    """The TLS listener's, by each of its names."""
+    if sock is None:
+        return ()
+    port = sock.getsockname()[1]
+    return tuple(f"https://{f'[{name}]' if ':' in name else name}:{port}" for name in names)
 
 
 def write_root(device: Device) -> Path:

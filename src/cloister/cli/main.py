@@ -60,6 +60,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "login": ("cloister.cli.login:login_command", "Keep the token that a host's operator gave you."),
         "logout": ("cloister.cli.login:logout_command", "Forget a host's token."),
         "host": ("cloister.cli.host", "Run the operator's host: apps of others, in enclaves."),
+        "image": ("cloister.cli.image", "Build the measured image, and predict what it measures."),
         "doctor": ("cloister.cli.doctor", "Say which TEE this machine is."),
         "models": ("cloister.cli.models", "Fetch, describe, quantize and remove models."),
         "keys": ("cloister.cli.keys", "Make and list API keys."),

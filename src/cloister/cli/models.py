@@ -20,7 +20,7 @@ from cloister.errors import MalformedModel, WrongUse
 from cloister.models.download import pull, resolve, split_quantization
 from cloister.models.gguf import read_description
 from cloister.models.lineage import Lineage, digest_model, read_lineage
-from cloister.models.memory import KV_TYPES, available_memory, estimate, has_amx
+from cloister.models.memory import KV_TYPES, available_memory, estimate
 from cloister.models.quantizer import TYPES, parse_type, quantize_traced
 from cloister.models.reference import HubModel, parse_reference
 from cloister.models.store import (
@@ -153,7 +153,7 @@ def _show(
         digests=digest_model(found.path),
         lineage=lineage,
         memory={
-            kind: estimate(model, context=context, streams=streams, kv_type=kind, amx=has_amx(), available=available)
+            kind: estimate(model, context=context, streams=streams, kv_type=kind, available=available)
             for kind in KV_TYPES
         },
         available=available,

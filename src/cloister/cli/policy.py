@@ -29,7 +29,7 @@ from cloister.client import Session
 from cloister.client.explanations import explain
 from cloister.client.memory import FileMemory
 from cloister.errors import CloisterError, MalformedPolicy, NotTrusted, VerificationFailed, WrongUse
-from cloister.evidence.launch import OWNER_KEY
+from cloister.evidence.launch import NO_LOGS, OWNER_KEY
 from cloister.evidence.provenance import Payload, Provenance, signed_bytes
 from cloister.evidence.simulated import COMPONENTS
 from cloister.evidence.simulated import PLATFORM as SIMULATED
@@ -350,6 +350,8 @@ def _words(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "weakened", ", ".join(sorted(policy.tolerate_insecure)) or "nothing is tolerated"
     if policy.broker_key is not None:
         yield "broker", f"{policy.broker_key} may hand it keys and secrets too"
+    if policy.logs != NO_LOGS:
+        yield "logs", "what the app writes to its logs may be public"
     yield "post-quantum", "demanded" if policy.require_pq else "taken where it is offered"
 
 

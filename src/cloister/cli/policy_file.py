@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cloister.errors import MalformedPolicy, NotTrusted, WrongUse
-from cloister.evidence.launch import OWNER_KEY
+from cloister.evidence.launch import NO_LOGS, OWNER_KEY
 from cloister.evidence.strict_json import Fields, b64url, load_object
 from cloister.private_file import refuse_shared
 from cloister.verify import Policy, parse_policy
@@ -205,6 +205,7 @@ def to_toml(policy: Policy, *, comment: str, root: Path | None = None) -> str:
         "models": _digests(policy.models),
         "config": None if policy.config is None else f"sha256:{policy.config}",
         "app": None if policy.app is None else f"sha256:{policy.app}",
+        "logs": None if policy.logs == NO_LOGS else policy.logs,
         "platforms": policy.platforms,
         "require_pq": policy.require_pq or None,
         "measurements_signer": policy.measurements_signer,

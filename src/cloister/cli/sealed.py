@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from cloister.cli.local import owner_key, state_directory
+from cloister.cli.local import names_of, origins, owner_key, state_directory
 from cloister.enclave.boot import Boot, EnclaveConfig
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.evidence import simulated
@@ -48,6 +48,8 @@ class LocalApp:
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.device = Device.open(state_directory() / "sim")
         self._hardware = self.device.launch(self.measurement, launch_digest(self.launch))
+        self._tls = listen("127.0.0.1", 0) if config.tls else None
+        given = (self._hardware.fd,) if self._tls is None else (self._hardware.fd, self._tls.fileno())
         boot = Boot(
             launch=self.launch,
             config=config.encode(),
@@ -57,8 +59,10 @@ class LocalApp:
             model_name="",
             engine_dir=str(library_dir()),
             bundle_path=str(bundle.absolute()),
+            tls_fd=self._tls.fileno() if self._tls else None,
+            tls_origins=origins(names_of("127.0.0.1"), self._tls),
         )
-        self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), self._hardware.fd))
+        self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), *given))
 
     @property
     def policy(self) -> Policy:
@@ -70,6 +74,7 @@ class LocalApp:
             models=models or None,
             config=self.config.digest().hex(),
             app=self.head.sha256,
+            logs=self.head.manifest.logs,
             platforms=(simulated.PLATFORM,),
             measurements={simulated.PLATFORM: (self.measurement.components(),)},
             simulator_root=self.device.root_pem,
@@ -79,15 +84,20 @@ class LocalApp:
     def start(self) -> None:
         self.process.start()
         self._hardware.handed_over()
-        self._socket.close()
+        self._close_sockets()
 
     def wait_ready(self, on_progress: Callable[[float], None] = lambda _share: None) -> dict[str, Any]:
         return self.process.wait_ready(on_progress)
 
     def close(self) -> None:
         self.process.stop()
-        self._socket.close()
+        self._close_sockets()
         self._hardware.close()
+
+    def _close_sockets(self) -> None:
+        self._socket.close()
+        if self._tls is not None:
+            self._tls.close()
 
     def __enter__(self) -> Self:
         return self

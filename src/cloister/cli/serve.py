@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -11,17 +12,19 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.keys import read_keys
-from cloister.cli.local import LocalEnclave, Plan, write_root
+from cloister.cli.local import LocalEnclave, Plan, group_policy_for, names_of, state_directory, write_root
 from cloister.cli.progress import loading_bar
 from cloister.enclave.attest.detect import Machine, detect
 from cloister.enclave.llm.llama.config import KV_TYPES
+from cloister.enclave.llm.llama.library import library_dir
 from cloister.enclave.llm.upstream import Address, find_model, parse_address
 from cloister.errors import EngineDied, MalformedModel, WrongUse
 from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
 from cloister.models.gguf import read_description
-from cloister.models.memory import available_memory, estimate, has_amx, judge
+from cloister.models.memory import available_memory, estimate, judge
 from cloister.models.store import LocalModel
+from cloister.sim import Device, measure
 
 __all__ = ["register", "wait_for_end"]
 
@@ -57,6 +60,17 @@ def serve(
         bool,
         typer.Option("--plaintext", help="For comparison: answer this machine's programs unsealed too; all are told."),
     ] = False,
+    tls: Annotated[
+        bool,
+        typer.Option(
+            "--tls", help="Weaker, and so named to all clients: answer by TLS too, which ends inside the enclave."
+        ),
+    ] = False,
+    tls_port: Annotated[int, typer.Option(min=0, max=65535, help="Where TLS listens; 0: any free port.")] = 8443,
+    tls_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="What clients call the TLS listener's address; may be repeated."),
+    ] = None,
     upstream: Annotated[
         str,
         typer.Option(metavar="URL", help="Weaker, and so named to all clients: a server on loopback runs the model."),
@@ -65,6 +79,22 @@ def serve(
         Path | None,
         typer.Option(metavar="FOLDER", help="The upstream's model, for its chat template; llama-server tells its own."),
     ] = None,
+    group: Annotated[
+        Path | None,
+        typer.Option(
+            "--group",
+            metavar="FILE",
+            help="Weaker: share keys with the replicas that this policy lets in; simulated, it is written where it is missing.",
+        ),
+    ] = None,
+    join: Annotated[
+        str,
+        typer.Option(
+            "--join",
+            metavar="URL",
+            help="A member that lets this replica in, or `wait` for a broker; absent: it begins the group.",
+        ),
+    ] = "",
     dangerously_without_api_keys: Annotated[
         bool, typer.Option(help="On real hardware: let everybody ask who can reach it.")
     ] = False,
@@ -77,6 +107,10 @@ def serve(
     if plaintext and not _is_loopback(host):
         hint = "Leave --host away, or --plaintext: whoever is on the way would read every prompt."
         raise WrongUse("Plaintext is answered on loopback only.", hint=hint, got=output.one_line(host, 60))
+    if not tls and tls_name:
+        raise WrongUse("--tls-name names the TLS listener, and there is none.", hint="Add --tls.")
+    if tls and not (tls_name or names_of(host)):
+        raise WrongUse("The TLS listener has no name.", hint="What clients call it: --tls-name chat.example.org")
     if simulated:
         _check_host(host)
     elif not (api_keys or dangerously_without_api_keys):
@@ -101,13 +135,41 @@ def serve(
         engine="thread" if engine_thread else "process",
         ehbp=ehbp,
         plaintext=plaintext,
+        tls=tls,
         upstream=address.url if address else None,
+        group_policy=_read_group(group, join, simulated=simulated),
     )
-    with LocalEnclave(plan, host=host, port=port, endorsements=endorsements, tokenizer=tokenizer) as enclave:
+    with LocalEnclave(
+        plan,
+        host=host,
+        port=port,
+        endorsements=endorsements,
+        tokenizer=tokenizer,
+        tls_port=tls_port,
+        tls_names=tls_name or (),
+        join=join,
+    ) as enclave:
         with loading_bar() as progress:
             ready = enclave.start(progress)
         _announce(enclave, ready)
         wait_for_end(enclave)
+
+
+def _read_group(file: Path | None, join: str, *, simulated: bool) -> str | None:
+    """A key group's policy. Raises: WrongUse."""
+    if file is None:
+        if join:
+            raise WrongUse("--join is for a replica of a key group.", hint="Name the group's policy: --group FILE")
+        return None
+    if simulated and not file.exists():
+        device = Device.open(state_directory() / "sim")
+        file.write_text(group_policy_for(measure(library_dir()), device.root_pem), encoding="utf-8")
+        output.note(f"group   {file} was written: replicas of exactly this code, on this machine", hang=8)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "A policy file, as `cloister image policy` writes one; all replicas are given the same."
+        raise WrongUse(f"The group's policy {file} cannot be read.", hint=hint) from error
 
 
 def _ask_upstream(address: Address, model: str) -> LocalModel:
@@ -153,7 +215,7 @@ def _weigh(model: Path, context: int | None, streams: int, kv_type: str) -> None
     with contextlib.suppress(MalformedModel):
         free = available_memory()
         described = read_description(model)
-        needed = estimate(described, context=context, streams=streams, kv_type=kv_type, amx=has_amx(), available=free)
+        needed = estimate(described, context=context, streams=streams, kv_type=kv_type, available=free)
         output.note(f"memory  {needed}", "dim", hang=8)
         if tight := judge(needed, free):
             output.note(f"warning: {tight}", "yellow", hang=9)
@@ -179,10 +241,14 @@ def _announce(enclave: LocalEnclave, ready: dict[str, Any]) -> None:
     if warning := ready.get("lineage_warning"):
         output.note(f"warning: {output.one_line(str(warning))}", "yellow", hang=9)
     output.note(f"owner   {enclave.plan.owner}")
+    if enclave.plan.config.group_policy:
+        output.note("keys    shared with every replica that the group's policy lets in; every client is told", hang=8)
     if enclave.plan.config.ehbp:
         _warn_of_ehbp()
     if enclave.plan.config.plaintext:
         _warn_of_plaintext(enclave.url)
+    if enclave.plan.config.tls:
+        _warn_of_tls(enclave.tls_origins)
     if enclave.plan.config.upstream:
         _warn_of_upstream(enclave.plan.config.upstream, chats=bool(ready.get("chats")))
     output.note("")
@@ -213,6 +279,16 @@ def _warn_of_plaintext(url: str) -> None:
         'dangerously_tolerate_insecure = ["plaintext"]'
     )
     output.note(output.styled(("PLAINTEXT", "bold yellow"), (said, "")), hang=2)
+
+
+def _warn_of_tls(origins: Sequence[str]) -> None:
+    output.note(
+        f"TLS is on: {', '.join(origins)}. Nothing is padded there, nothing is post-quantum, and a client is as safe as it "
+        "insists on the certificate that `cloister verify URL --save-cert cert.pem` saved. Every client refuses this enclave "
+        'unless its policy says: dangerously_tolerate_insecure = ["tls"]',
+        "yellow",
+        hang=8,
+    )
 
 
 def _warn_of_upstream(url: str, *, chats: bool) -> None:

@@ -17,6 +17,7 @@ from cloister.cli import output
 from cloister.cli.chat import Turn, run_chat
 from cloister.cli.dialogue import Asking
 from cloister.cli.local import LocalEnclave, Plan, write_root
+from cloister.cli.ownkey import announce_key, curl_option, take_key, text_of
 from cloister.cli.progress import loading_bar
 from cloister.cli.serve import Context, Model, Slots, wait_for_end
 from cloister.cli.trust import summary
@@ -26,6 +27,7 @@ from cloister.host.relay import Record, Relay
 from cloister.models.download import resolve
 from cloister.models.suggestion import suggest
 from cloister.proxy import Chat, ProxyConfig, create_proxy
+from cloister.proxy.key import OwnKey
 
 __all__ = ["register"]
 
@@ -59,23 +61,24 @@ def up(
 
 
 def _converse(enclave: LocalEnclave, proxy_socket: socket.socket) -> None:
-    web = Chat(proxy_socket.getsockname()[1])
+    web, key = Chat(proxy_socket.getsockname()[1]), take_key()
     relay = Relay(enclave.port)
     relay.start()
     url = f"http://127.0.0.1:{relay.port}"
     try:
         with (
             Session(url, policy=enclave.policy, pin_measurement=True) as session,
-            _proxy(enclave, url, proxy_socket, web) as at,
+            _proxy(enclave, url, proxy_socket, web, key) as at,
         ):
             output.note("3 verifying it, through the untrusted host, before anything is sent", "dim")
             if output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout):
                 # A toy wanders when it is given room; a real model's default is its own affair.
                 toy = enclave.plan.model.source.startswith("embedded")
                 output.note(f"a web chat too, for one browser: {web.address()}", "dim")
+                announce_key(key)
                 _chat(session, relay, at, Asking(temperature=0.3 if toy else None), web)
             else:
-                _serve(session, enclave, at, web)
+                _serve(session, enclave, at, web, key)
     finally:
         relay.stop()
 
@@ -88,15 +91,18 @@ def _chat(session: Session, relay: Relay, at: int, asking: Asking, web: Chat) ->
     run_chat(session, asking=asking, on_turn=lambda turn: _show_host_view(turn, relay.take()), web=web.address)
 
 
-def _serve(session: Session, enclave: LocalEnclave, at: int, web: Chat) -> None:
+def _serve(session: Session, enclave: LocalEnclave, at: int, web: Chat, key: OwnKey | None) -> None:
     """Prints what was verified, a line that works, the web chat's address (for one browser), then `ready`; ends on SIGTERM, Ctrl+C, or with the enclave."""
     for part in summary(session.verify()):
         output.line(part, hang=2)
     _suggest()
     body = '{"model": "default", "messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0.3}'
     url = f"http://127.0.0.1:{at}/v1"
-    output.line(f"curl {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(body)}")
+    output.line(
+        f"curl {url}/chat/completions -H 'content-type: application/json'{curl_option(key)} -d {shlex.quote(body)}"
+    )
     output.line(f"web chat {web.address()}")
+    announce_key(key)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     output.line(f"ready {url}")
     wait_for_end(enclave)
@@ -108,12 +114,12 @@ def _suggest() -> None:
 
 
 @contextlib.contextmanager
-def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket, web: Chat) -> Iterator[int]:
+def _proxy(enclave: LocalEnclave, url: str, sock: socket.socket, web: Chat, key: OwnKey | None) -> Iterator[int]:
     """The verifying proxy in a thread of this process, at lower priority than the engine; its port."""
     at = sock.getsockname()[1]
     session = AsyncSession(url, policy=enclave.policy, pin_measurement=True)
     config = uvicorn.Config(
-        create_proxy(session, ProxyConfig(at), web),
+        create_proxy(session, ProxyConfig(at, key=text_of(key)), web),
         log_level="critical",
         access_log=False,
         proxy_headers=False,

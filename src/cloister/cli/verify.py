@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cloister.cli import output
+from cloister.cli.certificate import keep_certificate
 from cloister.cli.judgement import moment, show, show_json, show_refusal
 from cloister.cli.trust import (
     AmdService,
@@ -65,6 +66,18 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="The whole judgement as JSON.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say of each step what it means and what to do.")] = False,
     save: Annotated[Path | None, typer.Option("--save", metavar="DOC", help="Keep the document for later.")] = None,
+    save_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-cert", metavar="PEM", help="Keep the certificate of its TLS listener, if its key is attested."
+        ),
+    ] = None,
+    tls: Annotated[
+        str,
+        typer.Option(
+            "--tls", metavar="HOST:PORT", help="Where that listener is; absent: this host, the statement's port."
+        ),
+    ] = "",
     at: Annotated[
         str, typer.Option("--at", metavar="TIME", help="Judge a FILE at this time (ISO 8601, or Unix seconds).")
     ] = "",
@@ -82,12 +95,19 @@ def verify(
     """Verify an enclave, or a saved document at the time it was saved. Nothing but a nonce is sent to the enclave; its
     vendor is asked for collateral that neither the enclave nor this machine has, unless --offline.
 
-    Exit code 0: trusted under the policy. 3: not trusted. 4: malformed. 5: unreachable.
+    Exit code 0: trusted under the policy. 3: not trusted. 4: malformed. 5: unreachable. With --save-cert the file is written
+    only on 0.
     """
     trust = Trust(policy, dangerously_trust_simulator, require_pq, offline, intel, amd, nvidia)
     judged: list[Saved] = []
+    if save_cert and not is_address(target):
+        raise WrongUse("--save-cert asks an enclave's TLS listener; this is a file.")
+    if tls and not save_cert:
+        raise WrongUse("--tls says where --save-cert finds the certificate.", hint="Add --save-cert cert.pem.")
     try:
         verified = examine(target, trust, save=save, at=at, nonce=nonce, judged=judged)
+        if save_cert:
+            keep_certificate(save_cert, verified, target, tls)
         ahead = _early(judged[0], trust) if early else None
     except CloisterError as error:
         show_refusal(error, as_json=as_json, explained=explain)

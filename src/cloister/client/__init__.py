@@ -5,6 +5,7 @@ exchange           one sealed request and its answer, as a generator of steps (s
 hop                carries out those steps over the untrusted network, sync and async
 session            Session, AsyncSession
 account            what a verification says, in words; explanations: what each of its steps means
+certificate        of an enclave's TLS listener, for tools that cannot seal
 httpx2_transport   SealedTransport, AsyncSealedTransport; the same for httpx in httpx_transport, if it is installed
 """
 

@@ -341,6 +341,11 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             " among them, and can cut an answer unnoticed. What you send through the channel is sealed as ever.",
             "Ask the owner to start it without --ehbp, unless a tool of yours speaks nothing else.",
         ),
+        "insecure.tls": Explanation(
+            "It also answers tools that speak TLS alone: with nothing padded or post-quantum, and only the certificate that"
+            " --save-cert keeps tells it from a stranger. What you send through the channel is sealed as ever.",
+            "Ask the owner to start it without --tls, unless a tool of yours speaks nothing else.",
+        ),
         "insecure.api-keys-off": Explanation(
             "It answers everybody who reaches it: no API key is asked for.",
             "Ask the owner to start it with --api-keys, unless nobody else can reach it.",
@@ -389,7 +394,7 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             "Name the app in the policy (`cloister policy init` writes it). If another one runs: send nothing.",
         ),
         "logs": Explanation(
-            "It was started to let no logs out. Logs can hold what you asked.",
+            "What leaves in its logs: nothing, or what the app itself writes where your policy accepts that. Logs can hold what you asked.",
             _OWNER,
         ),
         "broker": Explanation(
@@ -437,7 +442,8 @@ EXPLANATIONS: Mapping[str, Explanation] = MappingProxyType(
             "Build it yourself and compare, or trust a signer of measurements.",
         ),
         "egress": Explanation(
-            "The enclave says where it may connect to; no hardware holds it to that yet.",
+            "The enclave says where it may connect to. The measured code holds a sealed Python app to that, host by host; no"
+            " hardware does yet, and nothing holds the built-in app to it.",
             "Read the code that you pinned.",
         ),
         "names": Explanation(

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cloister.channel.bhttp import Request
 from cloister.channel.keys import KeyRing
 from cloister.enclave.attest import EvidenceSource, GpuSource
+from cloister.enclave.gateway.certificate import TlsKey
 from cloister.enclave.gateway.receipts import PendingReceipt, asked_for
 from cloister.enclave.llm.engine import EngineInfo
 from cloister.errors import CloisterError, NotTrusted
@@ -82,8 +83,10 @@ class Attestation:
     engine that `info` tells of: one that had to be restarted may run as another variant.
 
     `endorsements` gives what the host shipped for verifiers, b"" for nothing: it completes the driver's own, and a client
-    believes neither before it has judged them. `lineage_sha256` (hex): of the record that came with the model. `egress` as
-    the launch config has it; `code` "sealed" where nobody but the owner can read what runs."""
+    believes neither before it has judged them. `lineage_sha256` (hex): of the record that came with the model. `aud`: origins
+    under which its users find it. `egress` as
+    the launch config has it; `code` "sealed" where nobody but the owner can read what runs. `tls` is replaced in time too.
+    `group_policy_sha256` (hex): of the policy of the key group whose ring this is; None for a ring of this replica's own."""
 
     source: EvidenceSource
     ring: KeyRing
@@ -93,12 +96,15 @@ class Attestation:
     gpus: GpuSource | None = None
     lineage_sha256: str | None = None
     endorsements: Callable[[], bytes] = bytes
+    aud: tuple[str, ...] = ()
     egress: tuple[str, ...] = ()
     code: Literal["open", "sealed"] = "open"
+    tls: TlsKey | None = None
+    group_policy_sha256: str | None = None
     clock: Callable[[], float] = time.time
     receipt_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     _statement: bytes = field(default=b"", init=False)
-    _made_for: tuple[bytes, EngineInfo | Runs] | None = field(default=None, init=False)
+    _made_for: tuple[bytes, EngineInfo | Runs, str | None] | None = field(default=None, init=False)
     _valid: dict[str, Statement] = field(default_factory=dict, init=False)
 
     async def document(self, nonce: bytes) -> bytes:
@@ -129,7 +135,7 @@ class Attestation:
     def _current(self) -> bytes:
         now = self.clock()
         self.ring.rotate(now)
-        made_for = self.ring.ohttp_keys, self.info()
+        made_for = self.ring.ohttp_keys, self.info(), self._tls_spki(now)
         if made_for != self._made_for:
             statement = self._make(now, made_for[1])
             self._statement = statement.encode()
@@ -139,6 +145,12 @@ class Attestation:
             self._valid[hashlib.sha256(self._statement).hexdigest()] = statement
             self._made_for = made_for
         return self._statement
+
+    def _tls_spki(self, now: float) -> str | None:
+        if self.tls is None:
+            return None
+        self.tls.rotate(now)
+        return self.tls.spki_sha256
 
     def _runs(self, info: EngineInfo | Runs) -> Runs:
         if isinstance(info, Runs):
@@ -151,18 +163,20 @@ class Attestation:
         receipt = self.receipt_key.public_key().public_bytes_raw()
         return Statement(
             purpose="serve",
-            aud=(),
+            aud=tuple(dict.fromkeys((*self.aud, *(() if self.tls is None else self.tls.origins)))),
             launch_sha256=hashlib.sha256(self.launch).hexdigest(),
             iat=int(now),
             exp=int(self.ring.expires_at),
             ohttp_keys=self.ring.ohttp_keys,
             receipt_key=receipt,
             ehbp_key=self.ring.ehbp_key,
+            tls_spki=None if self.tls is None else self.tls.spki_sha256,
             engine=runs.engine,
             models=runs.models,
             egress=self.egress,
             code=self.code,
-            key_scope="replica",
+            key_scope="replica" if self.group_policy_sha256 is None else "group",
+            group_policy_sha256=self.group_policy_sha256,
             insecure=self.insecure,
         )
 

@@ -28,9 +28,11 @@ class EnclaveConfig:
     `context_length`: tokens per conversation, None = the model's own. `slots`: streams in one decode batch.
     `max_waiting`: requests that may wait for a slot. `engine`: a child process, or a thread where a child would be
     another enclave (SGX). `kv_type`: how the engine's cache keeps numbers. `ehbp`: EHBP is spoken too, on a key of its
-    own. `plaintext`: the API is answered unsealed too, on this machine's loopback. `upstream`: the server on loopback that
-    runs the model, in its one spelling; None: our own engine does. `api_keys` and `padding` off, and `ehbp`, `plaintext`
-    and `upstream` on, are named in the statement's `insecure`.
+    own. `plaintext`: the API is answered unsealed too, on this machine's loopback. `tls`: a second listener ends TLS in here,
+    for tools that speak nothing else. `upstream`: the server on loopback that
+    runs the model, in its one spelling; None: our own engine does. `group_policy`: the policy (TOML) by which replicas let each
+    other into the group that shares its keys; None: each has its own. `api_keys` and `padding` off, and `ehbp`, `plaintext`,
+    `tls` and `upstream` on, are named in the statement's `insecure`.
     """
 
     platform: str
@@ -38,12 +40,14 @@ class EnclaveConfig:
     padding: bool = True
     ehbp: bool = False
     plaintext: bool = False
+    tls: bool = False
     context_length: int | None = None
     slots: int = 16
     max_waiting: int = 64
     engine: EngineMode = "process"
     kv_type: KvType = "f16"
     upstream: str | None = None
+    group_policy: str | None = None
     v: int = 1
 
     def encode(self) -> bytes:
@@ -59,6 +63,7 @@ class EnclaveConfig:
             "padding-off": not self.padding,
             "ehbp": self.ehbp,
             "plaintext": self.plaintext,
+            "tls": self.tls,
             "upstream": self.upstream is not None,
         }
         return tuple(name for name, is_so in weakened.items() if is_so)
@@ -78,7 +83,9 @@ class Boot:
     `endorsements_path`: a file with the vendor's collateral for clients, read anew for every document; "" for none.
     With an upstream `model_path` and `engine_dir` are "", and `tokenizer_path` is the model's folder, or "" too.
     `bundle_path`: an owner's sealed app, for which the enclave waits until its owner releases it, and then `model_path` is
-    ""; itself "" for the built-in app with a model from `model_path`."""
+    ""; itself "" for the built-in app with a model from `model_path`. `tls_fd`: another such socket, where the configuration
+    says `tls`, and `tls_origins` are the addresses that clients know it by ("https://name:port"). `founds_group`: where the configuration has a group's policy,
+    this start begins the group; otherwise a member must let it in."""
 
     launch: bytes
     config: bytes
@@ -91,6 +98,9 @@ class Boot:
     endorsements_path: str = ""
     tokenizer_path: str = ""
     bundle_path: str = ""
+    tls_fd: int | None = None
+    tls_origins: tuple[str, ...] = ()
+    founds_group: bool = False
 
     def encode(self) -> bytes:
         """One line of JSON, as it is written to the enclave's standard input."""
@@ -128,12 +138,14 @@ def parse_config(data: bytes) -> EnclaveConfig:
         and _is(raw.get("padding"), bool)
         and _is(raw.get("ehbp"), bool)
         and _is(raw.get("plaintext"), bool)
+        and _is(raw.get("tls"), bool)
         and (context is None or _is(context, int, 64))
         and _is(raw.get("slots"), int, 1, 64)
         and _is(raw.get("max_waiting"), int, 0, 65536)
         and raw.get("engine") in get_args(EngineMode)
         and raw.get("kv_type") in get_args(KvType)
         and (raw.get("upstream") is None or _is(raw.get("upstream"), str))
+        and (raw.get("group_policy") is None or _is(raw.get("group_policy"), str))
     )
     if not good:
         raise WrongUse("The enclave's config has a field of the wrong kind or size.")
@@ -150,7 +162,7 @@ def parse_boot(line: bytes) -> Boot:
         launch = base64.b64decode(raw["launch"], validate=True)
         config = base64.b64decode(raw["config"], validate=True)
         keys = tuple(KeyHash(str(key["name"]), str(key["sha256"])) for key in raw["api_keys"])
-        device = raw["device_fd"]
+        device, tls = raw["device_fd"], raw["tls_fd"]
         return Boot(
             launch=launch,
             config=config,
@@ -163,6 +175,9 @@ def parse_boot(line: bytes) -> Boot:
             endorsements_path=str(raw["endorsements_path"]),
             tokenizer_path=str(raw["tokenizer_path"]),
             bundle_path=str(raw["bundle_path"]),
+            tls_fd=None if tls is None else int(tls),
+            tls_origins=tuple(str(origin) for origin in raw["tls_origins"]),
+            founds_group=raw["founds_group"] is True,
         )
     except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise WrongUse("The boot message lacks a field or has one of the wrong kind.") from error

@@ -25,35 +25,39 @@ from cloister.channel.keys import KeyRing
 from cloister.enclave.attest import EvidenceSource, GpuSource
 from cloister.enclave.attest.detect import Machine, detect, open_source
 from cloister.enclave.attest.simulated import SimulatedTee
-from cloister.enclave.attestation import Attestation, check_launch
+from cloister.enclave.attestation import Attestation, Witness, check_launch
 from cloister.enclave.boot import Boot, EnclaveConfig, parse_boot, parse_config
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.gateway.plaintext import demand_loopback
 from cloister.enclave.hardening import forbid_dumps, lower_priority, quiet_logs
 from cloister.enclave.lineage import read_lineage_digest
-from cloister.enclave.llm.api import ROUTES, ApiConfig, create_api
+from cloister.enclave.llm.api import ROUTES, Api, ApiConfig, create_api
 from cloister.enclave.llm.engine import Engine, EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
 from cloister.enclave.llm.upstream import UpstreamConfig, UpstreamEngine, parse_address
+from cloister.enclave.runtime.entrance import Entrance
+from cloister.enclave.runtime.joining import Group, engine_statement
 from cloister.enclave.runtime.life import Life, Surroundings
-from cloister.enclave.serving import server
+from cloister.enclave.serving import TlsFront, server
 from cloister.errors import CloisterError, EngineLoading, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.document import MAX_LOG
 from cloister.evidence.endorsements import parse_endorsements
 from cloister.evidence.launch import LaunchConfig
 
-__all__ = ["main"]
+__all__ = ["MAX_BOOT", "main"]
 
-_MAX_BOOT = 1 << 20
+MAX_BOOT = 1 << 20
+"""Bytes of the boot line."""
 
 
-def main() -> None:
-    """Exit status 0 after an orderly stop, 1 when it could not serve."""
+def main(read_boot: Callable[[], Boot] | None = None) -> None:
+    """Exit status 0 after an orderly stop, 1 when it could not serve. `read_boot`: for an enclave that gets its boot line
+    otherwise than on standard input."""
     forbid_dumps()
     quiet_logs()
     try:
-        boot = parse_boot(sys.stdin.buffer.readline(_MAX_BOOT))
+        boot = read_boot() if read_boot else parse_boot(sys.stdin.buffer.readline(MAX_BOOT))
         uvloop.run(_sealed(boot).serve(_on_stdin_closed) if boot.bundle_path else _Enclave(boot).serve())
     except CloisterError as error:
         _say("failed", error=type(error).__name__, message=error.message, hint=error.hint, step=error.step)
@@ -108,11 +112,23 @@ class _Enclave:
         self.config = parse_config(boot.config)
         self.source, self.gpus = _sources(self.config, boot)
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
-        self.ring = KeyRing(time.time(), ehbp=self.config.ehbp)
+        self.ring: KeyRing | None = None
+        self.group = self._find_group()
         os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
         self.engine = self._make_engine()
         lower_priority()
+        self.api = self._make_api()
+        self.tls = TlsFront.open(self.api, self.config, boot, time.time())
         self.attestation: Attestation | None = None
+
+    def _find_group(self) -> Group | None:
+        """Of the replicas that share their keys, where the configuration names one."""
+        if self.config.group_policy is None:
+            return None
+        endorsements = lambda: _read_endorsements(self.boot.endorsements_path)  # noqa: E731
+        witness = Witness(self.source, self.boot.launch, self.gpus, endorsements)
+        engine = engine_statement(self.boot.engine_dir)
+        return Group(witness, self.config, engine, founds=self.boot.founds_group)
 
     def _make_engine(self) -> Engine:
         if self.config.upstream is None:
@@ -135,10 +151,11 @@ class _Enclave:
                 slots=self.config.slots, context=self.config.context_length or 0, kv_type=self.config.kv_type
             ),
             mode=self.config.engine,
+            measured_files=self.config.platform == "sgx",
         )
 
     async def serve(self) -> None:
-        front = server(self._gateway())
+        front = server(self._front())
         with socket.socket(fileno=self.boot.listen_fd) as sock:
             if self.config.plaintext:
                 demand_loopback(sock)
@@ -149,6 +166,8 @@ class _Enclave:
                 await serving
             finally:
                 front.should_exit = True
+                if self.tls is not None:
+                    await self.tls.close()
                 await self.engine.close()
                 await asyncio.wait([serving], timeout=5)
 
@@ -166,16 +185,22 @@ class _Enclave:
                 step="launch.models",
             )
         lineage, trouble = self._lineage(info.model.sha256)
+        if self.ring is None and self.group is not None:
+            self.ring = await self.group.enter(lambda: _say("joining"))
         self.attestation = Attestation(
             self.source,
-            self.ring,
+            self._ring(),
             self.boot.launch,
             lambda: self.engine.info,
             self.config.insecure,
             gpus=self.gpus,
             lineage_sha256=lineage,
             endorsements=lambda: _read_endorsements(self.boot.endorsements_path),
+            tls=self.tls.key if self.tls else None,
+            group_policy_sha256=self.group.policy_sha256 if self.group else None,
         )
+        if self.tls is not None:
+            self.tls.start()
         _say("ready", **_describe(info), lineage_sha256=lineage, lineage_warning=trouble)
 
     def _lineage(self, model: str) -> tuple[str | None, str]:
@@ -193,15 +218,26 @@ class _Enclave:
                 except EngineLoading as loading:
                     _say("loading", progress=loading.progress)
 
-    def _gateway(self) -> Gateway:
+    def _make_api(self) -> Api:
         keys = tuple(ApiKey(key.name, key.sha256) for key in self.boot.api_keys)
-        api = create_api(
+        return create_api(
             self.engine,
             ApiConfig(api_keys=keys, require_keys=self.config.api_keys, max_waiting=self.config.max_waiting),
         )
+
+    def _front(self) -> Gateway | Entrance:
+        return self._gateway(self._ring()) if self.group is None else Entrance(self.group, self._gateway)
+
+    def _ring(self) -> KeyRing:
+        """The group's, or one of this enclave's own, made when it is first needed."""
+        if self.ring is None:
+            self.ring = KeyRing(time.time(), ehbp=self.config.ehbp)
+        return self.ring
+
+    def _gateway(self, ring: KeyRing) -> Gateway:
         return Gateway(
-            api,
-            self.ring,
+            self.api,
+            ring,
             self._document,
             ready=lambda: self.attestation is not None and self.engine.ready,
             padding=self.config.padding,

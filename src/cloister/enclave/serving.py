@@ -1,27 +1,83 @@
-"""The HTTP server of the enclave's front: nothing is logged, nothing is said that a request does not need."""
+"""The HTTP servers of the enclave's front: nothing is logged, nothing is said that a request does not need."""
 
-from typing import Any
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any, Self
 
 import httptools  # noqa: F401  (uvicorn loads it by name; the import makes it part of what is measured)
 import uvicorn
 
-__all__ = ["server"]
+from cloister.enclave.boot import Boot, EnclaveConfig
+from cloister.enclave.gateway.certificate import TlsKey
+from cloister.enclave.gateway.tls import Unsealed
+from cloister.errors import WrongUse
+
+__all__ = ["TlsFront", "server"]
+
+_STOP_SECONDS = 5.0
 
 
 def server(app: Any) -> uvicorn.Server:
     """For an ASGI app, on a socket that is handed over when it serves."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            loop="uvloop",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            ws="none",
-            timeout_graceful_shutdown=2,
+    return uvicorn.Server(_config(app))
+
+
+class TlsFront:
+    """The listener that ends TLS in here, beside the front that takes sealed requests: all that comes is for `app`. Until
+    `start` connections wait. `key` is what the statement names."""
+
+    def __init__(self, app: Any, key: TlsKey, sock: socket.socket) -> None:
+        self.key = key
+        self._socket = sock
+        self._server = _Beside(_config(Unsealed(app), key.context))
+        self._serving: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(cls, app: Any, config: EnclaveConfig, boot: Boot, now: float) -> Self | None:
+        """None where the configuration asks for none. `now` in Unix seconds. Raises: WrongUse."""
+        if config.tls != (boot.tls_fd is not None):
+            hint = "Host and enclave must be the same release of cloister; `cloister host` has no TLS listener yet."
+            raise WrongUse("The configuration and the sockets disagree about a TLS listener.", step="tls", hint=hint)
+        return (
+            None if boot.tls_fd is None else cls(app, TlsKey(boot.tls_origins, now), socket.socket(fileno=boot.tls_fd))
         )
+
+    def start(self) -> None:
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+
+    async def close(self) -> None:
+        """Connections are refused from here on. Safe to call twice, and before the start."""
+        self._server.should_exit = True
+        if self._serving is not None:
+            await asyncio.wait([self._serving], timeout=_STOP_SECONDS)
+        self._socket.close()
+
+
+class _Beside(uvicorn.Server):
+    """Whose signals are the front's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: Any, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        loop="uvloop",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=2,
     )
+    config.load()
+    config.ssl = tls
+    return config

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
 from cloister.errors import MalformedEvidence
+from cloister.evidence.launch import NO_LOGS, PUBLIC
 from cloister.evidence.strict_json import Fields, load_object
 
 __all__ = [
     "CHUNK",
+    "DOMAIN",
     "ENTRY",
     "HEALTH",
     "MAX_HEAD",
@@ -59,6 +61,7 @@ SECRET_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _ID = re.compile(r"[0-9a-f]{32}")
 ENTRY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 HEALTH = re.compile(r"/[!-~]{0,255}")
+DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.){1,16}[a-z]{2,63}")
 _PYTHON = re.compile(r"3\.[0-9]{1,2}")
 
 
@@ -90,7 +93,9 @@ class Manifest:
     """`entry` is `module:variable`, "" for the built-in app. `model`: what the model is called, "" without one.
 
     `health`: the path inside that answers 2xx when the app can work, "" for none. `python`: the minor version that the
-    requirements were chosen for, "" without any. `secrets` are names; `egress` is where the app may connect to.
+    requirements were chosen for, "" without any. `secrets` are names; `egress` is where the app may connect to; `logs` is what
+    leaves of its own words: `NO_LOGS`, which is not written, or `PUBLIC`. `domain`: the name under which its users find it, ""
+    for none.
     """
 
     name: str
@@ -102,6 +107,8 @@ class Manifest:
     python: str = ""
     secrets: tuple[str, ...] = ()
     egress: tuple[str, ...] = ()
+    logs: str = NO_LOGS
+    domain: str = ""
     resources: Resources = Resources()
 
     def encode(self) -> bytes:
@@ -121,11 +128,18 @@ class Manifest:
             "python": self.python,
             "secrets": list(self.secrets),
             "egress": list(self.egress),
+            "logs": "" if self.logs == NO_LOGS else self.logs,
+            "domain": self.domain,
             "resources": resources,
             "sections": [{"name": one.name, "sha256": one.sha256, "size": one.size} for one in self.sections],
         }
         present = {name: value for name, value in members.items() if value != "" or name in ("name", "kind")}
         return json.dumps(present, separators=(",", ":"), ensure_ascii=False).encode()
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Where its users find it, for the statement."""
+        return (f"https://{self.domain}",) if self.domain else ()
 
     @property
     def sha256(self) -> str:
@@ -228,6 +242,8 @@ def parse_manifest(data: bytes) -> Manifest:
         python=_optional(fields, "python", _PYTHON, "a minor version of Python 3"),
         secrets=fields.texts("secrets", max_items=64, max_length=64),
         egress=fields.texts("egress", max_items=64),
+        logs=fields.one_of("logs", (PUBLIC,)) if fields.has("logs") else NO_LOGS,
+        domain=_optional(fields, "domain", DOMAIN, "a domain name"),
         resources=_parse_resources(fields.take("resources")),
         sections=tuple(_parse_section(value) for value in fields.items("sections", max_items=len(SECTIONS))),
     )
@@ -275,6 +291,7 @@ def _check(manifest: Manifest) -> None:
         or (manifest.kind != "llm") != bool(manifest.entry)
         or ("model" in names) != bool(manifest.model)
         or ("requirements" in names) != bool(manifest.python)
+        or (manifest.kind == "llm" and manifest.logs != NO_LOGS)
         or not all(SECRET_NAME.fullmatch(name) for name in manifest.secrets)
     )
     if wrong:

@@ -12,12 +12,15 @@ from typing import Any
 
 from cloister.evidence.strict_json import Fields, load_object
 
-__all__ = ["MAX_LAUNCH", "OWNER_KEY", "App", "LaunchConfig", "launch_digest", "parse_launch"]
+__all__ = ["MAX_LAUNCH", "NO_LOGS", "OWNER_KEY", "PUBLIC", "App", "LaunchConfig", "launch_digest", "parse_launch"]
 
 MAX_LAUNCH = 64 * 1024
 
 OWNER_KEY = re.compile(r"ed25519:[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 """`ed25519:` and 32 bytes in base64url without padding (the last character's spare bits are zero)."""
+
+NO_LOGS, PUBLIC = "none", "public"
+"""What leaves in logs: nothing of the app's; or what it writes to its standard output and error, bounded, for anybody to read."""
 
 _DEPLOYMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _WORD = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -35,7 +38,8 @@ class App:
 class LaunchConfig:
     """`models` are SHA-256 digests (hex) of every model that may be loaded; `release` counts the owner's releases.
 
-    `egress` lists where the enclave may connect to ([] = nowhere); `logs` is a word for what leaves in logs.
+    `egress` lists where the enclave may connect to ([] = nowhere); `logs` is a word for what leaves in logs: `NO_LOGS` or
+    `PUBLIC`; any other is refused by whoever verifies.
     """
 
     owner_key: str
@@ -45,7 +49,7 @@ class LaunchConfig:
     models: tuple[str, ...]
     config_sha256: str
     egress: tuple[str, ...] = ()
-    logs: str = "none"
+    logs: str = NO_LOGS
     broker_key: str | None = None
 
     def encode(self) -> bytes:

@@ -16,7 +16,7 @@ __all__ = ["INSECURE_NAMES", "MAX_STATEMENT", "EngineStatement", "ModelStatement
 MAX_STATEMENT = 64 * 1024
 MAX_KEY_CONFIGS = 16 * 1024
 
-INSECURE_NAMES = frozenset({"api-keys-off", "app-unconfined", "ehbp", "padding-off", "plaintext", "upstream"})
+INSECURE_NAMES = frozenset({"api-keys-off", "app-unconfined", "ehbp", "padding-off", "plaintext", "tls", "upstream"})
 """Every weakened setting that a statement may name. A verifier refuses any other."""
 
 Purpose = Literal["serve", "provision", "key-join"]
@@ -46,7 +46,8 @@ class Statement:
 
     `aud` holds origins, a hint only. `ohttp_keys` is the body of `application/ohttp-keys` (empty unless serving).
     `ehbp_key` is an X25519 key, for EHBP and nothing else; None where that is off.
-    `tls_spki` is the SHA-256 of the TLS key's SubjectPublicKeyInfo. `insecure` names weakened settings.
+    `tls_spki` is the SHA-256 of the SubjectPublicKeyInfo of the key that ends TLS inside; None where that is off, and then
+    `aud` is empty today. `insecure` names weakened settings.
     """
 
     purpose: Purpose

@@ -13,13 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cloister.errors import Conflict, HostFull, WrongUse
 from cloister.evidence.bundle import MAX_HEAD, NAME, parse_bundle_head
-from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
+from cloister.evidence.launch import PUBLIC, LaunchConfig, launch_digest, parse_launch
 from cloister.host.appraisal import Seen, look
 from cloister.host.backend import HostBackend, Spawn
 from cloister.host.bundles import Bundles
@@ -262,6 +262,7 @@ class Fleet:
             "launch_sha256": launch_digest(app.launch).hex(),
             "models": list(launch.models),
             "egress": list(launch.egress),
+            "logs": launch.logs,
             "bundle": app.bundle,
             "model": app.model,
             "memory_bytes": app.memory_bytes,
@@ -343,12 +344,13 @@ class Fleet:
             return
         taken = [one.cores for one in self._live.values() if one.supervisor is not None]
         live.cores = choose_cores(self._settings.capacity.cpus, taken, app.cores)
+        launch = parse_launch(app.launch)
         live.supervisor = Supervisor(
             self._backend,
             lambda: self._spawn(app, live.cores),
             attach=lambda port: setattr(live.relay, "upstream_port", port),
             log=lambda kind, text: self._store.log(app.name, self._clock(), kind, text),
-            words=parse_launch(app.launch).logs != "none",
+            words=launch.logs == PUBLIC,
             again=app.restart == "always",
             backoff=self._settings.backoff,
             clock=self._clock,
@@ -443,7 +445,8 @@ class Fleet:
                 continue
             fresh = live.seen is not None and live.seen_of == status.starts
             if not fresh or self._clock() - (live.seen.at if live.seen else 0.0) > self._settings.evidence:
-                policy = self._backend.policy(parse_launch(apps[name].launch))
+                launch = parse_launch(apps[name].launch)
+                policy = replace(self._backend.policy(launch), broker_key=launch.broker_key, logs=launch.logs)
                 live.seen, live.seen_of = look(running.port, policy, clock=self._clock), status.starts
 
 

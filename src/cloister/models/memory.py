@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.errors import WrongUse
-from cloister.models.gguf import Description, Tensor
+from cloister.models.gguf import Description
 
-__all__ = ["KV_TYPES", "Estimate", "available_memory", "estimate", "has_amx", "judge", "kv_bytes", "kv_cells"]
+__all__ = ["KV_TYPES", "Estimate", "available_memory", "estimate", "judge", "kv_bytes", "kv_cells"]
 
 KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}
 """Type of the cache's entries -> how many stand in a block, and the block's bytes."""
@@ -24,7 +24,6 @@ _PADDING = 256
 _CHUNK = 512
 _SEQUENCES = 2
 _UNKNOWN = 1 << 62
-_AMX_Q8_0 = (38, 34)  # llama.cpp's AMX layout has a 32-bit sum beside each block of q8_0
 _GIB = 1 << 30
 
 
@@ -99,18 +98,17 @@ def estimate(
     context: int | None = None,
     streams: int = 16,
     kv_type: str = "f16",
-    amx: bool = False,
     available: int = 0,
 ) -> Estimate:
     """What the engine takes to serve `model`. `context` None: the model's own, at most 16,384, as the engine does.
 
-    `amx`: llama.cpp repacks the weights for AMX. `available` (bytes, before loading): the engine's cache may take a
+    `available` (bytes, before loading): the engine's cache may take a
     quarter of what is free beside the weights, between one and two gibibytes, or four where that is enough for a part
     of its own for every stream. Measured: `resident` is within 10 % for
     llama and gptneox. Where layers keep a state instead of a cache (Mamba and its like) that state is missing here.
     """
     context = context or min(model.context, _MOST_CONTEXT)
-    weights = _weights(model, amx=amx)
+    weights = _weights(model)
     free = 0 if available == _UNKNOWN else available - model.file_size - weights
     cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, free=free)
     parted = _is_parted(model, context=context, streams=streams, kv_type=kv_type, free=free)
@@ -127,20 +125,13 @@ def estimate(
     )
 
 
-def _weights(model: Description, *, amx: bool) -> int:
+def _weights(model: Description) -> int:
     """Where the output shares its matrix with the embedding, llama.cpp keeps the two in two layouts."""
     total = 0
     tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     for tensor in model.tensors:
-        embedding = tensor.name == "token_embd.weight"
-        total += tensor.size if embedding else _repacked(tensor, amx=amx)
-        total += _repacked(tensor, amx=amx) if embedding and tied else 0
+        total += tensor.size * (2 if tied and tensor.name == "token_embd.weight" else 1)
     return total
-
-
-def _repacked(tensor: Tensor, *, amx: bool) -> int:
-    larger, plain = _AMX_Q8_0
-    return tensor.size * larger // plain if amx and tensor.type == "Q8_0" else tensor.size
 
 
 def _buffers(model: Description, cells: int, streams: int) -> int:
@@ -192,10 +183,3 @@ def available_memory(root: Path = Path("/")) -> int:
         limit = int((group / "memory.max").read_text())  # "max" is no number: there is no limit
         found.append(max(0, limit - int((group / "memory.current").read_text())))
     return min(found, default=_UNKNOWN)
-
-
-def has_amx(root: Path = Path("/")) -> bool:
-    try:
-        return " amx_int8 " in (root / "proc/cpuinfo").read_text()
-    except OSError:
-        return False

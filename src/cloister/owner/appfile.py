@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn, cast
 
 from cloister.errors import MalformedApp
-from cloister.evidence.bundle import ENTRY, HEALTH, NAME, SECRET_NAME, Kind, Resources
+from cloister.evidence.bundle import DOMAIN, ENTRY, HEALTH, NAME, SECRET_NAME, Kind, Resources
+from cloister.evidence.launch import NO_LOGS, PUBLIC
 from cloister.verify.policy import PLATFORMS
 
 __all__ = ["FILE", "AppFile", "parse_appfile", "read_appfile"]
@@ -32,6 +33,7 @@ _KNOWN = (
         "secrets",
         "egress",
         "domain",
+        "logs",
     ),
     *("platform", "policy", "resources", "settings", "client"),
 )
@@ -40,7 +42,6 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"([1-9][0-9]{0,6})([MG])i?B?")
 _MIB = {"M": 1, "G": 1024}
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
-_DOMAIN = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")
 _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.-]+)\s*\]")
 _AT_LINE = re.compile(r"\(at line (\d+)")
 
@@ -49,7 +50,7 @@ _AT_LINE = re.compile(r"\(at line (\d+)")
 class AppFile:
     """`folder` holds the file, and its paths are relative to it. `entry` is `module:variable`, "" for the built-in app, which
     has a `model`. `expiry` in seconds after the release, None: never. `settings` go into the app's environment, and so do
-    the secrets, of which only the names stand here."""
+    the secrets, of which only the names stand here. `logs`: whether what the app writes to its standard output is published."""
 
     folder: Path
     name: str
@@ -64,6 +65,7 @@ class AppFile:
     secrets: tuple[str, ...] = ()
     egress: tuple[str, ...] = ()
     domain: str = ""
+    logs: str = NO_LOGS
     platform: str = ""
     policy: Path | None = None
     resources: Resources = field(default_factory=Resources)
@@ -216,7 +218,8 @@ class _App(_Table):
             expiry=self.counted("expiry", _DURATION, _SECONDS, 'Minutes, hours or days: expiry = "30d"'),
             secrets=secrets,
             egress=self.texts("egress", _HOST, 'Hosts, with a port if it is not 443: egress = ["api.example.com"]'),
-            domain=self.matching("domain", _DOMAIN, 'A name that leads to the host: domain = "app.example.com"'),
+            domain=self.matching("domain", DOMAIN, 'A name that leads to the host: domain = "app.example.com"'),
+            logs=self._one_of("logs", (NO_LOGS, PUBLIC)) or NO_LOGS,
             platform=self._one_of("platform", PLATFORMS),
             policy=self._path("policy", Path.is_file, "file") if self.has("policy") else None,
             resources=self._resources(),
@@ -226,7 +229,7 @@ class _App(_Table):
     def _kind(self) -> Kind:
         app = self.text("app")
         if app == "llm":
-            for key in ("kind", "code", "requirements", "secrets", "settings"):
+            for key in ("kind", "code", "requirements", "secrets", "settings", "logs"):
                 if self.has(key):
                     self.refuse(key, "means nothing for the built-in app", "Leave it away.")
             return "llm"

@@ -11,13 +11,15 @@ It looks at the addresses that it was told to watch. Where an enclave waits, it
 A release is to one provision key. It has a number, which stands in the log before anything is sent; whatever ends the broker
 between (3) and (4), the same enclave gets the same number again, and no other enclave ever gets it. Refusals are logged too, one
 that repeats itself at an address once an hour.
+
+It authorises joins of key groups too (`authorise`): after the same verification, and after it has logged that it does.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,11 +27,12 @@ from typing import Literal
 import httpx2
 
 from cloister.channel.release import Release
-from cloister.errors import CloisterError, NotTrusted, Unreachable, WrongUse
+from cloister.errors import CloisterError, Malformed, NotFound, NotTrusted, Unreachable, WrongUse
 from cloister.owner.broker_log import Append, Details, Entry, Log
 from cloister.owner.broker_state import BrokerKeys, Record, Records
+from cloister.owner.joining import judge
 from cloister.owner.provision import Completer, provision
-from cloister.verify import Policy, VerifiedProvision
+from cloister.verify import Policy, VerifiedPeer, VerifiedProvision
 
 __all__ = ["Broker", "Ledger", "Outcome", "Watch"]
 
@@ -143,7 +146,7 @@ class Broker:
         details: dict[str, str | int] = {"url": url[:200]}
 
         def decide(verified: VerifiedProvision) -> Release:
-            details.update(_named(verified))
+            details.update(_named(verified, verified.provision_key))
             with self._turn() as append:
                 record = self._allowed(verified, str(details["key_sha256"]))
                 number = self._ledger.number(str(details["key_sha256"]))
@@ -166,6 +169,29 @@ class Broker:
             return self._not_released(details, error)
         self._say("released", details)
         return Watch("released", str(details["deployment"]))
+
+    def authorise(self, request: bytes, url: str, *, policy: Policy, complete: Completer | None = None) -> bytes:
+        """A replica's request to be let into its key group, with this broker's word in it. `url`: whose it is; `policy` as
+        `fit` returned it. What the group's keys are made of, the broker never learns.
+
+        Raises: NotTrusted, MalformedEvidence, MalformedMessage for a replica that gets no word, which is logged; WrongUse.
+        """
+        details: dict[str, str | int] = {"url": url[:200]}
+        try:
+            asked = judge(request, policy=policy, now=self._clock(), complete=complete)
+            details.update(_named(asked.replica, asked.replica.join_key or b""))
+            self._check_revoked(asked.replica.launch.deployment)
+        except (NotTrusted, Malformed) as error:
+            self._say("join-refused", {**details, "reason": error.message[:_MOST_WORDS]})
+            raise
+        self._say("join-authorised", details)
+        return asked.authorised(self._keys.signing.sign)
+
+    def _check_revoked(self, deployment: str) -> None:
+        """One that was never handed over may have a group too. Raises: NotTrusted."""
+        with suppress(NotFound):
+            if self._records.load(deployment).revoked:
+                raise _refusal("revoked", "The owner has revoked this deployment.")
 
     def _say(self, event: str, details: Details) -> None:
         with self._turn() as append:
@@ -216,14 +242,14 @@ class Broker:
         return Watch(outcome, deployment, error)
 
 
-def _named(verified: VerifiedProvision) -> dict[str, str | int]:
+def _named(verified: VerifiedProvision | VerifiedPeer, key: bytes) -> dict[str, str | int]:
     return {
         "deployment": verified.launch.deployment,
         "release": verified.launch.release,
         "platform": verified.platform,
         "launch_sha256": verified.launch_sha256,
         "statement_sha256": verified.statement_sha256,
-        "key_sha256": hashlib.sha256(verified.provision_key).hexdigest(),
+        "key_sha256": hashlib.sha256(key).hexdigest(),
     }
 
 

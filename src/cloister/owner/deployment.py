@@ -28,7 +28,6 @@ def launch_bytes(
     deployment: str,
     release: int,
     config: bytes,
-    logs: str = "none",
     broker_key: str | None = None,
 ) -> bytes:
     """For a bundle. `config`: the exact bytes of the enclave's configuration. `broker_key`: who else may release to it."""
@@ -40,7 +39,7 @@ def launch_bytes(
         models=head.manifest.models,
         config_sha256=hashlib.sha256(config).hexdigest(),
         egress=head.manifest.egress,
-        logs=logs,
+        logs=head.manifest.logs,
         broker_key=broker_key,
     ).encode()
 

@@ -142,6 +142,8 @@ def _manifest(app: AppFile, sections: tuple[Section, ...], model: LocalModel | N
         python=PYTHON if app.requirements is not None else "",
         secrets=tuple(sorted(app.secrets)),
         egress=app.egress,
+        logs=app.logs,
+        domain=app.domain,
         resources=app.resources,
     )
 

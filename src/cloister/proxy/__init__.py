@@ -3,6 +3,7 @@ web chat.
 
 app           routes, limits, who went away
 guard         who may ask: exact Host, no foreign page, no other user of this machine
+key           what programs show where the system does not tell users apart
 origin        the name at which an app's pages are pages, and no part of anything else's origin
 upstreams     several enclaves behind one proxy, and which of them a request is for
 forward       what of a request goes into the seal, and of an answer comes out of it

@@ -12,7 +12,7 @@ from cloister.errors import CloisterError
 from cloister.proxy.chat import Chat
 from cloister.proxy.dialect import code_of, dialect_of, failure, refusal
 from cloister.proxy.forward import forward, hold, inner
-from cloister.proxy.guard import Guard, Refusal
+from cloister.proxy.guard import Guard, Refusal, same
 from cloister.proxy.metrics import MEDIA_TYPE, Metrics, Observed
 from cloister.proxy.origin import Place, app_name
 from cloister.proxy.reply import Message, Reply, Send, answer, json_reply, text_reply
@@ -26,6 +26,7 @@ Receive = Callable[[], Awaitable[Message]]
 
 _FORWARDED = ("/tokenize", "/detokenize", "/health", "/generate")
 _METHODS = ("GET", "HEAD", "POST", "DELETE")
+_METHODS_OF_APPS = (*_METHODS, "OPTIONS", "PATCH", "PUT")  # beside any that the app makes up
 _OWN = ("/", "/verification", "/metrics")
 _NO_METHODS = ("CONNECT", "TRACE")  # of the hop, not of an app
 
@@ -34,12 +35,14 @@ _NO_METHODS = ("CONNECT", "TRACE")  # of the hop, not of an app
 class ProxyConfig:
     """`port`: the loopback port listened on, as clients name it. `request_bytes`: the largest body forwarded.
     `request_seconds`: how long a body may take to come. `app_key`: 32 bytes that the address of an app's pages is made
-    with (`origin.origin_key()` keeps one across processes)."""
+    with (`origin.origin_key()` keeps one across processes). `key`: what a program shows as its API key, and nothing else
+    is answered (`key.own_key()` keeps one); "" asks for none, on Linux alone, where the kernel tells users apart."""
 
     port: int
     request_bytes: int = 32 << 20
     request_seconds: float = 30.0
     app_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    key: str = field(default="", repr=False)
 
 
 def create_proxy(
@@ -53,6 +56,8 @@ def create_proxy(
 
     Of the built-in app the API's paths are forwarded. Of one enclave whose app is somebody's own (`asgi`, `wsgi`), every
     path that is not the proxy's own is; and at the app's own name (`Proxy.app_address`) all of them, as pages.
+
+    Raises: WrongUse without a key, on other systems than Linux.
     """
     several = [Upstream("enclave", upstreams)] if isinstance(upstreams, AsyncSession) else upstreams
     return Proxy(Upstreams(several), config, chat)
@@ -63,7 +68,7 @@ class Proxy:
         self._upstreams = upstreams
         self._config = config
         self._chat = chat
-        self._guard = Guard(config.port)
+        self._guard = Guard(config.port, key=config.key)
         self._metrics = Metrics()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -107,8 +112,10 @@ class Proxy:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         app_host = self._app_host()
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
-        place = Place(host, app=bool(app_host), live=bool(app_host) and host == app_host)
-        refused = self._guard.refusal(scope, app_host) or self._not_served(scope, place)
+        place = Place(host, app=bool(app_host), live=bool(app_host) and same(host, app_host))
+        known = bool(self._config.key) and self._chat is not None and self._chat.lets_in(scope)
+        refused = self._guard.refusal(scope, app_host, known=known) or self._not_served(scope, place)
+        scope = self._guard.without_key(scope)
         content = refused or await self._content(receive)
         if isinstance(content, Refusal):
             await answer(send, self._refused(scope, content, (b"connection", b"close")))
@@ -223,25 +230,30 @@ class Proxy:
         if place.live:
             if destination == b"serviceworker" or b"service-worker" in headers:
                 return _NO_WORKER
-            return _METHOD if scope["method"] in _NO_METHODS else None
+            return _allowed(_METHODS_OF_APPS) if scope["method"] in _NO_METHODS else None
         path = scope["path"]
         if wanted := self._own_method(path):
             methods = ("GET", "HEAD") if wanted == "GET" else (wanted,)
-            return None if scope["method"] in methods else _METHOD
+            return None if scope["method"] in methods else _allowed(methods)
         if not place.app and not path.startswith("/v1/") and path not in _FORWARDED:
             return _NOT_FOUND
         if destination not in (b"empty", b"document"):
             return _NO_PART
         if place.app:
-            return _METHOD if scope["method"] in _NO_METHODS else None
-        return None if scope["method"] in _METHODS else _METHOD
+            return _allowed(_METHODS_OF_APPS) if scope["method"] in _NO_METHODS else None
+        return None if scope["method"] in _METHODS else _allowed(_METHODS)
+
+
+def _allowed(methods: Sequence[str]) -> Refusal:
+    """405, and what would be taken instead (RFC 9110, section 15.5.6)."""
+    allow = ", ".join(methods)
+    return Refusal(405, "method", "This method is not forwarded.", f"Use {allow}.", ((b"allow", allow.encode()),))
 
 
 _TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 MiB.")
 _TOO_SLOW = Refusal(408, "too_slow", "The request's body did not come in time.", "Send it at once.")
 _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")
 _NO_UPSTREAM = Refusal(404, "not_found", "No enclave of this proxy has that name.", "GET / names them.")
-_METHOD = Refusal(405, "method", "This method is not forwarded.", "Use GET or POST.")
 _NO_PART = Refusal(403, "foreign_page", "What an enclave answers is no part of a page.", "Fetch it as data.")
 _NO_WORKER = Refusal(
     403, "foreign_page", "No service worker is installed from an enclave.", "It would outlive what was verified."

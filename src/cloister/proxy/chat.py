@@ -49,6 +49,12 @@ class Chat:
         """The one that a path is asked with ("GET" for GET and HEAD); None where there is nothing."""
         return "GET" if path in self._page.paths else _METHODS.get(path)
 
+    def lets_in(self, scope: dict[str, Any]) -> bool:
+        """Whether a browser needs no key of the proxy's for this: for the page, which holds nothing, and for exchanging a
+        token; and in a session for whatever the page asks."""
+        path = scope["path"]
+        return path in self._page.paths or path == "/chat/session" or self._is_session(dict(scope["headers"]))
+
     def answer(self, scope: dict[str, Any], content: bytes) -> Reply:
         """For a path that has a `method`, asked with it. Raises: WrongUse for a key that cannot be read or written."""
         path = scope["path"]
@@ -66,7 +72,7 @@ class Chat:
         if begun is None:
             return _refused("bad_token", "This address was used already, or is not of this proxy.")
         self._on_begin()
-        cookie = f"{self._cookie}={begun.cookie}; Path=/chat; Max-Age={_LIFETIME}; HttpOnly; SameSite=Strict"
+        cookie = f"{self._cookie}={begun.cookie}; Path=/; Max-Age={_LIFETIME}; HttpOnly; SameSite=Strict"
         return json_reply(200, {"binding": begun.binding}, (b"set-cookie", cookie.encode()))
 
     def _is_session(self, headers: dict[bytes, bytes]) -> bool:

@@ -64,7 +64,7 @@ def code_of(error: CloisterError) -> tuple[int, str]:
 
 def refusal(refused: Refusal, dialect: Dialect, *more: tuple[bytes, bytes]) -> Reply:
     said = {"message": refused.message, "code": refused.code, "hint": refused.hint}
-    return json_reply(refused.status, _envelope(refused.status, said, dialect), *more)
+    return json_reply(refused.status, _envelope(refused.status, said, dialect), *refused.headers, *more)
 
 
 def failure(error: CloisterError, dialect: Dialect) -> Reply:

@@ -1,5 +1,6 @@
 """Who may ask the local proxy. It serves plain HTTP on loopback, where any web page and any local user can knock."""
 
+import hmac
 import os
 import socket
 import struct
@@ -10,7 +11,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Guard", "Refusal", "peer_uid"]
+from cloister.errors import WrongUse
+from cloister.proxy.key import needs_key
+
+__all__ = ["Guard", "Refusal", "peer_uid", "same"]
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = b"01"
@@ -25,27 +29,37 @@ class Refusal:
     code: str
     message: str
     hint: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Guard:
     """`port` is the one that the proxy listens on: a Host that names another is somebody else's address for us
-    (DNS rebinding). On Linux it asks the kernel who owns the other end of a connection."""
+    (DNS rebinding). On Linux it asks the kernel who owns the other end of a connection. With `key`, whoever asks shows it
+    as an API key; other systems than Linux need one.
 
-    def __init__(self, port: int) -> None:
+    Raises: WrongUse where one is needed and none is given.
+    """
+
+    def __init__(self, port: int, *, key: str = "", platform: str = sys.platform) -> None:
         self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")
         self._origins = frozenset(f"http://{host}" for host in self._hosts)
-        self._own_user_only = sys.platform == "linux"
+        self._own_user_only = not needs_key(platform)
+        self._key = key.encode()
+        if not key and not self._own_user_only:
+            hint = "cloister.proxy.key.own_key() keeps one: ProxyConfig(port, key=own_key().text)."
+            raise WrongUse("On this system, a proxy without a key would answer every local user.", hint=hint)
         self._own: dict[tuple[str, int], tuple[str, int]] = {}
 
-    def refusal(self, scope: dict[str, Any], app_host: str = "") -> Refusal | None:
+    def refusal(self, scope: dict[str, Any], app_host: str = "", *, known: bool = False) -> Refusal | None:
         """`app_host` ("NAME.localhost:PORT"): of somebody's own app behind the proxy, whose clients send what they like,
-        where it is one more name; each name's pages may ask under that name alone."""
+        where it is one more name; each name's pages may ask under that name alone. Who knows that name needs no key: it
+        is this user's secret too. `known`: nor does this request, for what else it shows."""
         names = [name for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in _SINGLE):
             return _TWICE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "").lower()
-        live = bool(app_host) and host == app_host
+        live = bool(app_host) and same(host, app_host)
         if host not in self._hosts and not live:
             return _HOST
         site = headers.get(b"sec-fetch-site", "none")
@@ -64,7 +78,23 @@ class Guard:
             return _MEDIA_TYPE
         if self._own_user_only and not self._is_own(scope["client"], scope["server"]):
             return _OTHER_USER
+        if self._key and not (live or known or any(self._is_key(name, value) for name, value in scope["headers"])):
+            return _NO_KEY
         return None
+
+    def without_key(self, scope: dict[str, Any]) -> dict[str, Any]:
+        """The request as it may be forwarded: the proxy's own key is no enclave's business."""
+        kept = [(name, value) for name, value in scope["headers"] if not self._is_key(name, value)]
+        return {**scope, "headers": kept}
+
+    def _is_key(self, name: bytes, value: bytes) -> bool:
+        if name == b"authorization":
+            scheme, _, value = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                return False
+        elif name != b"x-api-key":
+            return False
+        return bool(self._key) and hmac.compare_digest(value.strip(), self._key)
 
     def _is_own(self, client: tuple[str, int] | None, server: tuple[str, int] | None) -> bool:
         """Reading the kernel's table can take milliseconds, so it is done once for each connection. uvicorn hands out
@@ -85,6 +115,18 @@ _HOST = Refusal(421, "wrong_host", "This is not a name of this proxy.", "Use htt
 _FOREIGN = Refusal(403, "foreign_page", "Web pages of other origins may not ask here.", "Ask from a program instead.")
 _MEDIA_TYPE = Refusal(415, "media_type", "POST bodies are application/json.", "Send Content-Type: application/json.")
 _OTHER_USER = Refusal(403, "other_user", "Another user of this machine started this proxy.", "Start one of your own.")
+_NO_KEY = Refusal(
+    401,
+    "proxy_key",
+    "This proxy answers only who shows its key.",
+    "Send it as the API key; it is in the file that the command named. A browser opens the address that it printed last.",
+    ((b"www-authenticate", b"Bearer"),),
+)
+
+
+def same(one: str, other: str) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(one.encode(), other.encode())
 
 
 def peer_uid(client: tuple[str, int] | None, server: tuple[str, int] | None) -> int | None:

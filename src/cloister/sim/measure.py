@@ -137,16 +137,20 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _parse(path: Path) -> ast.Module:
+def _parse(source: bytes, path: Path) -> ast.Module:
     try:
-        return ast.parse(path.read_bytes())
+        return ast.parse(source)
     except (SyntaxError, ValueError) as error:
         raise WrongUse(f"{path.name} is not Python: the enclave could not start.", step="measure") from error
 
 
 def _imports(path: Path) -> Iterator[str]:
     """Top-level names of third-party packages, wherever in the file they are imported."""
-    for node in ast.walk(_parse(path)):
+    source = path.read_bytes()
+    tree = _parse(source, path)
+    # A call that imports has its name in the source, as it stands there if all of it is ASCII: without one, statements do.
+    calls = not source.isascii() or any(name.encode() in source for name in _IMPORTERS)
+    for node in ast.walk(tree) if calls else _statements(tree):
         match node:
             case ast.Import():
                 names = [alias.name for alias in node.names]
@@ -157,6 +161,15 @@ def _imports(path: Path) -> Iterator[str]:
             case _:
                 continue
         yield from {name.split(".")[0] for name in names} - sys.stdlib_module_names - {"cloister"}
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """All below it, however deep; they stand in other statements, their handlers and cases, and never in an expression."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        found = getattr(node, name, ())
+        for child in found if isinstance(found, list) else ():  # a lambda's and a conditional expression's are none
+            yield child
+            yield from _statements(child)
 
 
 def _named(call: ast.Call, path: Path) -> str:

@@ -3,6 +3,16 @@
 from cloister.verify.document import verify
 from cloister.verify.factors import Factor
 from cloister.verify.policy import Limits, Policy, Tcb, parse_policy
-from cloister.verify.verified import Verified, VerifiedProvision
+from cloister.verify.verified import Verified, VerifiedPeer, VerifiedProvision
 
-__all__ = ["Factor", "Limits", "Policy", "Tcb", "Verified", "VerifiedProvision", "parse_policy", "verify"]
+__all__ = [
+    "Factor",
+    "Limits",
+    "Policy",
+    "Tcb",
+    "Verified",
+    "VerifiedPeer",
+    "VerifiedProvision",
+    "parse_policy",
+    "verify",
+]

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, TypeVar, overload
 from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.binding import NONCE_SIZES, report_data
 from cloister.evidence.document import Document, gpu_labels
-from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
+from cloister.evidence.launch import NO_LOGS, PUBLIC, LaunchConfig, launch_digest, parse_launch
 from cloister.evidence.provenance import MEDIA_TYPE as PROVENANCE_MEDIA_TYPE
 from cloister.evidence.provenance import parse_provenance
 from cloister.evidence.statement import INSECURE_NAMES, Statement, parse_statement
@@ -23,15 +23,17 @@ from cloister.verify.platform import Appraisal
 from cloister.verify.policy import Measurements, Policy, Tcb
 from cloister.verify.provenance import joined, signed_measurements
 from cloister.verify.roots import PINNED, Roots
-from cloister.verify.verified import _ONLY_VERIFY, Verified, VerifiedProvision
+from cloister.verify.verified import _ONLY_VERIFY, Verified, VerifiedPeer, VerifiedProvision
 
 __all__ = ["CLOCK_TOLERANCE", "MAX_AGE", "MAX_LIFE", "verify"]
 
-Purpose: TypeAlias = Literal["serve", "provision"]
-_Kind = TypeVar("_Kind", Verified, VerifiedProvision)
+Purpose: TypeAlias = Literal["serve", "provision", "key-join"]
+_Kind = TypeVar("_Kind", Verified, VerifiedProvision, VerifiedPeer)
 
 _NOT_SERVING = "This enclave is not ready for prompts: it waits for its owner, or for its peers."
 _NOT_WAITING = "This enclave waits for no owner: it serves already, or asks its peers."
+_NOT_JOINING = "This is no evidence of a replica for its key group."
+_HINTS = MappingProxyType({"serve": _NOT_SERVING, "provision": _NOT_WAITING, "key-join": _NOT_JOINING})
 
 CLOCK_TOLERANCE = 120.0
 """Seconds that the client's and the enclave's clocks may differ."""
@@ -89,6 +91,18 @@ def verify(
 ) -> VerifiedProvision: ...
 
 
+@overload
+def verify(
+    document: Document,
+    *,
+    policy: Policy,
+    nonce: bytes,
+    now: float,
+    roots: Roots = ...,
+    purpose: Literal["key-join"],
+) -> VerifiedPeer: ...
+
+
 def verify(
     document: Document,
     *,
@@ -97,7 +111,7 @@ def verify(
     now: float,
     roots: Roots = PINNED,
     purpose: Purpose = "serve",
-) -> Verified | VerifiedProvision:
+) -> Verified | VerifiedProvision | VerifiedPeer:
     """Judge a whole attestation document (PROTOCOL, "Attestation document", "Launch config", "Client policy").
 
     (1) the document holds what is needed, all of it judged, statement and launch config well formed
@@ -110,11 +124,13 @@ def verify(
     (8) platform, machine, measurement (the policy's own, or signed by whom it names), owner, deployment, app, models and
         configuration are those of the policy, and nothing leads out of the enclave that it does not name
     (9) the key configs are framed correctly (channel parses them), a post-quantum one among them where that is required;
-        of an enclave that waits for its owner: there is a provision key, post-quantum, and no other
+        of an enclave that waits for its owner: there is a provision key, post-quantum, and no other; of a replica that
+        speaks to its key group: either the one, if it asks to be let in, or the other
     (10) what nothing above proves is said
 
     `nonce` is the caller's own fresh 32 bytes; with an empty one everything is judged for display and then refused.
-    `purpose` "provision" is the owner's, who hands over an app's keys: what it gives, no client can seal to.
+    `purpose` "provision" is the owner's, who hands over an app's keys: what it gives, no client can seal to; nor to what
+    "key-join" gives, by which replicas judge each other.
     `now` in Unix seconds. `roots` are the vendors' pinned ones: only tests name others. All mismatches are reported together. Does not check physical custody, nor which source the
     measured code was built from, nor where weights come from.
 
@@ -135,11 +151,15 @@ def verify(
         *_check_purpose_and_time(case),  # (6)
         *_check_insecure(case),  # (7)
         *_check_policy(case),  # (8)
-        *(_check_keys(case) if purpose == "serve" else _check_provision_key(case)),  # (9)
+        *(_check_provision_key(case) if _offers_one_key(case) else _check_keys(case)),  # (9)
         *_not_proved(case),  # (10)
     )
     _raise_if_failed(factors)
-    return _proof(Verified, case, factors) if purpose == "serve" else _proof(VerifiedProvision, case, factors)
+    if purpose == "serve":
+        return _proof(Verified, case, factors)
+    if purpose == "provision":
+        return _proof(VerifiedProvision, case, factors)
+    return _proof(VerifiedPeer, case, factors)
 
 
 def _raise_if_failed(factors: tuple[Factor, ...]) -> None:
@@ -241,6 +261,25 @@ def _check_agreement(case: _Case) -> Iterator[Factor]:
         got="listed as insecure" if listed else "off",
         hint="The EHBP key and the list of weakened settings contradict each other.",
     )
+    policy = statement.group_policy_sha256
+    if policy is not None or statement.key_scope == "group":
+        yield compare(
+            "statement.group",
+            expected="replica" if policy is None else "group",
+            got=statement.key_scope,
+            hint="Whether its keys are shared, and by which policy, contradict each other.",
+        )
+    yield _check_tls(statement)
+
+
+def _check_tls(statement: Statement) -> Factor:
+    """An enclave that does not serve yet has no such key, and may say already that it will."""
+    listed = "listed as insecure" if "tls" in statement.insecure else "off"
+    expected = "listed as insecure" if statement.tls_spki else "off"
+    if statement.purpose != "serve" and not statement.tls_spki:
+        return passed("statement.tls", listed)
+    hint = "The TLS listener's key and the list of weakened settings contradict each other."
+    return compare("statement.tls", expected=expected, got=listed, hint=hint)
 
 
 def _check_each(
@@ -256,8 +295,7 @@ def _check_each(
 
 def _check_purpose_and_time(case: _Case) -> Iterator[Factor]:
     statement, now = case.statement, case.now
-    hint = _NOT_SERVING if case.purpose == "serve" else _NOT_WAITING
-    yield compare("purpose", expected=case.purpose, got=statement.purpose, hint=hint)
+    yield compare("purpose", expected=case.purpose, got=statement.purpose, hint=_HINTS[case.purpose])
     hint = "The enclave's clock or this one is wrong."
     if statement.iat - CLOCK_TOLERANCE <= now:
         yield passed("issued", _moment(statement.iat))
@@ -364,9 +402,10 @@ def _check_models(case: _Case) -> Iterator[Factor]:
 
 def _check_leaks(launch: LaunchConfig, policy: Policy) -> Iterator[Factor]:
     """What the launch config lets out of the enclave."""
-    yield compare(
-        "logs", expected="none", got=launch.logs, hint="It was started to let logs out, which may hold prompts."
-    )
+    hint = "It was started to let logs out, which may hold prompts."
+    if launch.logs == PUBLIC:
+        hint = 'What the app writes to its logs is public, and may hold prompts. To accept that: logs = "public" in the policy.'
+    yield compare("logs", expected={NO_LOGS, policy.logs}, got=launch.logs, hint=hint)
     if launch.broker_key is not None:
         hint = 'Whoever holds this key hands it keys and secrets too. If it is the owner\'s: broker_key = "…" in the policy.'
         yield compare("broker", expected=policy.broker_key or "none", got=launch.broker_key, hint=hint)
@@ -395,8 +434,14 @@ def _check_keys(case: _Case) -> Iterator[Factor]:
         yield not_checked("post-quantum", "Only classical keys are offered, and the policy asks for no more.")
 
 
+def _offers_one_key(case: _Case) -> bool:
+    """To its owner, or to a member of its key group."""
+    joins = case.purpose == "key-join" and case.statement.provision_key is not None
+    return joins or case.purpose == "provision"
+
+
 def _check_provision_key(case: _Case) -> Iterator[Factor]:
-    """An enclave that waits offers one key, for its owner alone."""
+    """An enclave that waits offers one key, for its owner alone, or for its key group."""
     key = case.statement.provision_key or b""
     offered = f"{len(key)} bytes and " + ("keys for clients" if case.statement.ohttp_keys else "no other key")
     hint = "What waits for its owner offers one X-Wing key, and nobody else any."
@@ -411,13 +456,22 @@ def _not_proved(case: _Case) -> Iterator[Factor]:
             "Anybody can write an owner's key into a launch config: what runs is pinned, who started it is not.",
         )
     yield not_checked("source", "Nothing here proves which source the measured code was built from.")
-    yield not_checked("egress", "Where the enclave connects to is its own word; no platform's rule enforces it yet.")
+    yield not_checked("egress", _about_egress(case))
     yield not_checked("names", "A model's name is the operator's word; what was checked is its digest.")
     yield not_checked("weights", "The digest says which weights run, not where they come from nor what they know.")
     if case.statement.code == "sealed":
         yield not_checked("code", "The owner keeps the app's code sealed: nobody else can read what it does.")
     if case.statement.key_scope == "group":
-        yield not_checked("key-scope", "The keys are shared by a group of replicas: one leak exposes all.")
+        hint = "The keys are shared by a group of replicas: one leak exposes all."
+        yield not_checked("key-scope", hint, case.statement.group_policy_sha256 or "")
+
+
+def _about_egress(case: _Case) -> str:
+    if case.launch.app.kind == "llm" or "app-unconfined" in case.statement.insecure:
+        return "Where the enclave connects to is its own word; no platform's rule enforces it yet."
+    return (
+        "The measured code lets its app connect nowhere but there, host by host; no platform's rule stands behind it."
+    )
 
 
 def _expires_at(case: _Case) -> float:

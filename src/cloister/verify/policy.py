@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from cloister.errors import MalformedPolicy
 from cloister.evidence import simulated
-from cloister.evidence.launch import OWNER_KEY
+from cloister.evidence.launch import NO_LOGS, OWNER_KEY, PUBLIC
 from cloister.evidence.statement import INSECURE_NAMES
 from cloister.evidence.strict_json import Fields
 
@@ -143,7 +143,8 @@ class Policy:
     `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
     `measurements_signer` ("ed25519:…") or `sigstore` ("identity" and "issuer" of a certificate) names whose signed
     measurements, coming with the evidence, count beside `measurements`.
-    `broker_key` ("ed25519:…"): who else than the owner may hand it keys and secrets; None: nobody.
+    `broker_key` ("ed25519:…"): who else than the owner may hand it keys and secrets; None: nobody. `logs` "public": an app
+    that publishes what it writes to its logs is accepted too; "none": only one of which nothing leaves.
     `require_pq` refuses an enclave that offers no post-quantum key. `trust` "first-use" says that the policy was written from a running server.
 
     Raises: MalformedPolicy for values that could never match or would match anything.
@@ -155,6 +156,7 @@ class Policy:
     models: frozenset[str] | None = None
     config: str | None = None
     app: str | None = None
+    logs: str = NO_LOGS
     platforms: tuple[str, ...] | None = None
     measurements: Measurements = field(default_factory=dict)
     measurements_signer: str | None = None
@@ -170,6 +172,7 @@ class Policy:
         _check_names("platforms", self.platforms or (), PLATFORMS)
         _check_names("measurements", self.measurements, [*PLATFORMS, GPUS])
         _check_names("dangerously_tolerate_insecure", self.tolerate_insecure, INSECURE_NAMES)
+        _check_names("logs", [self.logs], [NO_LOGS, PUBLIC])
         _check_names("trust", [] if self.trust is None else [self.trust], ["first-use"])
         if self.owner_key is not None and not OWNER_KEY.fullmatch(self.owner_key):
             _refuse("owner_key", "ed25519: and 43 characters of base64url")
@@ -208,6 +211,7 @@ def parse_policy(toml: str | bytes, *, read: Callable[[str], bytes]) -> Policy:
         models=_optional_digests(fields, "models"),
         config=_digest(fields.text("config"), "config") if fields.has("config") else None,
         app=_digest(fields.text("app"), "app") if fields.has("app") else None,
+        logs=fields.text("logs") if fields.has("logs") else NO_LOGS,
         platforms=fields.texts("platforms") if fields.has("platforms") else None,
         measurements=_parse_measurements(fields),
         measurements_signer=_optional_text(fields, "measurements_signer"),

@@ -1,5 +1,5 @@
 """What may be sealed to: proof, in the type, that a verification ended well. A prompt goes to a `Verified`, an owner's
-release to a `VerifiedProvision`, and neither to the other.
+release to a `VerifiedProvision`, a group's secret to a `VerifiedPeer`, and none to another.
 """
 
 import base64
@@ -13,7 +13,7 @@ from cloister.evidence.statement import Statement
 from cloister.verify.factors import Factor
 from cloister.verify.platform import Expiry, TcbLevel
 
-__all__ = ["Proof", "Verified", "VerifiedProvision"]
+__all__ = ["Proof", "Verified", "VerifiedPeer", "VerifiedProvision"]
 
 _ONLY_VERIFY = object()
 
@@ -84,6 +84,7 @@ class Proof:
             "insecure": list(self.statement.insecure),
             "ohttp_keys": base64.b64encode(self.ohttp_keys).decode(),
             "ehbp_key": self.statement.ehbp_key.hex() if self.statement.ehbp_key else None,
+            "tls_spki": self.statement.tls_spki,
             "verified_at": self.verified_at,
             "expires_at": self.expires_at,
             "factors": [factor.to_json() for factor in self.factors],
@@ -105,3 +106,14 @@ class VerifiedProvision(Proof):
     def provision_key(self) -> bytes:
         """X-Wing, single use; the length was checked."""
         return self.statement.provision_key or b""
+
+
+class VerifiedPeer(Proof):
+    """A replica that speaks to its key group: one that asks to be let in, or a member. No client seals to what is only this."""
+
+    __slots__ = ()
+
+    @property
+    def join_key(self) -> bytes | None:
+        """Of one that asks to be let in: X-Wing, single use; the length was checked. None of a member."""
+        return self.statement.provision_key

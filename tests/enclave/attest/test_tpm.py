@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.vendors import tpm as vendor
 
 from cloister.enclave.attest import EvidenceSource
 from cloister.enclave.attest.boot_log import TPM_LOG
+from cloister.enclave.attest.later_log import LATER_LOG
 from cloister.enclave.attest.tpm import (
     AttestationKey,
     SubprocessTools,
@@ -22,6 +24,7 @@ from cloister.enclave.attest.tpm import (
     extend_launch,
 )
 from cloister.errors import CloisterError, ConnectionFailed, MalformedEvidence, NotTrusted, WrongUse
+from cloister.evidence.eventlog import parse_eventlog
 from cloister.evidence.tpm import parse_public, parse_tpm
 from cloister.verify.policy import Policy
 from cloister.verify.vtpm import judge
@@ -94,7 +97,13 @@ def test_one_key_is_made_and_kept() -> None:
     source = source_on(fake)
     keys = {parse_tpm(source.collect(DATA)["tpm"].content).ak for _ in range(3)}
     assert len(keys) == 1
-    assert [command[0] for command in fake.commands].count("tpm2_createak") == 1
+    assert [command[0] for command in fake.commands].count("tpm2_createprimary") == 1
+
+
+def test_the_tpms_own_key_is_the_same_for_whoever_asks() -> None:
+    fake = FakeTpm(ek=EK)
+    keys = {parse_tpm(source_on(fake).collect(DATA)["tpm"].content).ak for _ in range(2)}
+    assert len(keys) == 1
 
 
 def test_threads_share_one_key() -> None:
@@ -105,15 +114,66 @@ def test_threads_share_one_key() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [command[0] for command in fake.commands].count("tpm2_createak") == 1
+    assert [command[0] for command in fake.commands].count("tpm2_createprimary") == 1
 
 
 def test_brings_the_boot_log() -> None:
-    kernel = FakeKernel(nodes={TPM_LOG: content(b"the log")}, max_read=2)
-    assert source_on(FakeTpm(), kernel).collect(DATA)["eventlog"].content == b"the log"
+    fake, log = booted(b"loader")
+    kernel = FakeKernel(nodes={TPM_LOG: content(log)}, max_read=2)
+    assert source_on(fake, kernel).collect(DATA)["eventlog"].content == log
     kernel.refused[TPM_LOG] = errno.EPERM
     with pytest.raises(ConnectionFailed, match="boot log"):
-        source_on(FakeTpm(), kernel).collect(DATA)
+        source_on(fake, kernel).collect(DATA)
+
+
+def booted(*measured: bytes) -> tuple[FakeTpm, bytes]:
+    """A TPM after these went into PCR 11, and the firmware's log of them."""
+    fake = FakeTpm(ek=EK)
+    for data in measured:
+        fake.extend(11, hashlib.sha256(data).digest())
+    return fake, vendor.event_log(*(vendor.event(11, data) for data in measured))
+
+
+def record(pcr: int, word: str, digest: bytes | None = None) -> bytes:
+    """As systemd writes it."""
+    value = hashlib.sha256(word.encode()).digest() if digest is None else digest
+    said = {"digests": [{"hashAlg": "sha256", "digest": value.hex()}], "content_type": "systemd"}
+    content_of = {"string": word, "eventType": "phase", "bootId": "0" * 32, "timestamp": 7}
+    return b"\x1e" + json.dumps({"pcr": pcr, **said, "content": content_of}).encode() + b"\n"
+
+
+def test_what_systemd_measured_later_completes_the_log() -> None:
+    fake, log = booted(b"section")
+    for word in ("enter-initrd", "leave-initrd"):
+        fake.extend(11, hashlib.sha256(word.encode()).digest())
+    later = record(11, "enter-initrd") + record(11, "leave-initrd")
+    kernel = FakeKernel(nodes={TPM_LOG: content(log), LATER_LOG: content(later)})
+    whole = source_on(fake, kernel).collect(DATA)["eventlog"].content
+    events = parse_eventlog(whole).events
+    assert [event.data for event in events] == [b"section", b"enter-initrd", b"leave-initrd"]
+    assert all(event.proves_data for event in events)
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        b"",
+        record(11, "enter-initrd", bytes(32)),
+        record(11, "enter-initrd", bytes(31)),
+        record(11, "enter-initrd") * 2,
+        record(11, "enter-initrd") + b"\x1e{",
+        b"\x1e[]\n",
+        b'\x1e{"pcr": 11}\n',
+        b'\x1e{"pcr": -1, "digests": [], "content": {"string": ""}}\n',
+        b"\xff" * 40,
+    ],
+    ids=range(9),
+)
+def test_a_log_that_explains_nothing_is_left_out(later: bytes) -> None:
+    fake, log = booted(b"section")
+    fake.extend(11, hashlib.sha256(b"enter-initrd").digest())
+    kernel = FakeKernel(nodes={TPM_LOG: content(log), LATER_LOG: content(later)})
+    assert source_on(fake, kernel).collect(DATA).keys() == {"tpm"}
 
 
 def test_a_pcr_that_changed_between_quote_and_reading_is_quoted_again() -> None:
@@ -170,7 +230,7 @@ def test_a_question_has_64_bytes(size: int) -> None:
         source_on(FakeTpm(ek=EK)).collect(bytes(size))
 
 
-def test_the_initrd_extends_pcr14_once() -> None:
+def test_early_boot_extends_pcr14_once() -> None:
     fake = FakeTpm(ek=EK)
     tpm = Tpm(fake)
     for _ in range(2):
@@ -193,11 +253,11 @@ def test_another_launch_config_in_pcr14_is_refused() -> None:
         source_on(fake).fix_launch(LAUNCH)
 
 
-def test_a_pcr14_that_the_initrd_left_alone_is_refused_not_extended() -> None:
+def test_a_pcr14_that_early_boot_left_alone_is_refused_not_extended() -> None:
     fake = FakeTpm(ek=EK)
     with pytest.raises(NotTrusted) as caught:
         source_on(fake).fix_launch(LAUNCH)
-    assert "initrd" in caught.value.hint
+    assert "early boot" in caught.value.hint
     assert fake.pcrs[14] == bytes(32)
 
 

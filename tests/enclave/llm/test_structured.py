@@ -12,6 +12,7 @@ from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.reasoning import Thinking
 from cloister.enclave.llm.structured import Plan, Shape, bind_text, plan_answer
 from cloister.enclave.llm.toolcalls import (
+    CALL_FORMS,
     AnswerReader,
     CallArguments,
     CallForm,
@@ -27,7 +28,7 @@ TOOLS = (Tool("clock", "Tells the time.", SCHEMA), Tool("dice"), Tool("note", ""
 SCHEMAS = {"clock": SCHEMA, "dice": {"type": "object", "maxProperties": 0}, "note": {"type": "object"}}
 JSON = Shape("response_format", {"type": "null"})
 OWN = Shape("grammar", grammar='root ::= "yes" | "no"')
-FORMS: list[CallForm] = ["", "hermes", "llama3", "mistral", "generic"]
+FORMS = CALL_FORMS
 
 
 def model(calls: CallForm = "", thinking: Thinking = "") -> ModelInfo:
@@ -85,12 +86,20 @@ def test_left_to_itself_a_model_is_free_and_its_calls_are_read() -> None:
     assert plan_answer(model("hermes"), TOOLS, ToolChoice(parallel=False)).reading.most == 1
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in ("", "generic")])
 def test_beside_a_schema_a_model_may_call_or_answer(form: CallForm) -> None:
     plan = plan_answer(model(form), TOOLS, ToolChoice(), JSON)
     found = [calls_of(plan, seed) for seed in range(60)]
     assert {bool(calls) for _, calls in found} == {True, False}
     assert {said for said, calls in found if not calls} == {"null"}
+
+
+@pytest.mark.parametrize("form", ["qwen-xml", "glm-xml"])
+def test_calls_without_quotes_are_read_by_their_schemas_unless_a_grammar_makes_json_of_them(form: CallForm) -> None:
+    plan = plan_answer(model(form), TOOLS, ToolChoice())
+    assert (plan.reading.form, plan.reading.kinds["clock"]) == (form, {"zone": frozenset({"string"})})
+    assert plan_answer(model(form), TOOLS, ToolChoice("required")).reading.form == "hermes"
+    assert plan_answer(model(form), TOOLS, ToolChoice(), JSON).reading.form == "hermes"
 
 
 @pytest.mark.parametrize("thinking", ["", "tagged", "opened"])

@@ -40,8 +40,9 @@ def memory(content: bytes) -> int:
 def python_app(code: str, *, kind: Any = "asgi", confined: bool = False, **more: Any) -> PythonApp:
     files = {"code": memory(tar({"main.py": code, **more.pop("beside", {})}))}
     files |= {name: memory(content) for name, content in more.pop("files", {}).items()}
+    how = {name: more.pop(name) for name in ("tell", "dial") if name in more}
     config = AppConfig(kind=kind, entry=more.pop("entry", "main:app"), files=files, confined=confined, **more)
-    return PythonApp(config)
+    return PythonApp(config, **how)
 
 
 def shared(front: int | None = None) -> set[Path]:

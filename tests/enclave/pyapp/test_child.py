@@ -4,7 +4,7 @@ from pathlib import Path
 
 import cloister.enclave.pyapp as room
 
-BESIDE = ("wire", "child", "confinement", "unpacking", "asgi", "wsgi")
+BESIDE = ("wire", "child", "confinement", "filter", "unpacking", "asgi", "wsgi")
 
 
 def test_what_runs_beside_an_app_imports_the_standard_library_and_each_other() -> None:

@@ -13,7 +13,7 @@ if os.getuid() == 0:
     libc.prctl(4, 1, 0, 0, 0)  # as after an exec: its own files below /proc are its own
 user = os.getuid()
 alone = libc.unshare(0x00020000)
-confine(network=False, memory=8)
+confine(memory=8)
 drop_privileges()
 def tried(what):
     try: what()
@@ -24,7 +24,7 @@ with socket.socket() as sock:
 print(json.dumps({"alone": alone, "same user": os.getuid() == user, "shm": os.listdir("/dev/shm"),
     "device": [tried(lambda name=name: os.close(os.open(f"/dev/{name}", os.O_RDWR))) for name in ("null", "ptmx")],
     "random": len(os.urandom(4)) + len(open("/dev/urandom", "rb").read(4)), "write": tried(lambda: open("/dev/shm/x", "w").close()), "root": tried(lambda: open("/cloister-canary", "w").close()),
-    "reached": reached, "caps": open("/proc/self/status").read().split("CapEff:")[1].split()[0]}))
+    "reached": reached, "run": os.listdir("/run"), "vsock": tried(lambda: socket.socket(40, socket.SOCK_STREAM)), "caps": open("/proc/self/status").read().split("CapEff:")[1].split()[0]}))
 """
 READ_ONLY, UNREACHABLE, NO_ACCESS = 30, 101, 13
 
@@ -42,5 +42,7 @@ def test_a_user_without_privileges_is_confined_too() -> None:
         "write": 0,
         "root": READ_ONLY,
         "reached": UNREACHABLE,
+        "run": [],
+        "vsock": NO_ACCESS,
         "caps": "0" * 16,
     }

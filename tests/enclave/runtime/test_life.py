@@ -4,7 +4,9 @@ import asyncio
 import hashlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,17 +15,23 @@ from typing import Any
 import httpx2
 import pytest
 from tests.enclave.pyapp.archives import shared, tar
+from tests.enclave.runtime.test_joining import Site, policy_text
 from tests.enclave.runtime.world import CODE, Hardware, Owned, owned, statement_of
+from tests.verify.world import MEASUREMENT
 
 from cloister.channel.bhttp import Request
 from cloister.channel.ohttp import seal_to
 from cloister.channel.release import Release
-from cloister.enclave.boot import Boot
+from cloister.enclave.attest import EvidenceSource
+from cloister.enclave.boot import Boot, EnclaveConfig
 from cloister.enclave.runtime import life
 from cloister.enclave.runtime.clock import Clock
 from cloister.enclave.runtime.life import Life, Surroundings
-from cloister.errors import CloisterError, NotTrusted, WrongUse
+from cloister.errors import CloisterError, MalformedPolicy, NotTrusted, WrongUse
+from cloister.evidence.manifest import manifest_digest
 from cloister.evidence.strict_json import b64url
+from cloister.owner.joining import carry
+from cloister.sim import Device
 
 pytestmark = pytest.mark.anyio
 NONCE = bytes(range(32))
@@ -99,7 +107,9 @@ def boot_for(own: Owned, path: Path, listen_fd: int, **change: Any) -> Boot:
 
 
 @asynccontextmanager
-async def living(own: Owned, tmp_path: Path, wall: float = 1_800_000_000.0) -> AsyncIterator[Running]:
+async def living(
+    own: Owned, tmp_path: Path, wall: float = 1_800_000_000.0, *, source: EvidenceSource | None = None, **boot: Any
+) -> AsyncIterator[Running]:
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     now, events, stop = [wall], list[dict[str, Any]](), list[Callable[[], None]]()
@@ -107,8 +117,8 @@ async def living(own: Owned, tmp_path: Path, wall: float = 1_800_000_000.0) -> A
     def say(event: str, **fields: Any) -> None:
         events.append({"event": event, **fields})
 
-    around = Surroundings(Hardware(own.launch), None, bytes, say, Clock(lambda: now[0], lambda: 0.0))
-    one = Life(boot_for(own, tmp_path / "app.cloister", sock.detach()), around)
+    around = Surroundings(source or Hardware(own.launch), None, bytes, say, Clock(lambda: now[0], lambda: 0.0))
+    one = Life(boot_for(own, tmp_path / "app.cloister", sock.detach(), **boot), around)
     serving = asyncio.create_task(one.serve(stop.append))
     running = Running(f"http://127.0.0.1:{port}", own, serving, now, events)
     try:
@@ -143,6 +153,59 @@ async def test_an_app_waits_is_released_answers_and_expires(tmp_path: Path, monk
             while [child for child in children() if "pyapp" in child]:  # noqa: ASYNC110 (another process)
                 await asyncio.sleep(0.02)
     assert "the secret" not in str(running.events)
+
+
+async def test_it_answers_by_tls_from_its_release_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "_LONGEST_SLEEP", 0.01)
+    own = owned()
+    own = replace(own, config=replace(own.config, tls=True))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        origin = f"https://127.0.0.1:{sock.getsockname()[1]}"
+        tls: dict[str, Any] = {"tls_fd": sock.detach(), "tls_origins": (origin,)}
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    async with living(own, tmp_path, **tls) as running, httpx2.AsyncClient(verify=context) as client:
+        waiting = statement_of(await running.evidence())
+        assert ("tls" in waiting.insecure, waiting.tls_spki) == (True, None)
+        await running.release(Release(time_floor=0, expires=1_800_000_100, keys=own.keys))
+        await running.until("ready")
+        serving = statement_of(await running.evidence())
+        assert (serving.aud, serving.tls_spki is None) == ((origin,), False)
+        assert (await client.get(origin)).text == "none"
+        running.wall[0] += 101
+        await running.until("expired")
+        async with asyncio.timeout(10):
+            while await answers(client, origin):  # noqa: ASYNC110 (connections that run are ended first)
+                await asyncio.sleep(0.02)
+
+
+CONNECTING = """
+import socket
+def tried(port):
+    try:
+        with socket.create_connection(("localhost", port), 20) as sock: return repr(sock.recv(1))
+    except OSError as error: return type(error).__name__
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [f"{tried(4443)} {tried(4444)}".encode()]
+"""
+
+
+async def test_what_the_bundle_declares_is_what_its_app_may_connect_to(tmp_path: Path) -> None:
+    """Declared, and then not followed into the enclave itself; not declared, it is nowhere to be found."""
+    own = owned({"code": tar({"main.py": CONNECTING})}, egress=("localhost:4443",))
+    async with living(own, tmp_path) as running:
+        await running.release()
+        await running.until("ready")
+        assert await running.ask("/") == "ConnectionResetError ConnectionRefusedError"
+
+
+async def answers(client: httpx2.AsyncClient, url: str) -> bool:
+    try:
+        await client.get(url)
+    except httpx2.HTTPError:
+        return False
+    return True
 
 
 def children() -> list[str]:
@@ -261,3 +324,72 @@ async def test_a_model_beside_an_app_stands_in_launch_config_and_statement(tmp_p
         await running.until("ready")
         (model,) = statement_of(await running.evidence()).models
         assert (model.name, model.sha256) == ("toy.bin", digest)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    device = Device.open(tmp_path / "sim")
+    one = Site(device, device, "")
+    yield one
+    one.close()
+
+
+async def test_replicas_of_a_sealed_app_share_keys_once_each_has_been_released(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no sooner: until then there is nobody to be let in. What expires takes the group's keys with it."""
+    monkeypatch.setattr(life, "_LONGEST_SLEEP", 0.01)
+    measured = replace(MEASUREMENT, engine=f"sha256:{manifest_digest({}).hex()}")
+    policy = 'dangerously_tolerate_insecure = ["app-unconfined"]\n' + policy_text(site.device, measured)
+    own = replace(owned(secrets=("TOKEN",)), config=EnclaveConfig(platform="sim", api_keys=False, group_policy=policy))
+    told = Release(time_floor=0, expires=int(time.time()) + 500, keys=own.keys, secrets={"TOKEN": "the secret"})
+
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        living(own, folders[0], time.time(), source=site.chip(measured, own.launch), founds_group=True) as one,
+        living(own, folders[1], time.time(), source=site.chip(measured, own.launch)) as two,
+    ):
+        assert (await one.get("/.well-known/cloister-group")).status_code == 403
+        assert await one.release(told) == await two.release(told) == 204
+        await one.until("ready")
+        await two.until("joining")
+        assert (await two.get("/readyz")).json() == {"status": "joining"}
+
+        def carried() -> None:
+            with httpx2.Client() as client:
+                carry(client, joiner=two.url, member=one.url)
+
+        await asyncio.to_thread(carried)
+        await two.until("ready")
+        statements = [statement_of(await each.evidence()) for each in (one, two)]
+        assert statements[0].ohttp_keys == statements[1].ohttp_keys
+        assert {(each.key_scope, each.code) for each in statements} == {("group", "sealed")}
+        assert [await each.ask("/") for each in (one, two)] == ["the secret"] * 2
+        two.wall[0] += 501
+        await two.until("expired")
+        assert (await two.get("/.well-known/cloister-group")).status_code == 403
+
+
+async def test_a_replica_that_nobody_lets_in_expires_all_the_same(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_LONGEST_SLEEP", 0.01)
+    measured = replace(MEASUREMENT, engine=f"sha256:{manifest_digest({}).hex()}")
+    policy = 'dangerously_tolerate_insecure = ["app-unconfined"]\n' + policy_text(site.device, measured)
+    own = replace(owned(), config=EnclaveConfig(platform="sim", api_keys=False, group_policy=policy))
+    told = Release(time_floor=0, expires=int(time.time()) + 500, keys=own.keys)
+    async with living(own, tmp_path, time.time(), source=site.chip(measured, own.launch)) as running:
+        assert await running.release(told) == 204
+        await running.until("joining")
+        running.wall[0] += 501
+        await running.until("expired")
+        assert "ready" not in {event["event"] for event in running.events}
+
+
+def test_a_groups_policy_that_is_none_stops_the_start(tmp_path: Path) -> None:
+    own = replace(owned(), config=EnclaveConfig(platform="sim", api_keys=False, group_policy="no policy"))
+    around = Surroundings(Hardware(own.launch), None, bytes, lambda event, **fields: None)
+    with pytest.raises(MalformedPolicy):
+        Life(boot_for(own, tmp_path / "app.cloister", 3), around)

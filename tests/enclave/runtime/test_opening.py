@@ -103,6 +103,7 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
         {"app": "kind"},
         {"models": ("11" * 32,)},
         {"egress": ("elsewhere.example",)},
+        {"logs": "public"},
     ],
     ids=str,
 )

@@ -74,9 +74,13 @@ export class CutOff extends Error {}
 
 const BINDING = "cloister-binding";
 
-async function ask(path: string, init: RequestInit = {}): Promise<Response> {
+/** Half of the session goes with every question: a proxy that asks for a key lets its page in by it. */
+const bound = () => ({ "x-cloister-binding": localStorage.getItem(BINDING) ?? "" });
+
+async function ask(path: string, more: More & { method?: string; body?: string } = {}): Promise<Response> {
+  const headers = { ...bound(), ...more.headers };
   try {
-    return await fetch(path, { credentials: "same-origin", redirect: "error", cache: "no-store", ...init });
+    return await fetch(path, { credentials: "same-origin", redirect: "error", cache: "no-store", ...more, headers });
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new Refused(0, "no_proxy", "The local proxy does not answer.", "Is the command that you started still running?");
@@ -219,13 +223,11 @@ async function keyOf(answer: Response): Promise<Uint8Array<ArrayBuffer>> {
   return Uint8Array.from(atob(key), (letter) => letter.charCodeAt(0));
 }
 
-const bound = () => ({ "x-cloister-binding": localStorage.getItem(BINDING) ?? "" });
-
 export async function key(): Promise<Uint8Array<ArrayBuffer>> {
-  return keyOf(await ask("/chat/key", { headers: bound() }));
+  return keyOf(await ask("/chat/key"));
 }
 
 /** Throws the key away, and gives a new one: what the old one encrypted stays closed, wherever it is. */
 export async function renewKey(): Promise<Uint8Array<ArrayBuffer>> {
-  return keyOf(await post("/chat/wipe", {}, { headers: bound() }));
+  return keyOf(await post("/chat/wipe", {}));
 }

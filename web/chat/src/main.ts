@@ -229,17 +229,14 @@ function isConversation(value: unknown): value is Conversation {
   return typeof one === "object" && one !== null && typeof one.id === "string" && Array.isArray(one.messages);
 }
 
-async function openKept(): Promise<void> {
-  let refused: unknown = null;
+async function openKept(begun: Promise<unknown>): Promise<void> {
+  let refused: unknown = await begun;
   let forgets = "this browser was not opened with the one-time address that the command printed.";
-  await begin().catch((error: unknown) => {
-    refused = error; // an address that was used up is no harm to the browser that used it
-  });
   try {
     vault = await openVault(await key());
   } catch (error) {
     vault = new Forgetful();
-    if (!(error instanceof Refused && error.code === "no_session")) {
+    if (!(error instanceof Refused && ["no_session", "proxy_key"].includes(error.code))) {
       forgets = "the key for it cannot be had.";
       refused = error;
     }
@@ -299,7 +296,7 @@ async function wipe(): Promise<void> {
   settings = DEFAULTS;
   byId<HTMLDialogElement>("settings").close();
   byId<HTMLDialogElement>("confirm-wipe").close();
-  await openKept();
+  await openKept(begin());
   show(newConversation(""));
   announce("All conversations were wiped, and their key with them.");
 }
@@ -364,7 +361,9 @@ function wire(): void {
 async function start(): Promise<void> {
   applyTheme();
   wire();
-  const [opened] = await Promise.allSettled([openKept(), check()]);
+  // An address that was used up is no harm to the browser that used it. A proxy with a key answers a session alone.
+  const begun = begin().catch((error: unknown) => error);
+  const [opened] = await Promise.allSettled([openKept(begun), begun.then(() => check())]);
   if (opened.status === "rejected") byId("kept").textContent = "This browser gives the page no storage: nothing is kept.";
   showList();
   showFoot();

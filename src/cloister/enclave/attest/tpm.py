@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cloister.enclave.attest.boot_log import TPM_LOG, read_boot_log
 from cloister.enclave.attest.device import Device
+from cloister.enclave.attest.later_log import LATER_LOG, explains, with_later
 from cloister.enclave.attest.launch import check_question, extended, refuse_launch, register_holds
 from cloister.errors import ConnectionFailed, MalformedEvidence, WrongUse
 from cloister.evidence.document import Item
@@ -48,6 +49,7 @@ EK_CERTIFICATE_RSA = 0x01C00002
 _ALL_PCRS = "sha256:" + ",".join(str(index) for index in range(PCR_COUNT))
 SEARCH_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_AK_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign"
 _NV_HANDLE = re.compile(r"0x[0-9a-fA-F]{1,8}")
 _MAX_OUTPUT = 1024 * 1024
 
@@ -191,13 +193,15 @@ class Tpm:
         parse_public(files["ek.pub"])
         return EndorsementKey(files["ek.pub"], files["ek.ctx"], der_prefix(stored))
 
-    def create_ak(self, ek: EndorsementKey) -> AttestationKey:
-        """A new one under the endorsement key: ECDSA P-256 with SHA-256, restricted, never leaves this TPM."""
-        command = ("tpm2_createak", "-C", "ek.ctx", "-G", "ecc", "-g", "sha256", "-s", "ecdsa")
-        outputs = ("-c", "ak.ctx", "-u", "ak.pub", "-f", "tss", "-n", "ak.name")
-        files = self.tools.run((*command, *outputs), inputs={"ek.ctx": ek.context}, outputs=("ak.ctx", "ak.pub")).files
-        parse_public(files["ak.pub"])
-        return AttestationKey(files["ak.pub"], files["ak.ctx"])
+    def own_ak(self) -> AttestationKey:
+        """A primary key of the endorsement hierarchy: ECDSA P-256 with SHA-256, restricted, never leaves this TPM. Made
+        anew from the TPM's seed, and always the same: who enrolled it once may pin it, whatever boots there later."""
+        command = ("tpm2_createprimary", "-C", "e", "-G", "ecc256:ecdsa-sha256:null", "-g", "sha256")
+        made = self.tools.run((*command, "-a", _AK_ATTRIBUTES, "-c", "ak.ctx"), outputs=("ak.ctx",)).files["ak.ctx"]
+        command = ("tpm2_readpublic", "-c", "ak.ctx", "-f", "tss", "-o", "ak.pub")
+        public = self.tools.run(command, inputs={"ak.ctx": made}, outputs=("ak.pub",)).files["ak.pub"]
+        parse_public(public)
+        return AttestationKey(public, made)
 
     def persistent_ak(self, handle: int) -> AttestationKey:
         """One that the provider left in the TPM."""
@@ -266,7 +270,7 @@ def _holds_launch(tpm: Tpm, launch: bytes) -> bool:
 
 
 def extend_launch(tpm: Tpm, launch: bytes) -> None:
-    """For the initrd, which is measured before it runs: extends PCR 14 once. Does nothing where that was done already.
+    """For early boot, whose code is measured before it runs: extends PCR 14 once. Does nothing where that was done already.
 
     Raises: NotTrusted where PCR 14 holds something else.
     """
@@ -284,8 +288,8 @@ def extend_launch(tpm: Tpm, launch: bytes) -> None:
 class Vtpm:
     """An `EvidenceSource`: a TPM alone, whose quote is over the first 32 bytes of the report data.
 
-    `ak_handle`: the provider's own attestation key, if it left one in the TPM; otherwise one is made at first use, and
-    lives as long as this object. `certificate_index` and `issuers`: where that key's certificate lies, and the CA
+    `ak_handle`: the provider's own attestation key, if it left one in the TPM; otherwise the TPM's own, made at first use
+    from its seed. `certificate_index` and `issuers`: where that key's certificate lies, and the CA
     certificates above it (the root last); without issuers no certificate is sent, since it would prove nothing.
     """
 
@@ -300,14 +304,16 @@ class Vtpm:
     _lock: threading.RLock = field(default_factory=threading.RLock, init=False)
 
     def fix_launch(self, launch: bytes) -> None:
-        """The initrd did it (`extend_launch`). Raises: NotTrusted where it did not, or by another launch config."""
+        """Early boot did it (`extend_launch`). Raises: NotTrusted where it did not, or by another launch config."""
         with self._lock:
             if not _holds_launch(self.tpm, launch):
-                hint = "The image's initrd extends PCR 14 by the launch config, before anything else runs."
+                hint = (
+                    "The image extends PCR 14 by the launch config in early boot, before the enclave's process starts."
+                )
                 raise refuse_launch("PCR 14", self.tpm.pcr(LAUNCH_PCR), hint)
 
     def collect(self, report_data: bytes, *, nonce: bytes = b"") -> Mapping[str, Item]:
-        """`tpm`, a quote over `report_data`'s first half; `eventlog` where the kernel has one."""
+        """`tpm`, a quote over `report_data`'s first half; `eventlog` where the kernel has one that explains the PCRs."""
         check_question(report_data, nonce)
         return self.collect_over(report_data[:MAX_QUALIFYING])
 
@@ -316,9 +322,18 @@ class Vtpm:
         with self._lock:
             _, ak = self._made()
             evidence = self.tpm.quote(ak, qualifying_data, self._certificates())
-        items = {"tpm": tpm_item(evidence)}
+        log = self._log(evidence.pcrs)
+        return {"tpm": tpm_item(evidence), **({} if log is None else {"eventlog": log})}
+
+    def _log(self, pcrs: Mapping[int, bytes]) -> Item | None:
+        """The firmware's, or that and systemd's; None where neither replays into the PCRs: they are pinned then, not
+        explained, and a log that is not theirs would only be refused."""
         log = read_boot_log(self.device, self.log_path)
-        return items if log is None else {**items, "eventlog": log}
+        if log is None or explains(log.content, pcrs):
+            return log
+        later = read_boot_log(self.device, LATER_LOG)
+        whole = b"" if later is None else with_later(log.content, later.content)
+        return Item(log.media_type, whole) if explains(whole, pcrs) else None
 
     def enrolment(self) -> tuple[EndorsementKey, AttestationKey]:
         """What a verifier needs to pin the attestation key by the TPM's own certificate. Raises: WrongUse when the key is
@@ -340,8 +355,7 @@ class Vtpm:
             if self.ak_handle is not None:
                 self._keys = (None, self.tpm.persistent_ak(self.ak_handle))
             else:
-                ek = self.tpm.endorsement_key()
-                self._keys = (ek, self.tpm.create_ak(ek))
+                self._keys = (self.tpm.endorsement_key(), self.tpm.own_ak())
         return self._keys
 
     def _certificates(self) -> tuple[bytes, ...]:

@@ -3,7 +3,9 @@
 front      which outer address does what
 intake     reads one sealed request under caps of size and time
 ehbp       what of EHBP's heads, which travel in clear, gets in and out
+tls        requests by the listener that ends TLS in here, where that is switched on; certificate: its key
 plaintext  who may ask unsealed, where that is switched on: this machine's own programs
+inside     runs the app inside for one opened request
 inner      the opened request as the inner app's ASGI scope; the inner `Date`
 answer     seals what the inner app sends, and decides when it leaves
 events     whole server-sent events, padded

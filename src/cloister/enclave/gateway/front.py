@@ -1,13 +1,10 @@
 """Which outer address does what: the four that exist, EHBP's and the unsealed API's where they are on, and a refusal
 for all others."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 from urllib.parse import parse_qsl
 
 from cloister.channel import bhttp
@@ -15,11 +12,12 @@ from cloister.channel import ehbp as ehbp_channel
 from cloister.channel.keys import KeyRing
 from cloister.channel.limits import Limits
 from cloister.channel.ohttp import RequestOpener
-from cloister.enclave.gateway import ehbp, inner, problems
+from cloister.enclave.gateway import ehbp, problems
 from cloister.enclave.gateway.answer import Answer
+from cloister.enclave.gateway.inside import App, Inside, Scope
 from cloister.enclave.gateway.intake import Intake
 from cloister.enclave.gateway.plaintext import is_local
-from cloister.enclave.gateway.problems import Message, Problem, Receive, Send
+from cloister.enclave.gateway.problems import Problem, Receive, Send
 from cloister.enclave.gateway.receipts import PendingReceipt
 from cloister.errors import CloisterError, MalformedEvidence, MalformedMessage
 from cloister.evidence.strict_json import from_b64url
@@ -29,9 +27,6 @@ __all__ = ["Gateway"]
 _NONCE_BYTES = 32
 _QUOTES_AT_ONCE = 20
 _CACHED_DOCUMENT_SECONDS = 300.0
-
-Scope = dict[str, Any]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gateway:
@@ -78,6 +73,7 @@ class Gateway:
         self._limits = limits
         self._latest = 0.0
         self._intake = Intake(limits, self._now)
+        self._inside = Inside(app, self._now)
         self._quotes = _Allowance(quotes_per_second, _QUOTES_AT_ONCE)
         self._document: tuple[bytes, float, bytes] | None = None  # keys, made at, document without a nonce
 
@@ -160,7 +156,7 @@ class Gateway:
             await opened.answer(send)
         elif opened is not None:
             answer = Answer(opened.response, padding=self._padding, receipt=self._receipt(opened.request))
-            await self._answer(opened.request, answer, scope, receive, send)
+            await self._inside.answer(opened.request, answer, scope, receive, send)
 
     async def _ehbp_keys(self, *, reads: bool, send: Send) -> None:
         self._ring.rotate(self._now())
@@ -184,39 +180,7 @@ class Gateway:
         elif opened is not None:
             head = partial(ehbp.outer_head, opened.response.nonce)
             answer = Answer(opened.response, padding=self._padding, outer=head)
-            await self._answer(ehbp.request_of(scope, opened.content), answer, scope, receive, send)
-
-    async def _answer(self, request: bhttp.Request, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-        if not inner.is_timely(request, now := self._now()):
-            answer.replace(*inner.date_problem(now))
-            await answer.pump(send)
-            return
-        app = asyncio.create_task(self._run(request, scope, answer))
-        app.add_done_callback(answer.app_ended)
-        watch = asyncio.create_task(_watch(receive, answer, app))
-        try:
-            await answer.pump(send)
-            await asyncio.wait({app})  # what the app does after its answer is its own, and is not cut short
-        finally:
-            answer.abandon()
-            app.cancel()
-            watch.cancel()
-            await asyncio.gather(app, watch, return_exceptions=True)
-
-    async def _run(self, request: bhttp.Request, scope: Scope, answer: Answer) -> None:
-        """Runs the inner app. Whatever it raises ends here: its text may hold what was asked, so it is not passed on."""
-        body: Message | None = {"type": "http.request", "body": request.content, "more_body": False}
-
-        async def receive() -> Message:
-            nonlocal body
-            if body is not None:
-                message, body = body, None
-                return message
-            await answer.complete.wait()
-            return {"type": "http.disconnect"}
-
-        with suppress(Exception):
-            await self._app(inner.scope_of(request, scope.get("state")), receive, answer.send)
+            await self._inside.answer(ehbp.request_of(scope, opened.content), answer, scope, receive, send)
 
 
 class _Allowance:
@@ -235,15 +199,6 @@ class _Allowance:
             return False
         self._left -= 1
         return True
-
-
-async def _watch(receive: Receive, answer: Answer, app: asyncio.Task[None]) -> None:
-    """Ends the inner app as soon as the other side is gone. After a complete answer the server says "disconnect" too."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    if not answer.complete.is_set():
-        answer.abandon()
-        app.cancel()
 
 
 async def _reply(send: Send, media_type: bytes, body: bytes, *, status: int = 200) -> None:

@@ -18,7 +18,8 @@ Fields = Sequence[tuple[bytes, bytes]]
 
 
 def scope_of(request: bhttp.Request, state: MutableMapping[str, Any] | None) -> dict[str, Any]:
-    """The ASGI scope. Nothing of the outer request is in it: no address of a client, no outer header."""
+    """The ASGI scope. Nothing of the outer request is in it: no address of a client, no outer header. The authority is
+    `enclave.invalid`, but for requests by TLS, which name the enclave as their client does."""
     raw_path, _, query = request.path.partition("?")
     scope: dict[str, Any] = {
         "type": "http",
@@ -61,7 +62,7 @@ def failure() -> tuple[int, Fields, bytes]:
 
 def _headers(request: bhttp.Request) -> list[tuple[bytes, bytes]]:
     fields = [field for field in request.headers if field[0] not in (b"host", b"content-length")]
-    fields.append((b"host", AUTHORITY.encode()))
+    fields.append((b"host", request.authority.encode("latin-1")))
     if request.content:
         fields.append((b"content-length", str(len(request.content)).encode()))
     return fields

@@ -1,7 +1,7 @@
 """Answers of a demanded shape: what a client asks for (a schema, a grammar, a call of a tool) becomes one grammar."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.patterns import literal
 from cloister.enclave.llm.reasoning import Thinking
 from cloister.enclave.llm.schemas import JSON_OBJECT, SchemaWriter
+from cloister.enclave.llm.taggedcalls import kinds_of
 from cloister.enclave.llm.toolcalls import PLAIN, CallForm, Reading, Tool, ToolChoice
 from cloister.errors import WrongUse
 
@@ -20,6 +21,7 @@ MAX_GRAMMAR = 64 << 10
 """Characters of a client's own grammar."""
 MAX_CALLS = 16
 """Calls that one answer may make."""
+_UNQUOTED: Collection[CallForm] = ("qwen-xml", "glm-xml")
 NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -112,20 +114,27 @@ def plan_answer(model: ModelInfo, tools: Sequence[Tool], choice: ToolChoice, sha
         )
     grammar = None
     if shape.schema is not None:
+        form = _bound(form)
         writer = SchemaWriter()
         answer, calls = writer.add(shape.schema, shape.field), _calls(writer, offered, form, choice)
         grammar = _checked(writer.grammar(_opening(model.thinking, f"( {answer} | {calls} )")), shape.field)
     most = MAX_CALLS if choice.parallel else 1
-    return Plan(_rendered(offered), grammar, Reading(form, _names(offered), model.thinking, most))
+    kinds = {tool.name: kinds_of(tool.parameters) for tool in offered} if form in _UNQUOTED else {}
+    return Plan(_rendered(offered), grammar, Reading(form, _names(offered), model.thinking, most, kinds))
 
 
 def _forced(model: ModelInfo, tools: Sequence[Tool], choice: ToolChoice) -> Plan:
     wanted = [tool for tool in tools if choice.mode == "required" or tool.name == choice.name]
-    form: CallForm = model.calls or "generic"
+    form = _bound(model.calls or "generic")
     writer = SchemaWriter()
     calls = _calls(writer, wanted, form, choice)
     grammar = _checked(writer.grammar(_opening(model.thinking, calls)), "tools")
     return Plan(_rendered(tools) if model.calls else (), grammar, Reading(form, _names(wanted), model.thinking))
+
+
+def _bound(form: CallForm) -> CallForm:
+    """How a grammar has a model of this form write its calls: whose own has values without quotes writes JSON."""
+    return "hermes" if form in _UNQUOTED else form
 
 
 def _shaped(shape: Shape, thinking: Thinking) -> tuple[str | None, Reading]:
@@ -158,12 +167,11 @@ def _names(tools: Sequence[Tool]) -> frozenset[str]:
 
 def _calls(writer: SchemaWriter, tools: Sequence[Tool], form: CallForm, choice: ToolChoice) -> str:
     """An expression for one call or more of these tools, as a model of this form writes them."""
-    key = "parameters" if form == "llama3" else "arguments"
     options = []
     for tool in tools:
         arguments = writer.add(tool.parameters or NO_ARGUMENTS, "tools")
-        head = literal(f'{{"name": {json.dumps(tool.name)}, "{key}": ')
-        options.append(f'{head} {arguments} "}}"')
+        head, tail = _around(tool.name, form)
+        options.append(f"{literal(head)} {arguments} {literal(tail)}".rstrip())
     call = writer.rule(" | ".join(options))
     more = MAX_CALLS - 1 if choice.parallel else 0
     match form:
@@ -172,9 +180,25 @@ def _calls(writer: SchemaWriter, tools: Sequence[Tool], form: CallForm, choice: 
         case "hermes":
             begin, end = literal("<tool_call>\n"), literal("\n</tool_call>")
             return writer.rule(f'{begin} {call} {end} ( "\\n" {begin} {call} {end} ){{0,{more}}}')
+        case "mistral-args":
+            return writer.rule(f"{call} ( {call} ){{0,{more}}}")
+        case "deepseek":
+            begin, end = literal("<｜tool▁calls▁begin｜>"), literal("<｜tool▁calls▁end｜>")
+            return writer.rule(f"{begin} {call} ( {call} ){{0,{more}}} {end}")
         case "mistral":
             return writer.rule(f'"[TOOL_CALLS][" {call} ( ", " {call} ){{0,{more}}} "]"')
     return writer.rule(f'"[" {call} ( ", " {call} ){{0,{more}}} "]"')
+
+
+def _around(name: str, form: CallForm) -> tuple[str, str]:
+    """What a call of this form has before and after its arguments."""
+    match form:
+        case "mistral-args":
+            return f"[TOOL_CALLS]{name}[ARGS]", ""
+        case "deepseek":
+            return f"<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+    key = "parameters" if form == "llama3" else "arguments"
+    return f'{{"name": {json.dumps(name)}, "{key}": ', "}"
 
 
 def _checked(text: str, field: str) -> str:

@@ -6,11 +6,13 @@ prompt's tools, a grammar and a `Reading` of them; and an `AnswerReader` takes t
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
+from cloister.enclave.llm import taggedcalls
 from cloister.enclave.llm.reasoning import Thinking, ThinkSplitter, overlap
+from cloister.enclave.llm.taggedcalls import Kinds, TaggedCall
 
 __all__ = [
     "AUTO",
@@ -30,21 +32,27 @@ __all__ = [
     "call_form_of",
 ]
 
-CallForm: TypeAlias = Literal["", "hermes", "llama3", "mistral", "generic"]
+CallForm: TypeAlias = Literal[
+    "", "hermes", "llama3", "mistral", "mistral-args", "deepseek", "qwen-xml", "glm-xml", "generic"
+]
 """How calls stand in a model's text.
 
 hermes: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, once for each call (Hermes, Qwen).
 llama3: the whole answer is `{"name": …, "parameters": {…}}`, perhaps after `<|python_tag|>`.
 mistral: `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]`.
+mistral-args, deepseek, qwen-xml, glm-xml: see `taggedcalls`.
 generic: the whole answer is `[{"name": …, "arguments": {…}}, …]`: what calls that a grammar forces look like where the
 model's template knows no tools.
 "": the template knows no tools, or writes calls in a form that is not parsed here.
 """
 
 CALL_FORMS: tuple[CallForm, ...] = get_args(CallForm)
-_OPEN: Mapping[CallForm, str] = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3": "<|python_tag|>"}
-_CLOSE = "</tool_call>"
-MARKERS = (*_OPEN.values(), _CLOSE, "<think>", "</think>")
+_JSON_OPENS = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "llama3": "<|python_tag|>"}
+_OPENS: Mapping[str, str] = {**_JSON_OPENS, **taggedcalls.OPENS}
+_CLOSES: Mapping[str, tuple[str, ...]] = {"hermes": ("</tool_call>",), **taggedcalls.CLOSES}
+_BARE: Collection[CallForm] = ("llama3", "mistral", "generic")
+"""Forms whose calls may stand at an answer's beginning without their marker."""
+MARKERS = tuple(dict.fromkeys([*_OPENS.values(), *taggedcalls.MARKS, "<think>", "</think>"]))
 """Shown although the vocabulary may hold them as control tokens: without them an answer could not be taken apart."""
 _BLANKS = " \t\r\n"
 _SEPARATORS = _BLANKS + "[],;"
@@ -118,13 +126,15 @@ Part: TypeAlias = Text | Reasoning | CallStarted | CallArguments
 class Reading:
     """How one answer is to be read. `names`: the tools that may be called; a call of another is plain text.
 
-    `most`: how many calls are taken; further ones are dropped.
+    `most`: how many calls are taken; further ones are dropped. `kinds`: of each tool's parameters, for forms that write
+    them without quotes.
     """
 
     form: CallForm = ""
     names: frozenset[str] = frozenset()
     thinking: Thinking = ""
     most: int = 64
+    kinds: Mapping[str, Kinds] = field(default_factory=dict)
 
     @property
     def plain(self) -> bool:
@@ -140,9 +150,11 @@ def call_form_of(template: str | None) -> CallForm:
     if template is None or "tools" not in template:
         return ""
     if "[TOOL_CALLS]" in template:
-        return "" if "[ARGS]" in template or "[CALL_ID]" in template else "mistral"
+        return "mistral-args" if "[ARGS]" in template else "" if "[CALL_ID]" in template else "mistral"
     if "<tool_call>" in template:
-        return "" if "<function=" in template or "<arg_key>" in template else "hermes"
+        return "qwen-xml" if "<function=" in template else "glm-xml" if "<arg_key>" in template else "hermes"
+    if taggedcalls.OPENS["deepseek"] in template:
+        return "deepseek"
     if "<|python_tag|>" in template or ('"parameters"' in template and "<|start_header_id|>" in template):
         return "llama3"
     return ""
@@ -186,13 +198,15 @@ class _CallParser:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._open = _OPEN.get(reading.form, "")
+        self._open = _OPENS.get(reading.form, "")
+        self._closes = _CLOSES.get(reading.form, ())
+        self._tagged = reading.form in taggedcalls.FORMS
         self._state = "start"
         self._held = ""
         """Of the text: blanks, and what may be the beginning of a marker. Blanks before a call are dropped."""
         self._raw = ""
         """What was read since it looked as if a call began: text, if none does."""
-        self._object = _CallObject(reading.names)
+        self._object: _CallObject | TaggedCall = _CallObject(reading.names)
         self._out: list[Part] = []
         self.count = 0
 
@@ -240,10 +254,9 @@ class _CallParser:
                 self._read_text(char)
 
     def _read_start(self, char: str) -> None:
-        """Calls may stand at an answer's beginning without their marker, but for Hermes'."""
         if char in _BLANKS:
             self._held += char
-        elif char in "{[" and self._reading.form != "hermes":
+        elif char in "{[" and self._reading.form in _BARE:
             self._raw, self._held = self._held, ""
             self._state = "gap"
             self._read_gap(char)
@@ -256,6 +269,8 @@ class _CallParser:
         if self._open and self._held.endswith(self._open):
             self._raw, self._held = self._held, ""
             self._state = "gap"
+            if self._tagged:
+                self._begin_tagged()
             return
         shown = self._held[: len(self._held) - overlap(self._held, self._open)].rstrip(_BLANKS)
         self._say(shown)
@@ -272,6 +287,10 @@ class _CallParser:
             self._raw += char
         else:
             self._no_call(char)
+
+    def _begin_tagged(self) -> None:
+        self._object = TaggedCall(self._reading.form, self._reading.names, self._reading.kinds)
+        self._state = "object"
 
     def _no_call(self, char: str) -> None:
         raw, self._raw = self._raw, ""
@@ -298,11 +317,20 @@ class _CallParser:
                 self._emit(CallArguments(self.count - 1, arguments))
             self._raw = ""
         if found.ended or found.failed:
-            self._state = "text"
-            if found.started:
-                self._state = "close" if self._reading.form == "hermes" else "gap"
-            self._say(self._raw)
-            self._raw = ""
+            self._leave(found)
+
+    def _leave(self, found: "_CallObject | TaggedCall") -> None:
+        raw, self._raw = self._raw, ""
+        self._state = "text"
+        if found.started:
+            self._state = "close" if self._closes else "text" if self._tagged else "gap"
+        elif not self._tagged:
+            self._say(raw)
+        elif found.failed or not self.count:  # else it is the end of a row of calls
+            at = raw.find(self._open) + len(self._open) if self._open in raw else 0
+            self._say(raw[:at])
+            for one in raw[at:]:  # which may hold the next marker
+                self._read(one)
 
     def _emit(self, part: Part) -> None:
         if self.count <= self._reading.most:
@@ -310,13 +338,15 @@ class _CallParser:
 
     def _fresh_id(self) -> str:
         """Mistral's templates take nine letters and digits, and nothing else."""
-        return secrets.token_hex(5)[:9] if self._reading.form == "mistral" else f"call_{secrets.token_hex(12)}"
+        return secrets.token_hex(5)[:9] if self._reading.form.startswith("mistral") else f"call_{secrets.token_hex(12)}"
 
     def _read_close(self, char: str) -> None:
         self._held = (self._held + char).lstrip(_BLANKS)
-        if self._held == _CLOSE:
+        if self._held in self._closes:
             self._state, self._held = "text", ""
-        elif not _CLOSE.startswith(self._held):
+            if self._reading.form == "deepseek":  # the next of the row, or its end
+                self._begin_tagged()
+        elif not any(close.startswith(self._held) for close in self._closes):
             self._state, again = "text", self._held
             self._held = ""
             for one in again:

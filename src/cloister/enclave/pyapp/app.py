@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from typing import Any, Literal
 from starlette.types import Receive, Scope, Send
 
 from cloister.enclave.pyapp import wire
+from cloister.enclave.pyapp.egress import Dial, Egress, Target, dial, parse_targets
+from cloister.enclave.pyapp.words import Tell, Words
 from cloister.errors import EngineDied, QueueFull, WrongUse
 
 __all__ = ["AppConfig", "PythonApp", "can_confine"]
@@ -31,11 +33,12 @@ packages and its code."""
 _RUN = _START + "from cloister.enclave.pyapp.child import main; main()"
 _PROBE = (
     _START + "from cloister.enclave.pyapp.confinement import confine, drop_privileges\n"
-    "confine(network=False, memory=None); drop_privileges()"
+    "confine(memory=None); drop_privileges()"
 )
 _OWN = str(Path(__file__).parent)
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
+_LAST_WORDS_SECONDS = 1.0
 _CRASH_WINDOW = 60.0
 _CRASH_LOOP = 5
 _LONGEST_DELAY = 30.0
@@ -45,14 +48,15 @@ _MOST_REQUESTS = 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppConfig:
     """`files`: section -> descriptor of its plaintext in memory, which stays the caller's. `confined`: the process must have
-    a view of its own of files and network, or it does not run. `network`: it may use the machine's. `memory` in MiB."""
+    a view of its own of files and network, or it does not run; then `egress` ("host", "host:port") is all that it reaches, and
+    else anything. `memory` in MiB."""
 
     kind: Literal["asgi", "wsgi"]
     entry: str
     files: Mapping[str, int]
     confined: bool
     model: str = ""
-    network: bool = False
+    egress: tuple[str, ...] = ()
     memory: int | None = None
     cores: int | None = None
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -76,12 +80,17 @@ _QUIET: dict[str, Any] = {
     "stderr": asyncio.subprocess.DEVNULL,  # a traceback's words could quote a request
 }
 
+_PUBLIC: dict[str, Any] = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+
 
 class PythonApp:
-    """An ASGI app that runs in a process of its own, started again when it dies."""
+    """An ASGI app that runs in a process of its own, started again when it dies. `tell`: where its own words go, if it
+    publishes them; without it they go nowhere. `dial`: what its connections are made by."""
 
-    def __init__(self, config: AppConfig) -> None:
+    def __init__(self, config: AppConfig, tell: Tell | None = None, dial: Dial = dial) -> None:
         self._config = config
+        self._tell = tell
+        self._dial = dial
         self._running: _Running | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._requests = 0
@@ -100,7 +109,7 @@ class PythonApp:
 
         Raises: WrongUse when it cannot start or be confined; OSError when the machine has no room for it.
         """
-        self._running = await _Running.start(self._config)
+        self._running = await _Running.start(self._config, self._tell, self._dial)
         self._keeper = asyncio.create_task(self._keep())
 
     async def close(self) -> None:
@@ -149,7 +158,7 @@ class PythonApp:
                 often = len(crashes) == _CRASH_LOOP and loop.time() - crashes[0] < _CRASH_WINDOW
                 await asyncio.sleep(_LONGEST_DELAY if often else 0.1 * len(crashes))
                 with contextlib.suppress(WrongUse, OSError):  # OSError: the machine has no room for it just now
-                    self._running = await _Running.start(self._config)
+                    self._running = await _Running.start(self._config, self._tell, self._dial)
 
 
 async def _ask(writer: asyncio.StreamWriter, scope: Scope, receive: Receive) -> None:
@@ -192,24 +201,32 @@ class _Running:
     events: socket.socket
     requests: socket.socket
     folder: str
+    egress: Egress
+    telling: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, config: AppConfig) -> "_Running":
+    async def start(cls, config: AppConfig, tell: Tell | None, dial: Dial) -> "_Running":
         """Raises: WrongUse, OSError."""
+        targets = parse_targets(config.egress) if config.confined else ()
         events, their_events = socket.socketpair()
         requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder = "" if config.confined else tempfile.mkdtemp(prefix=f"cloister-app-{os.getpid()}-", dir="/dev/shm")
         with their_events, their_requests:
             given = (their_events.fileno(), their_requests.fileno())
             process = await asyncio.create_subprocess_exec(
-                *_argv(_RUN), *map(str, given), pass_fds=(*given, *config.files.values()), **_QUIET
+                *_argv(_RUN),
+                *map(str, given),
+                pass_fds=(*given, *config.files.values()),
+                **(_QUIET if tell is None else _QUIET | _PUBLIC),
             )
-        running = cls(process, events, requests, folder)
+        running = cls(process, events, requests, folder, Egress(dial))
+        if tell is not None and process.stdout is not None:
+            running.telling = asyncio.create_task(_pass_on(process.stdout, tell))
         try:
             events.settimeout(0)
             requests.settimeout(0)
             async with asyncio.timeout(_START_SECONDS):
-                await running.begin(config)
+                await running.begin(config, targets)
         except BaseException as error:
             await running.stop()
             if isinstance(error, TimeoutError):
@@ -217,7 +234,7 @@ class _Running:
             raise
         return running
 
-    async def begin(self, config: AppConfig) -> None:
+    async def begin(self, config: AppConfig, targets: Sequence[Target]) -> None:
         setup = json.dumps(
             {
                 "kind": config.kind,
@@ -226,25 +243,43 @@ class _Running:
                 "confined": config.confined,
                 "folder": self.folder,
                 "model": config.model,
-                "network": config.network,
+                "ways": [(target.address, target.port, target.host) for target in targets],
                 "memory": config.memory,
                 "cores": config.cores,
                 "secrets": dict(config.secrets),
                 "settings": dict(config.settings),
             }
         ).encode()
-        loop = asyncio.get_running_loop()
-        told = b""
         with contextlib.suppress(OSError):
-            await loop.sock_sendall(self.events, len(setup).to_bytes(4, "big") + setup)
-            while not told.endswith(b"\n") and (more := await loop.sock_recv(self.events, 1 << 16)):
-                told += more
-        try:
-            event = json.loads(told)
-        except ValueError:
-            event = {"event": "failed"}
+            await asyncio.get_running_loop().sock_sendall(self.events, len(setup).to_bytes(4, "big") + setup)
+        event = await self._next_event()
+        if targets and event.get("event") == "confined":
+            await self._let_out(targets)
+            event = await self._next_event()
         if event.get("event") != "ready":
             raise _failure(event)
+
+    async def _next_event(self) -> dict[str, Any]:
+        """What it says next; nothing, when it has ended."""
+        told = b""
+        with contextlib.suppress(OSError, ValueError):
+            while not told.endswith(b"\n") and (more := await asyncio.get_running_loop().sock_recv(self.events, 1)):
+                told += more
+            event = json.loads(told)
+            return event if isinstance(event, dict) else {}
+        return {}
+
+    async def _let_out(self, targets: Sequence[Target]) -> None:
+        """What it has sent before it said so: a listener for each target. Raises: WrongUse."""
+        listeners: list[socket.socket] = []
+        try:
+            handed = socket.recv_fds(self.requests, 1, len(targets))[1]
+            listeners = [socket.socket(fileno=descriptor) for descriptor in handed]
+            await self.egress.serve(targets, listeners)
+        except (OSError, ValueError) as error:
+            for listener in listeners:
+                listener.close()
+            raise WrongUse("The app's connections cannot be taken.", step="egress") from error
 
     def hand_over(self) -> socket.socket:
         """This side's end of a request's socket. Raises: QueueFull, EngineDied."""
@@ -271,8 +306,23 @@ class _Running:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             await self.process.wait()
+        await self.egress.close()
+        if self.telling is not None:  # a program that it started may hold the pipe
+            await asyncio.wait([self.telling], timeout=_LAST_WORDS_SECONDS)
+            self.telling.cancel()
         if self.folder:
             await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+async def _pass_on(stream: asyncio.StreamReader, tell: Tell) -> None:
+    """Until it ends. Everything is read, told or not: an app must not stand still because it says too much."""
+    loop = asyncio.get_running_loop()
+    words = Words(loop.time())
+    while data := await stream.read(1 << 16):
+        for line in words.feed(data, loop.time()):
+            tell(line)
+    for line in words.end(loop.time()):
+        tell(line)
 
 
 def _failure(event: Mapping[str, Any]) -> WrongUse:

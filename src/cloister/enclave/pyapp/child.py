@@ -1,11 +1,12 @@
 """The app's process: confined, unpacked, imported, then answering one request per socket that it is handed.
 
-It tells the front what becomes of it in lines of JSON, without content: `ready`, or `failed` with an exception's class and
-place in the app's files. The front's end of `requests` closing means: stop.
+It tells the front what becomes of it in lines of JSON, without content: `confined` where it may connect somewhere, then
+`ready`, or `failed` with an exception's class and place in the app's files. The front's end of `requests` closing means: stop.
 """
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pkgutil
@@ -34,7 +35,7 @@ def main() -> None:
         setup = _read_setup(events)
         base = confinement.MEMORY if setup["confined"] else Path(setup["folder"])
         folder = str(base / "app")
-        app = _prepare(setup, base)
+        app = _prepare(setup, base, events, requests)
     except BaseException as error:  # noqa: BLE001 (the process's edge)
         _fail(events, error, folder)
     for name in [name for name in sys.modules if name.split(".")[0] == "cloister"]:
@@ -75,11 +76,12 @@ def _place(trace: TracebackType | None, folder: str) -> str:
     return place
 
 
-def _prepare(setup: dict[str, Any], base: Path) -> App:
+def _prepare(setup: dict[str, Any], base: Path, events: socket.socket, requests: socket.socket) -> App:
     """The app, its code below `base`."""
     confinement.die_with_parent()
     if setup["confined"]:
-        confinement.confine(network=setup["network"], memory=setup["memory"])
+        confinement.confine(memory=setup["memory"])
+        _hand_back(confinement.open_ways(setup["ways"]), events, requests)
     confinement.drop_privileges()
     if cores := setup["cores"]:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
@@ -98,8 +100,20 @@ def _prepare(setup: dict[str, Any], base: Path) -> App:
     os.chdir(code)
     sys.path += [str(code), str(packages)]
     sys.argv[:] = [""]
+    for stream in (sys.stdout, sys.stderr):  # where they lead, if anywhere, is the front's affair
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     app = pkgutil.resolve_name(setup["entry"])
     return app if setup["kind"] == "asgi" else Wsgi(app)
+
+
+def _hand_back(listeners: list[socket.socket], events: socket.socket, requests: socket.socket) -> None:
+    """To the front, which takes what connects there: before any of the app's code runs, which may connect at once."""
+    if listeners:
+        socket.send_fds(requests, [b"w"], [one.fileno() for one in listeners])
+        _say(events, "confined")
+    for one in listeners:
+        one.close()
 
 
 def _environment(setup: dict[str, Any], base: Path) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The app's own view of the machine: every file read-only, no device but those that lead nowhere, `/dev/shm` and the
-temporary folders in memory and its own, no network but loopback unless it was declared, no privileges, no core file.
+temporary folders in memory and its own, `/run` with the sockets of the machine's services among them, no network but a loopback of its own, no privileges, no core file. Where it may
+connect to stands there under its own name, each host at an address of that loopback (`egress`, on the front's side).
 
 Needs Linux and namespaces: as root, or where users may make their own. `confine` does all of it or raises.
 """
@@ -13,13 +14,16 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["MEMORY", "confine", "die_with_parent", "drop_privileges"]
+from cloister.enclave.pyapp.filter import forbid_other_sockets
+
+__all__ = ["MEMORY", "confine", "die_with_parent", "drop_privileges", "open_ways"]
 
 MEMORY = Path("/dev/shm")  # noqa: S108 (its own, in memory)
 
-_TEMPORARY = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108 (its own, in memory)
+_TEMPORARY = (Path("/tmp"), Path("/var/tmp"), Path("/run"))  # noqa: S108 (its own, in memory)
 _NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
@@ -28,7 +32,9 @@ _DEVICES = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _CAPABILITY_VERSION = 0x20080522
 _CAPABILITIES = 64
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFADDR, _IFF_UP = 0x8913, 0x8914, 0x8916, 1
+_HOSTS = Path("/etc/hosts")
+_LOOPBACK = "127."
 
 
 def _libc() -> ctypes.CDLL:
@@ -46,15 +52,14 @@ def die_with_parent() -> None:
     _check(_libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
-def confine(*, network: bool, memory: int | None) -> None:
-    """Before any thread is started. `network`: keep the machine's. `memory`: MiB that the files in memory may take.
+def confine(*, memory: int | None) -> None:
+    """Before any thread is started. `memory`: MiB that the files in memory may take.
 
     Raises: OSError where the kernel does not allow it; nothing may run then.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "no namespaces here")
-    flags = _NEWNS | _NEWIPC | (0 if network else _NEWNET)
-    _unshare(flags)
+    _unshare(_NEWNS | _NEWIPC | _NEWNET)
     libc = _libc()
     _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount")
     _read_only(libc)
@@ -65,8 +70,39 @@ def confine(*, network: bool, memory: int | None) -> None:
         if place.is_dir() and not (hides and place != MEMORY):
             flags = _MS_NOSUID | _MS_NODEV
             _check(libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, size.encode()), "mount")
-    if not network:
-        _raise_loopback()
+    _raise_loopback()
+
+
+def open_ways(ways: Sequence[tuple[str, int, str]]) -> list[socket.socket]:
+    """A listener for each address (IPv4), port and name, which then leads there by that name. After `confine`, and before the
+    privileges are dropped. Raises: OSError, also where the machine has no file /etc/hosts that names could be put into.
+    """
+    beyond = dict.fromkeys(address for address, _, _ in ways if not address.startswith(_LOOPBACK))
+    for number, address in enumerate(beyond, 1):
+        _add_address(number, address)
+    if names := {name: address for address, _, name in ways if name != address}:
+        _put_names(names)
+    return [socket.create_server((address, port), backlog=128) for address, port, _ in ways]
+
+
+def _add_address(number: int, address: str) -> None:
+    """To this view's loopback: what connects there comes no further than here."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = struct.pack("16sHH4s16x", f"lo:{number}".encode(), socket.AF_INET, 0, socket.inet_aton(address))
+        fcntl.ioctl(sock, _SIOCSIFADDR, request)
+
+
+def _put_names(names: Mapping[str, str]) -> None:
+    """Over the machine's /etc/hosts, in this view alone."""
+    draft = MEMORY / "hosts"
+    lines = ("127.0.0.1 localhost", "::1 localhost", *(f"{address} {name}" for name, address in names.items()))
+    draft.write_text("\n".join(lines) + "\n")
+    draft.chmod(0o444)
+    libc = _libc()
+    target = str(_HOSTS).encode()
+    _check(libc.mount(str(draft).encode(), target, None, _MS_BIND, None), "mount /etc/hosts")
+    _set_attributes(libc, target, 0, _RDONLY | _NOSUID | _NODEV, 0)
+    draft.unlink()
 
 
 def _unshare(flags: int) -> None:
@@ -107,7 +143,8 @@ def _raise_loopback() -> None:
 
 
 def drop_privileges() -> None:
-    """No capability, now or by any program that is started; no core file; no look into it by others of the same user.
+    """No capability, now or by any program that is started; no core file; no look into it by others of the same user; no
+    sockets but those that a namespace holds.
 
     Raises: OSError.
     """
@@ -120,3 +157,4 @@ def drop_privileges() -> None:
     _check(libc.capset(head, bytes(24)), "capset")
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
     _check(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+    forbid_other_sockets()

@@ -15,6 +15,7 @@ from cloister.enclave.llm.engine import EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
 from cloister.enclave.pyapp.app import AppConfig, PythonApp
+from cloister.enclave.pyapp.words import Tell
 from cloister.enclave.runtime.opening import SealedBundle
 from cloister.errors import EngineLoading, WrongUse
 from cloister.evidence.bundle import Manifest
@@ -112,15 +113,17 @@ class LanguageModel:
 
 
 class Python:
-    """An ASGI or WSGI app in its own process. `engine`: what lies here of ours, for the statement; it is not loaded."""
+    """An ASGI or WSGI app in its own process. `engine`: what lies here of ours, for the statement; it is not loaded. `tell`:
+    where the app's own words go, None for nowhere."""
 
     paths: frozenset[str] = frozenset()
 
-    def __init__(self, bundle: SealedBundle, engine: EngineStatement, *, confined: bool) -> None:
+    def __init__(self, bundle: SealedBundle, engine: EngineStatement, *, confined: bool, tell: Tell | None) -> None:
         self._bundle = bundle
         self._manifest: Manifest = bundle.head.manifest
         self._engine = engine
         self._confined = confined
+        self._tell = tell
         self._app: PythonApp | None = None
 
     @property
@@ -142,13 +145,13 @@ class Python:
             files=dict(self._bundle.files),
             confined=self._confined,
             model=manifest.model,
-            network=bool(manifest.egress),
+            egress=manifest.egress,
             memory=manifest.resources.memory,
             cores=manifest.resources.cores,
             secrets=release.secrets,
             settings=release.settings,
         )
-        self._app = PythonApp(config)
+        self._app = PythonApp(config, self._tell)
         await self._app.start()
         if manifest.health:
             await wait_healthy(self, manifest.health)

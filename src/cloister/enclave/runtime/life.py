@@ -19,17 +19,16 @@ from cloister.enclave.boot import Boot, parse_config
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.gateway.plaintext import demand_loopback
 from cloister.enclave.hardening import lower_priority
-from cloister.enclave.llm.llama.library import library_digest
 from cloister.enclave.pyapp.app import can_confine
 from cloister.enclave.runtime.clock import Clock
+from cloister.enclave.runtime.entrance import Entrance
 from cloister.enclave.runtime.inner import Inner, LanguageModel, Python
+from cloister.enclave.runtime.joining import Group, engine_statement, group_policy
 from cloister.enclave.runtime.opening import SealedBundle, check_bundle
 from cloister.enclave.runtime.waiting import Door, Waiting
-from cloister.enclave.serving import server
+from cloister.enclave.serving import TlsFront, server
 from cloister.errors import CloisterError, EngineLoading, WrongUse
-from cloister.evidence.launch import LaunchConfig
-from cloister.evidence.manifest import manifest_digest
-from cloister.evidence.statement import EngineStatement
+from cloister.evidence.launch import PUBLIC, LaunchConfig
 
 __all__ = ["UNCONFINED", "Life", "Surroundings"]
 
@@ -65,9 +64,10 @@ class Life:
         self._around = around
         self._config = parse_config(boot.config)
         self._launch = check_launch(boot.launch, boot.config, around.source)
+        group_policy(self._config, self._launch)  # before anything is asked of anybody
         self._bundle = _checked(SealedBundle(Path(boot.bundle_path)), self._launch)
         self._witness = Witness(around.source, boot.launch, around.gpus, around.endorsements)
-        self._engine_statement = EngineStatement(_engine_digest(boot.engine_dir), "not loaded")
+        self._engine_statement = engine_statement(boot.engine_dir)
         self._model: LanguageModel | None = None
         if self._config.engine == "thread" and self._bundle.head.manifest.kind != "llm":
             self._bundle.close()
@@ -80,6 +80,7 @@ class Life:
             os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir
             self._model = LanguageModel(self._config, self._bundle)
         lower_priority()
+        self._tls = TlsFront.open(self._ask_inner, self._config, boot, around.clock())
         self._door: Callable[[dict[str, Any], Receive, Send], Awaitable[None]] = Door("starting")
         self._insecure: tuple[str, ...] = ()
         self._inner: Inner | None = None
@@ -87,6 +88,10 @@ class Life:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await self._door(scope, receive, send)
+
+    async def _ask_inner(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """By TLS, once it serves."""
+        await self._opened()(scope, receive, send)
 
     async def serve(self, on_stop: Callable[[Callable[[], None]], None]) -> None:
         """Until it is told to stop, expired or not; `on_stop` gets what stops it. Raises: what the states raise."""
@@ -125,7 +130,8 @@ class Life:
         if self._model is not None:
             self._inner = self._model
         else:
-            self._inner = Python(self._bundle, self._engine_statement, confined=confined)
+            tell = self._say_words if self._launch.logs == PUBLIC else None
+            self._inner = Python(self._bundle, self._engine_statement, confined=confined, tell=tell)
         waiting = Waiting(
             self._witness,
             self._bundle.head.manifest,
@@ -137,6 +143,9 @@ class Life:
         self._door = Door("waiting", waiting, self._released)
         self._around.say("waiting", app=self._bundle.head.manifest.name, kind=self._bundle.head.manifest.kind)
         return await self._release
+
+    def _say_words(self, text: str) -> None:
+        self._around.say("log", text=text)
 
     def _names(self) -> list[str]:
         """The weakened settings. Whether a Python app asks for keys is its own affair: it has none of ours."""
@@ -168,7 +177,37 @@ class Life:
     async def _serve(self, release: Release) -> None:
         inner = self._opened()
         await inner.start(release, lambda share: self._around.say("loading", progress=share))
-        ring = KeyRing(self._around.clock(), ehbp=self._config.ehbp)
+        if self._config.group_policy is None:
+            self._door = self._gateway(inner, KeyRing(self._around.clock(), ehbp=self._config.ehbp), None)
+        elif not await self._enter(inner, release.expires):
+            return
+        if self._tls is not None:
+            self._tls.start()
+        self._around.say("ready", **inner.describe())
+
+    async def _enter(self, inner: Inner, expires: int | None) -> bool:
+        """The key group, in time: whether it did before the app expired."""
+        group = Group(
+            self._witness,
+            self._config,
+            self._engine_statement,
+            founds=self._boot.founds_group,
+            insecure=self._insecure,
+            code="sealed",
+            clock=self._around.clock,
+        )
+        self._door = Entrance(group, lambda ring: self._gateway(inner, ring, group.policy_sha256))
+        entering = asyncio.create_task(group.enter(lambda: self._around.say("joining")))
+        try:
+            while not entering.done() and (expires is None or self._around.clock() < expires):
+                await asyncio.wait({entering}, timeout=_LONGEST_SLEEP)
+            if entering.done():
+                entering.result()
+            return entering.done()
+        finally:
+            entering.cancel()
+
+    def _gateway(self, inner: Inner, ring: KeyRing, group_policy_sha256: str | None) -> Gateway:
         attestation = Attestation(
             self._around.source,
             ring,
@@ -177,11 +216,14 @@ class Life:
             self._insecure,
             gpus=self._around.gpus,
             endorsements=self._around.endorsements,
+            aud=self._bundle.head.manifest.origins,
             egress=self._launch.egress,
             code="sealed",
+            tls=self._tls.key if self._tls else None,
+            group_policy_sha256=group_policy_sha256,
             clock=self._around.clock,
         )
-        self._door = Gateway(
+        return Gateway(
             inner,
             ring,
             attestation.document,
@@ -192,7 +234,6 @@ class Life:
             plaintext=self._config.plaintext,
             clock=self._around.clock,
         )
-        self._around.say("ready", **inner.describe())
 
     def _opened(self) -> Inner:
         if self._inner is None:
@@ -210,6 +251,8 @@ class Life:
         await self._end()
 
     async def _end(self) -> None:
+        if self._tls is not None:
+            await self._tls.close()
         inner, self._inner, self._model = self._inner or self._model, None, None
         if inner is not None:
             with contextlib.suppress(CloisterError):
@@ -224,8 +267,3 @@ def _checked(bundle: SealedBundle, launch: LaunchConfig) -> SealedBundle:
         bundle.close()
         raise
     return bundle
-
-
-def _engine_digest(folder: str) -> str:
-    """Of the engine's libraries that lie here, as the hardware measures them; of nothing without any."""
-    return library_digest(Path(folder)) if folder else manifest_digest({}).hex()

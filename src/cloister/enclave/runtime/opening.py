@@ -100,6 +100,7 @@ def check_bundle(head: BundleHead, launch: LaunchConfig) -> None:
         and manifest.kind == launch.app.kind
         and manifest.models == launch.models
         and manifest.egress == launch.egress
+        and manifest.logs == launch.logs
     )
     if not same:
         raise NotTrusted(

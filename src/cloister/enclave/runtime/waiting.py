@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -22,13 +21,14 @@ from cloister.channel.release import MAX_RELEASE, Context, Release, nonce_of, op
 from cloister.enclave.attestation import Witness
 from cloister.enclave.gateway import problems
 from cloister.enclave.gateway.problems import Problem
+from cloister.enclave.runtime.ration import Ration
 from cloister.errors import CloisterError, Malformed, MalformedEvidence, NotTrusted
 from cloister.evidence.bundle import Manifest
 from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.evidence.statement import EngineStatement, Statement
 from cloister.evidence.strict_json import from_b64url
 
-__all__ = ["RELEASE_PATH", "Door", "Waiting", "reply"]
+__all__ = ["RELEASE_PATH", "Door", "Waiting", "read_body", "reply"]
 
 RELEASE_PATH = "/.well-known/cloister-release"
 _EVIDENCE_PATH = "/.well-known/cloister-attestation"
@@ -37,8 +37,6 @@ _LIFE = 3600
 """Seconds for which one statement is valid; half of it is used for new nonces."""
 _MOST_NONCES = 4096
 _RELEASE_SECONDS = 30.0
-_QUOTES_PER_SECOND = 5.0
-_QUOTES_AT_ONCE = 20
 
 _OURS = "https://cloister.invalid/problems/"
 NOT_SERVING = Problem(503, _OURS + "not-serving", "This enclave waits for its owner, or its time is over.", close=True)
@@ -162,8 +160,7 @@ class Door:
         self._state = state
         self._waiting = waiting
         self._released = released
-        self._quotes = float(_QUOTES_AT_ONCE)
-        self._asked = time.monotonic()
+        self._quotes = Ration()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -192,7 +189,7 @@ class Door:
         nonce = _nonce(query)
         if nonce is None:
             await NONCE.answer(send)
-        elif not self._may_quote():
+        elif not self._quotes.take():
             await problems.UNAVAILABLE.answer(send)
         else:
             try:
@@ -202,21 +199,11 @@ class Door:
                 return
             await reply(send, document, media_type=b"application/cmw+json")
 
-    def _may_quote(self) -> bool:
-        """Evidence takes up to a second of some hardware."""
-        now = time.monotonic()
-        self._quotes = min(_QUOTES_AT_ONCE, self._quotes + (now - self._asked) * _QUOTES_PER_SECOND)
-        self._asked = now
-        if self._quotes < 1:
-            return False
-        self._quotes -= 1
-        return True
-
     async def _release(self, waiting: Waiting, scope: Scope, receive: Receive, send: Send) -> None:
         if dict(scope["headers"]).get(b"content-type", b"").strip().lower() != _MEDIA_TYPE:
             await RELEASE_TYPE.answer(send)
             return
-        message = await _body(receive)
+        message = await read_body(receive, MAX_RELEASE, RELEASE_SIZE)
         if isinstance(message, Problem):
             await message.answer(send)
             return
@@ -232,7 +219,8 @@ class Door:
             await send({"type": "http.response.body", "body": b""})
 
 
-async def _body(receive: Receive) -> bytes | Problem:
+async def read_body(receive: Receive, most: int, too_large: Problem) -> bytes | Problem:
+    """A message of at most `most` bytes that came whole within half a minute; what to answer where it did not."""
     content = bytearray()
     more = True
     try:
@@ -243,8 +231,8 @@ async def _body(receive: Receive) -> bytes | Problem:
                     return problems.LATE
                 content += message.get("body", b"")
                 more = message.get("more_body", False)
-                if len(content) > MAX_RELEASE:
-                    return RELEASE_SIZE
+                if len(content) > most:
+                    return too_large
     except TimeoutError:
         return problems.LATE
     return bytes(content)

@@ -37,7 +37,7 @@ class FakeGramine:
         return () if path in ("", "keys") else None
 
     def node(self, path: str) -> Node | None:
-        known = ("attestation_type", "user_report_data", "quote")
+        known = ("attestation_type", "user_report_data", "my_target_info", "quote")
         if path not in known and path.removeprefix("keys/") not in self.keys:
             return None
         return lambda mode: self._open(path, mode)
@@ -51,6 +51,8 @@ class FakeGramine:
             raise failure(errno.EACCES)
         if path == "attestation_type":
             return Reading(self.kind.encode())
+        if path == "my_target_info":
+            return Reading(bytes(512))
         return Reading(self._quote() if path == "quote" else self.question)
 
     def _ask(self, data: bytes) -> None:

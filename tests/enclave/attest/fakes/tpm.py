@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.vendors import tpm as vendor
 
 from cloister.enclave.attest.tpm import EK_CERTIFICATE_RSA, Output
@@ -30,6 +30,7 @@ class FakeTpm:
     on_nv_read: Callable[["FakeTpm", int], None] | None = None
     change: dict[str, Callable[[bytes], bytes]] = field(default_factory=dict)
     ek: rsa.RSAPrivateKey = field(default_factory=lambda: rsa.generate_private_key(65537, 2048))
+    primary: vendor.Tpm = field(default_factory=vendor.Tpm)
     commands: list[Sequence[str]] = field(default_factory=list)
     _contexts: dict[bytes, vendor.Tpm] = field(default_factory=dict)
 
@@ -98,12 +99,12 @@ class FakeTpm:
         files[options["-u"]] = sized(area)
         files[options["-c"]] = b"context of the endorsement key"
 
-    def _createak(self, arguments: Sequence[str], options: Mapping[str, str], files: dict[str, bytes]) -> None:
-        assert files[options["-C"]] == b"context of the endorsement key"
-        made = vendor.Tpm(ec.generate_private_key(ec.SECP256R1()))
+    def _createprimary(self, arguments: Sequence[str], options: Mapping[str, str], files: dict[str, bytes]) -> None:
+        assert (options["-C"], options["-G"]) == ("e", "ecc256:ecdsa-sha256:null")
+        assert {"restricted", "sign", "fixedtpm", "fixedparent"} <= set(options["-a"].split("|"))
         context = f"context {len(self._contexts)}".encode()
-        self._contexts[context] = made
-        files |= {options["-c"]: context, options["-u"]: sized(made.area), options["-n"]: b"name"}
+        self._contexts[context] = self.primary
+        files[options["-c"]] = context
 
     def _readpublic(self, arguments: Sequence[str], options: Mapping[str, str], files: dict[str, bytes]) -> None:
         files[options["-o"]] = sized(self._key(options["-c"], files).area)

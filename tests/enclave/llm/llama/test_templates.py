@@ -172,6 +172,11 @@ def test_past_calls_give_their_arguments_as_the_template_reads_them() -> None:
     assert rendered(joined, CALLED) == "```" + ARGUMENTS
     items = "{% for m in messages %}{% for c in m.tool_calls or [] %}{% for k, v in c.function.arguments | items %}{{ k }}={{ v }}{% endfor %}{% endfor %}{% endfor %}"
     assert rendered(items, CALLED) == "zone=UTC"
+    for head in ("set _args = c.function.arguments or {}", "set _args = c['function']['arguments']"):
+        renamed = f"{{% for m in messages %}}{{% for c in m.tool_calls or [] %}}{{% {head} %}}{{{{ _args.items() | list }}}}{{% endfor %}}{{% endfor %}}"
+        assert rendered(renamed, CALLED) == "[('zone', 'UTC')]"
+    asks = "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.function.arguments is mapping %}{{ c.function.arguments.zone }}{% endif %}{% endfor %}{% endfor %}"
+    assert rendered(asks, CALLED) == "UTC"
     as_object = {**CALL, "function": {"name": "clock", "arguments": {"zone": "UTC"}}}
     assert rendered(joined, [{"role": "assistant", "content": "", "tool_calls": [as_object]}]) == "```" + ARGUMENTS
 

@@ -1,11 +1,12 @@
 import fcntl
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cloister.enclave.llm.llama.weights import seal_weights
+from cloister.enclave.llm.llama.weights import Weights, open_measured, seal_weights
 from cloister.errors import MalformedModel, WrongUse
 
 
@@ -42,16 +43,29 @@ def test_memory_that_nobody_can_change_is_not_copied() -> None:
     os.close(memory)
 
 
-def test_refuses_another_digest(tmp_path: Path) -> None:
+def test_where_every_file_is_measured_it_is_taken_as_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights" * 100000)
+    monkeypatch.delattr(os, "memfd_create")
+    with open_measured(path) as weights:
+        assert (weights.sha256, weights.size) == (hashlib.sha256(path.read_bytes()).hexdigest(), 700000)
+        assert os.fstat(weights.fd).st_ino == path.stat().st_ino
+        assert Path(f"/proc/self/fd/{weights.fd}").read_bytes() == path.read_bytes()
+    assert weights.fd == -1
+
+
+@pytest.mark.parametrize("take", [seal_weights, open_measured])
+def test_refuses_another_digest(tmp_path: Path, take: Callable[..., Weights]) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
     good = hashlib.sha256(b"weights").hexdigest()
-    seal_weights(path, expected=good).close()
+    take(path, expected=good).close()
     with pytest.raises(MalformedModel):
-        seal_weights(path, expected="f" + good[1:])
+        take(path, expected="f" + good[1:])
 
 
-def test_says_when_there_is_no_such_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("take", [seal_weights, open_measured])
+def test_says_when_there_is_no_such_file(tmp_path: Path, take: Callable[..., Weights]) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(WrongUse):
-            seal_weights(path)
+            take(path)

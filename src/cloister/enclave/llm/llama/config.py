@@ -70,7 +70,8 @@ class LlamaConfig:
     `name`: what the model is called; empty takes the file's own word. `sha256` (hex): refuse other bytes than these.
     `mode`: "process" (a child, restarted when it dies) or "thread" (for SGX, where a child would be another enclave;
     when the engine dies or hangs there, this whole process ends, with exit code 70 or 71, for its supervisor to
-    restart). `hang_timeout`, `load_timeout` (seconds): without a sign of life for so long, while there is work, it
+    restart). `measured_files`: the model is taken as it lies, because the system below opens nothing else than what it
+    measured (Gramine); elsewhere it is copied into sealed memory first. `hang_timeout`, `load_timeout` (seconds): without a sign of life for so long, while there is work, it
     hangs.
     """
 
@@ -79,6 +80,7 @@ class LlamaConfig:
     sha256: str | None = None
     loop: LoopSettings = LoopSettings()
     mode: Literal["process", "thread"] = "process"
+    measured_files: bool = False
     hang_timeout: float = 60.0
     load_timeout: float = 120.0
 

@@ -19,7 +19,7 @@ from cloister.enclave.llm.llama.child import read_beat
 from cloister.enclave.llm.llama.config import VARIANTS, LlamaConfig
 from cloister.enclave.llm.llama.library import library_digest, library_dir
 from cloister.enclave.llm.llama.process import EXIT_DIED, EXIT_HUNG, Running, spawn
-from cloister.enclave.llm.llama.weights import Weights, seal_weights
+from cloister.enclave.llm.llama.weights import Weights, open_measured, seal_weights
 from cloister.errors import (
     CloisterError,
     EngineDied,
@@ -187,9 +187,8 @@ class LlamaEngine:
         digest = await self._blocking(lambda: library_digest(library_dir()))
         if self._info is not None and digest != self._info.sha256:
             raise NotTrusted("The engine's libraries were changed.", expected=self._info.sha256, got=digest)
-        with await self._blocking(
-            functools.partial(seal_weights, self._config.model, expected=self._sha256)
-        ) as weights:
+        take = open_measured if self._config.measured_files else seal_weights
+        with await self._blocking(functools.partial(take, self._config.model, expected=self._sha256)) as weights:
             for variant in self._rungs:
                 settings = replace(self._config.loop, variant=variant)
                 start = functools.partial(spawn, self._config.mode, weights.fd, settings)

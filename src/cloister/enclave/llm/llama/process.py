@@ -53,37 +53,23 @@ def spawn(mode: Literal["process", "thread"], model_fd: int, settings: LoopSetti
     """
     ours, theirs = socket.socketpair()
     with theirs:
-        beat_fd = os.memfd_create("beat", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(beat_fd, BEAT_SIZE)
-            beat = mmap.mmap(beat_fd, BEAT_SIZE)
             if mode == "thread":
-                return _in_thread(ours, theirs.dup(), beat, os.dup(model_fd), settings)
-            return _in_child(ours, theirs, beat, beat_fd, model_fd, settings)
+                return _in_thread(ours, theirs.dup(), os.dup(model_fd), settings)
+            return _in_child(ours, theirs, model_fd, settings)
         except OSError:
             ours.close()
             raise
-        finally:
-            os.close(beat_fd)
 
 
-def _in_child(
-    ours: socket.socket, theirs: socket.socket, beat: mmap.mmap, beat_fd: int, model_fd: int, settings: LoopSettings
-) -> Running:
-    words = [str(number) for number in (theirs.fileno(), model_fd, beat_fd, os.getpid())]
-    words += [f"{name}={value}" for name, value in settings.encode().items()]
-    start = [json.dumps(_search_path()), json.dumps(sys.pycache_prefix)]
-    environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
-    environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # asks for huge pages where the kernel gives them
-    child = subprocess.Popen(
-        [sys.executable, "-I", "-S", *_bytecode_flag(), "-c", _START, *start, *words],
-        env=environment,
-        pass_fds=(theirs.fileno(), model_fd, beat_fd),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,  # llama.cpp's last words could quote a prompt
-        close_fds=True,
-    )
+def _in_child(ours: socket.socket, theirs: socket.socket, model_fd: int, settings: LoopSettings) -> Running:
+    beat_fd = os.memfd_create("beat", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(beat_fd, BEAT_SIZE)
+        beat = mmap.mmap(beat_fd, BEAT_SIZE)
+        child = _start_child(theirs, model_fd, beat_fd, settings)
+    finally:
+        os.close(beat_fd)
 
     def end() -> str:
         try:
@@ -95,6 +81,25 @@ def _in_child(
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     return Running(ours, beat, end, child.pid)
+
+
+def _start_child(
+    theirs: socket.socket, model_fd: int, beat_fd: int, settings: LoopSettings
+) -> "subprocess.Popen[bytes]":
+    words = [str(number) for number in (theirs.fileno(), model_fd, beat_fd, os.getpid())]
+    words += [f"{name}={value}" for name, value in settings.encode().items()]
+    start = [json.dumps(_search_path()), json.dumps(sys.pycache_prefix)]
+    environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
+    environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # asks for huge pages where the kernel gives them
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", *_bytecode_flag(), "-c", _START, *start, *words],
+        env=environment,
+        pass_fds=(theirs.fileno(), model_fd, beat_fd),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,  # llama.cpp's last words could quote a prompt
+        close_fds=True,
+    )
 
 
 def _search_path() -> list[str]:
@@ -111,9 +116,10 @@ def _bytecode_flag() -> list[str]:
     return ["-B"] if sys.dont_write_bytecode else []
 
 
-def _in_thread(
-    ours: socket.socket, theirs: socket.socket, beat: mmap.mmap, model_fd: int, settings: LoopSettings
-) -> Running:
+def _in_thread(ours: socket.socket, theirs: socket.socket, model_fd: int, settings: LoopSettings) -> Running:
+    """In memory of this process alone: Gramine, for which this is, has no memfd and shares nothing."""
+    beat = mmap.mmap(-1, BEAT_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
     def run() -> None:
         try:
             Service(theirs, model_fd, beat, settings).run()

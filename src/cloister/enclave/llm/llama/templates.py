@@ -11,6 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 import jinja2
@@ -97,8 +98,10 @@ class ChatTemplate:
 
 
 _READS_OBJECT = re.compile(
-    r"""arguments['"\]\s]*\|\s*(?:tojson|items|dictsort)|arguments['"\]\s]*\.items\(|(?:call|function|calls)['"\]\s]*\|\s*tojson"""
+    r"""arguments['"\]\s]*(?:is\s+mapping|\.items\(|\|\s*(?:tojson|items|dictsort))|(?:call|function|calls)['"\]\s]*\|\s*tojson"""
 )
+_NAMES_ARGUMENTS = re.compile(r"""set\s+(\w{1,40})\s*=\s*[\w.\['"\]]{0,80}\barguments\b""")
+_MOST_NAMES = 16
 _NINE = re.compile(r"[A-Za-z0-9]{9}")
 
 
@@ -113,7 +116,7 @@ def adapted(messages: Sequence[Mapping[str, Any]], source: str) -> list[dict[str
     if not any("tool_calls" in message or message.get("role") == "tool" for message in present):
         return present
     knows_calls, short = "tool_calls" in source, "[TOOL_CALLS]" in source
-    as_objects = not knows_calls or _READS_OBJECT.search(source) is not None
+    as_objects = not knows_calls or _reads_objects(source)
     found: list[dict[str, Any]] = []
     for one in present:
         if "tool_call_id" in one and short:
@@ -129,6 +132,14 @@ def adapted(messages: Sequence[Mapping[str, Any]], source: str) -> list[dict[str
                 one["content"] = f"{found.pop()['content']}\n{one['content']}"
         found.append(one)
     return found
+
+
+def _reads_objects(source: str) -> bool:
+    """Whether this template takes a call's arguments for an object, under their own name or another."""
+    if _READS_OBJECT.search(source):
+        return True
+    names = {match[1] for match in islice(_NAMES_ARGUMENTS.finditer(source), _MOST_NAMES)}
+    return any(re.search(rf"\b{name}\s*(?:\.items\(|\|\s*(?:items|tojson))", source) for name in names)
 
 
 def _adapted_call(call: Mapping[str, Any], *, as_objects: bool, short: bool) -> dict[str, Any]:

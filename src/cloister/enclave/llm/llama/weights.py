@@ -1,4 +1,8 @@
-"""The model's bytes, copied once into sealed memory and hashed on the way: what is hashed is what is loaded."""
+"""The model's bytes: what is hashed is what is loaded.
+
+They are copied once into sealed memory and hashed on the way; under Gramine, which has no such memory, the file is taken as
+it lies, because there nothing else than measured bytes can be read.
+"""
 
 import fcntl
 import hashlib
@@ -9,14 +13,14 @@ from types import TracebackType
 
 from cloister.errors import MalformedModel, WrongUse
 
-__all__ = ["Weights", "seal_weights"]
+__all__ = ["Weights", "open_measured", "seal_weights"]
 
 _CHUNK = 1 << 23
 
 
 @dataclass(slots=True)
 class Weights:
-    """A model file in a sealed memfd. `sha256` (hex) and `size` (bytes) are of exactly what `fd` holds."""
+    """A model file that cannot change any more. `sha256` (hex) and `size` (bytes) are of exactly what `fd` holds."""
 
     fd: int
     sha256: str
@@ -64,14 +68,41 @@ def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _seals())
     except OSError as error:
         os.close(fd)
-        raise WrongUse(
-            "The model file cannot be read into memory.", got=error.strerror or type(error).__name__
-        ) from error
-    found = digest.hexdigest()
-    if expected is not None and found != expected:
-        os.close(fd)
-        raise MalformedModel("The model file is no longer the one that was loaded.", expected=expected, got=found)
-    return Weights(fd=fd, sha256=found, size=size, modified=modified)
+        raise _unreadable(error) from error
+    return _expected(Weights(fd=fd, sha256=digest.hexdigest(), size=size, modified=modified), expected)
+
+
+def open_measured(path: Path, *, expected: str | None = None) -> Weights:
+    """Take `path` as it lies, where the system below answers for every byte that is read: under Gramine alone, which opens
+    no file that its measured manifest does not name, and compares each read with the digest there.
+
+    Anywhere else the file could be another one when it is loaded than when it was hashed. With `expected` (hex) another
+    digest is refused. Does not look at what the bytes mean.
+
+    Raises: WrongUse (no such file), MalformedModel (digest differs).
+    """
+    try:
+        with path.open("rb", buffering=0) as source:
+            digest, status = hashlib.file_digest(source, "sha256"), os.fstat(source.fileno())
+            fd = os.dup(source.fileno())
+    except OSError as error:
+        raise _unreadable(error) from error
+    found = Weights(fd=fd, sha256=digest.hexdigest(), size=status.st_size, modified=int(status.st_mtime))
+    return _expected(found, expected)
+
+
+def _unreadable(error: OSError) -> WrongUse:
+    return WrongUse("The model file cannot be read into memory.", got=error.strerror or type(error).__name__)
+
+
+def _expected(weights: Weights, sha256: str | None) -> Weights:
+    """Raises: MalformedModel for another digest, after closing."""
+    if sha256 is not None and weights.sha256 != sha256:
+        weights.close()
+        raise MalformedModel(
+            "The model file is no longer the one that was loaded.", expected=sha256, got=weights.sha256
+        )
+    return weights
 
 
 def _seals() -> int:

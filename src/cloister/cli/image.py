@@ -1,0 +1,275 @@
+"""`cloister image`: build the measured image, and say what a machine will measure when it boots it; the same for SGX."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import cloister
+from cloister.cli import output
+from cloister.cli.policy_file import (
+    fingerprint,
+    grouped,
+    key_name,
+    read_key,
+    signature_file,
+    signature_of,
+    to_toml,
+    write_file,
+)
+from cloister.deploy.entries import PLATFORMS, Start, predict_entries
+from cloister.deploy.gpt import read_table
+from cloister.deploy.pe import MAX_PROGRAM
+from cloister.deploy.predict import SERVING, StartedBy
+from cloister.deploy.sev_snp import SNP_CPU
+from cloister.deploy.uki import parse_image
+from cloister.errors import WrongUse
+from cloister.verify import Policy
+from cloister.verify.policy import Limits
+
+__all__ = ["register"]
+
+_ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
+_PIN = re.compile(r"([a-z][a-z0-9_]{0,31})=([0-9a-f]{1,128})")
+
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="The unified kernel image.", show_default=False)]
+Platform = Annotated[str, typer.Option("--platform", metavar="NAME", help=f"One of {', '.join(PLATFORMS)}.")]
+StartedByOption = Annotated[
+    str, typer.Option("--started-by", metavar="disk|qemu", help="A disk's boot partition, or QEMU's -kernel.")
+]
+Phase = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--phase",
+        metavar="WORDS",
+        help="How far systemd came: enter-initrd:leave-initrd:… (may be given again). Absent: a service's.",
+        show_default=False,
+    ),
+]
+Disk = Annotated[
+    Path | None, typer.Option("--disk", metavar="FILE", help="TDX: the raw disk it lies on.", show_default=False)
+]
+FirmwareFile = Annotated[
+    Path | None, typer.Option("--firmware", metavar="FILE", help="SEV-SNP: the OVMF.", show_default=False)
+]
+Vcpus = Annotated[
+    list[int] | None,
+    typer.Option("--vcpus", metavar="N", min=1, help="SEV-SNP: CPUs (may be given again).", show_default=False),
+]
+Cpu = Annotated[str, typer.Option("--cpu", metavar="NAME", help="SEV-SNP: QEMU's -cpu.")]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="NAME=HEX",
+        help="A measurement of the cloud's own, as mr_td (may be given again).",
+        show_default=False,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.callback()(_family)
+    app.command("predict")(predict)
+    app.command("policy")(policy)
+    app.command("build", context_settings=_ANYTHING)(build)
+    app.command("gramine", context_settings=_ANYTHING if (command := _gramine()) is _gramine_missing else {})(command)
+
+
+def _family() -> None:
+    """Build the measured image, and say what a machine will measure when it boots it."""
+
+
+def predict(
+    image: ImageFile,
+    platform: Platform = "vtpm",
+    started_by: StartedByOption = "disk",
+    phase: Phase = None,
+    disk: Disk = None,
+    firmware: FirmwareFile = None,
+    vcpus: Vcpus = None,
+    cpu: Cpu = SNP_CPU,
+    pin: Pins = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say what evidence will say of a machine that booted this image, without booting it.
+
+    Nothing external is assumed: no command line, credentials or extensions beside the image, no boot loader before it.
+    Where evidence may take one of several values, all are shown.
+    """
+    kernel = _read(image)
+    start = _start(
+        platform,
+        started_by=started_by,
+        phase=phase,
+        disk=disk,
+        firmware=firmware,
+        vcpus=vcpus,
+        cpu=cpu,
+        pins=pin,
+    )
+    entries, parsed = predict_entries(kernel, start), parse_image(kernel)
+    version = ".".join(map(str, parsed.kernel_version))
+    if as_json:
+        about = {"v": 1, "platform": platform, "stub": parsed.stub, "kernel": version, "started_by": started_by}
+        output.json_value({**about, "entries": [dict(entry) for entry in entries]})
+        return
+    output.note(f"systemd-stub {parsed.stub}, Linux {version}, started by {started_by}", "dim")
+    for at, entry in enumerate(entries):
+        output.line(platform if not at else f"{platform} (or {at + 1})")
+        for name, value in entry.items():
+            output.line(f"  {name:<12} {value}")
+
+
+def policy(
+    image: ImageFile,
+    deployment: Annotated[str, typer.Option("--deployment", metavar="NAME", help="The deployment's name.")],
+    platform: Platform = "vtpm",
+    owner_key: Annotated[str, typer.Option("--owner-key", metavar="ed25519:…", help="Whose deployment it is.")] = "",
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="OWNER.pem", help="The owner's own key: it also signs.", show_default=False),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="SHA256", help="A model that may run (may be given again).", show_default=False
+        ),
+    ] = None,
+    machine: Annotated[
+        list[str] | None,
+        typer.Option("--machine", metavar="ID", help="A machine, or an enrolled TPM's key.", show_default=False),
+    ] = None,
+    started_by: StartedByOption = "disk",
+    phase: Phase = None,
+    disk: Disk = None,
+    firmware: FirmwareFile = None,
+    vcpus: Vcpus = None,
+    cpu: Cpu = SNP_CPU,
+    pin: Pins = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Absent: to standard output.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a policy from predictions: it believes this image, and nothing else, before it ever ran.
+
+    With --key it is signed (FILE.sig). `cloister policy measurements` makes of it what travels with the evidence.
+    """
+    private = read_key(key) if key else None
+    owner = key_name(private) if private else owner_key
+    if private and owner_key not in ("", owner):
+        raise WrongUse("--key is not the key that --owner-key names.", expected=owner_key, got=owner)
+    if not owner:
+        raise WrongUse("Whose deployment is it?", expected="--owner-key ed25519:…, or --key OWNER.pem")
+    if private and out is None:
+        raise WrongUse("A signature is over a file.", hint="-o FILE: the signature goes beside it.")
+    start = _start(
+        platform,
+        started_by=started_by,
+        phase=phase,
+        disk=disk,
+        firmware=firmware,
+        vcpus=vcpus,
+        cpu=cpu,
+        pins=pin,
+    )
+    written = Policy(
+        deployment=deployment,
+        owner_key=owner,
+        models=frozenset(one.removeprefix("sha256:") for one in model) if model else None,
+        platforms=(platform,),
+        measurements={platform: predict_entries(_read(image), start)},
+        limits=Limits(platform_ids=frozenset(machine) if machine else None),
+    )
+    text = to_toml(written, comment=f"Predicted from {output.one_line(image.name, 100)} by `cloister image policy`.")
+    if out is None:
+        output.write(text)
+    else:
+        write_file(out, text)
+        output.line(f"wrote {out}")
+    output.note(f"fingerprint {grouped(fingerprint(written))}")
+    if private and out:
+        write_file(signature_file(out), signature_of(text.encode(), private))
+        output.line(f"wrote {signature_file(out)}")
+        output.note(f"signed by {owner}")
+
+
+def build(context: typer.Context) -> None:
+    """Build the image (Debian, as root, from a checkout of cloister): what follows goes to packaging/image/build.py."""
+    script = Path(cloister.__file__).parents[2] / "packaging" / "image" / "build.py"
+    if not script.is_file():
+        hint = "Check cloister out, and `pip install -e .` there."
+        raise WrongUse("An image is built from a checkout of cloister, not from its package.", hint=hint)
+    raise typer.Exit(subprocess.run([sys.executable, str(script), *context.args], check=False).returncode)
+
+
+def _gramine() -> Callable[..., None]:
+    """Its command imports what an enclave's server needs; where that is not installed, this says so."""
+    try:
+        from cloister.cli.image_gramine import gramine_command
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "cloister":
+            raise
+        return _gramine_missing
+    return gramine_command
+
+
+def _gramine_missing() -> None:
+    """Build an SGX enclave for Gramine: needs what an enclave's server needs."""
+    raise WrongUse(
+        "`cloister image gramine` needs Python packages that are not installed.", hint="pip install 'cloister[server]'"
+    )
+
+
+def _start(
+    platform: str,
+    *,
+    started_by: str,
+    phase: list[str] | None,
+    disk: Path | None,
+    firmware: Path | None,
+    vcpus: list[int] | None,
+    cpu: str,
+    pins: list[str] | None,
+) -> Start:
+    if started_by not in ("disk", "qemu"):
+        raise WrongUse("Nobody starts an image so.", expected="disk or qemu", got=output.one_line(started_by, 40))
+    by: StartedBy = "qemu" if started_by == "qemu" else "disk"
+    return Start(
+        platform=output.one_line(platform, 40),
+        started_by=by,
+        phases=tuple(tuple(filter(None, words.split(":"))) for words in phase) if phase else SERVING,
+        table=_table(disk) if disk else None,
+        firmware=_read(firmware) if firmware else b"",
+        vcpus=tuple(vcpus or ()),
+        cpu=cpu,
+        pins=dict(_pin(one) for one in pins or ()),
+    )
+
+
+def _pin(text: str) -> tuple[str, str]:
+    match = _PIN.fullmatch(text)
+    if match is None:
+        raise WrongUse("That is no measurement.", expected="--pin mr_td=HEX", got=output.one_line(text, 60))
+    return match[1], match[2]
+
+
+def _read(path: Path) -> bytes:
+    """At most one byte over 1 GiB, which whoever parses it refuses. Raises: WrongUse."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_PROGRAM + 1)
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _table(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return read_table(file)
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read: {error.strerror}.") from error

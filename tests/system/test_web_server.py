@@ -1,0 +1,136 @@
+"""HAProxy in front of a host, configured as docs/deploy.md shows: TLS ends there, and the pieces of an answer go on at once."""
+
+import re
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from tests.host.stage import eventually
+from tests.system.shell import ROOT, free_port, tool
+
+pytestmark = pytest.mark.system
+
+TEXT = (ROOT / "docs" / "deploy.md").read_text()
+NAMES = ("host.example.org", "chat.example.org")
+
+
+def shown(kind: str) -> str:
+    (block,) = re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+    return str(block)
+
+
+def certificate(path: Path) -> None:
+    """For both names, with its key behind it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example.org")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in NAMES]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(made.public_bytes(Encoding.PEM) + private)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """Says who it is, then waits until it is told that this was seen."""
+
+    protocol_version = "HTTP/1.1"
+    seen = threading.Event()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        port = str(self.connection.getsockname()[1]).encode()
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(port), port))
+        assert self.seen.wait(60)
+        self.wfile.write(b"4\r\nrest\r\n0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        """Nowhere."""
+
+
+@contextmanager
+def answering() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield int(server.server_address[1])
+        server.shutdown()
+
+
+@contextmanager
+def haproxy(folder: Path, host: int, chat: int) -> Iterator[int]:
+    """As shown, but for ports and the certificate's place."""
+    port = free_port()
+    config = shown("haproxy")
+    for old, new in (
+        (":443", f"127.0.0.1:{port}"),
+        ("/etc/haproxy/example.org.pem", str(folder / "both.pem")),
+        ("127.0.0.1:8700", f"127.0.0.1:{host}"),
+        ("127.0.0.1:8500", f"127.0.0.1:{chat}"),
+    ):
+        assert config.count(old) == 1
+        config = config.replace(old, new)
+    (folder / "haproxy.cfg").write_text(config)
+    with subprocess.Popen([tool("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]) as process:
+        try:
+            yield port
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def asking(client: httpx2.Client, port: int, name: str) -> Iterator[httpx2.Response]:
+    """Of the name, wherever it would lead."""
+    about = {"headers": {"host": name}, "extensions": {"sni_hostname": name}}
+    with client.stream("GET", f"https://127.0.0.1:{port}/", **about) as answer:  # type: ignore[arg-type]
+        yield answer
+
+
+def test_each_name_leads_to_its_own_and_pieces_arrive_one_by_one(tmp_path: Path) -> None:
+    certificate(tmp_path / "both.pem")
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "both.pem"))
+    with (
+        answering() as host,
+        answering() as chat,
+        haproxy(tmp_path, host, chat) as port,
+        httpx2.Client(verify=trusted, trust_env=False, timeout=60) as client,
+    ):
+        eventually(lambda: listening(port))
+        for name, expected in zip(NAMES, (host, chat), strict=True):
+            Answer.seen.clear()
+            with asking(client, port, name) as answer:
+                pieces = answer.iter_raw()
+                assert next(pieces) == str(expected).encode()  # the rest is sent only after this was read
+                Answer.seen.set()
+                assert b"".join(pieces) == b"rest"
+
+
+def listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_it_does_not_hold_back_small_pieces() -> None:
+    """What it costs without stands in the document: 200 ms. How long it takes here is no business of a test."""
+    defaults = shown("haproxy").partition("frontend")[0]
+    assert "option http-no-delay" in defaults
+    assert {"proxy_buffering off;", "proxy_request_buffering off;"} <= set(map(str.strip, shown("nginx").splitlines()))
