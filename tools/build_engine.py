@@ -263,7 +263,7 @@ def patched(original: str, hunks: str) -> str:
 
 
 def apply_patch(text: str, source: Path) -> None:
-    """Change llama.cpp's files as `text` says (docs/adr/0013). Raises: BuildFailed."""
+    """Change llama.cpp's files as `text` says (docs/adr/0014). Raises: BuildFailed."""
     for part in re.split(r"(?m)^--- a/", text)[1:]:
         name, _, hunks = part.partition("\n")
         path = source / "vendor/llama.cpp" / name

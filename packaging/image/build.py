@@ -287,7 +287,14 @@ def build(cache: Path, output: Path, mirror: str, *, lock: bool, report: Report)
     tools = provide_tools(cache, mkosi, mirror, report)
     report.line("mkosi")
     made = cache / "output"
-    command = [*mkosi_command(cache, HERE, made, mirror), "--tools-tree", str(tools), "--extra-tree", str(tree), "build"]
+    command = [
+        *mkosi_command(cache, HERE, made, mirror),
+        "--tools-tree",
+        str(tools),
+        "--extra-tree",
+        str(tree),
+        "build",
+    ]
     run(command, env={"PYTHONPATH": str(mkosi)}, log=cache / "mkosi.log")
     found = packages(made / "cloister.manifest")
     check_lock(found, write=lock)

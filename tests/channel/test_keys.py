@@ -330,6 +330,23 @@ def test_a_member_that_goes_over_to_anothers_keys_still_opens_and_remembers_what
         first.remember(find(first, BORN + 1), b"more", BORN + 1)
 
 
+def test_keys_that_a_member_gave_up_while_they_lived_are_never_taken_back() -> None:
+    """What was opened under them is forgotten, and would open again."""
+    early, late = group(now=BORN - 1000, entropy=from_epoch(1)), group(entropy=from_epoch(50))
+    keys = late.ohttp_keys
+    member = joined(late, BORN)
+    member.remember(find(member, BORN, keys=keys), b"enc", BORN)
+    early.rotate(BORN + 790)
+    member.install(early.secrets, BORN + 790)
+    for ring in (early, member):
+        ring.rotate(BORN + 801)
+    with pytest.raises(KeyUnknown):
+        find(member, BORN + 801, keys=keys)
+    with pytest.raises(NotTrusted, match="gave these keys up"):
+        member.install(late.secrets, BORN + 810)
+    assert member.ohttp_keys == early.ohttp_keys
+
+
 def test_a_member_whose_memory_is_full_goes_one_epoch_ahead_and_no_further() -> None:
     first = group(max_requests=1)
     second = joined(first, BORN)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from tests.host.stage import GIB, FakeBackend
 from typer.testing import Result
 
 from cloister.cli import image_gramine
+from cloister.cli.deploy import _limits
+from cloister.cli.deployments import Deployment
 from cloister.cli.image_gramine import Image
-from cloister.enclave.boot import parse_config
+from cloister.enclave.boot import EnclaveConfig, parse_config
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import launch_digest, parse_launch
-from cloister.verify import parse_policy
+from cloister.verify import Policy, parse_policy
 
 __all__ = ["backend", "served", "stage"]
 
@@ -133,6 +136,32 @@ def test_a_tier_is_a_word_for_a_size(deploy: Callable[..., Result], served: Serv
     assert (started(served)[1].memory_bytes, started(served)[1].cores) == (2 * GIB, 1)
 
 
+@pytest.mark.parametrize(
+    ("platform", "size", "memory"),
+    [
+        ("sim", 3 * GIB, 5 * GIB),
+        ("tdx", 3 * GIB, 8 * GIB),
+        ("sev-snp", 3 * GIB, 8 * GIB),
+        ("vtpm", 3 * GIB, 8 * GIB),
+        ("sgx", 3 * GIB, 8 * GIB),
+        ("sgx", 1, 4 * GIB),
+    ],
+)
+def test_a_model_gets_what_it_takes_while_it_is_loaded_there(
+    tmp_path: Path, platform: str, size: int, memory: int
+) -> None:
+    """In a virtual machine its file lies in the same memory as its weights; in SGX there are powers of two only."""
+    bundle = tmp_path / "model.cloister"
+    with bundle.open("wb") as file:
+        file.truncate(size)
+    config = EnclaveConfig(platform=platform).encode()
+    made = Deployment(name="one", launch=b"", config=config, policy=Policy(), kind="llm", bundle=(bundle, ""))
+    for one in (made, replace(made, bundle=None, weights=size)):
+        assert _limits(None, one, "", "", 0).memory_bytes == memory
+        assert _limits(None, one, "", "1GiB", 0).memory_bytes == GIB
+    assert _limits(None, replace(made, kind="asgi"), "", "", 0).memory_bytes == 2 * GIB
+
+
 def test_without_a_login_nothing_is_packaged(run: Run) -> None:
     done = run("deploy", ".", "--platform", "sim")
     assert done.exit_code == 2
@@ -183,3 +212,15 @@ def test_a_public_model_runs_nowhere_else(run: Run, served: Served, platform: st
     done = run("deploy", "--model", "tiny", "--name", "chat", "--platform", platform)
     assert done.exit_code == 2
     assert "--platform sgx or sim" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--api-keys", "--broker", "--bundle", "--policy", "--secrets"])
+def test_what_a_public_model_cannot_have_is_refused_and_not_passed_over(
+    run: Run, served: Served, tmp_path: Path, option: str
+) -> None:
+    """With its keys left out it would serve everybody."""
+    assert run("login", served.url, input=f"{served.token}\n").exit_code == 0
+    (tmp_path / "given").write_text("x")
+    done = run("deploy", "--model", "tiny", "--name", "chat", "--platform", "sim", option, str(tmp_path / "given"))
+    assert done.exit_code == 2
+    assert "Only with an app of your own" in done.stderr or "has no secrets" in done.stderr

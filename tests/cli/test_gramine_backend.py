@@ -1,6 +1,8 @@
 """The host's backend `gramine`, as far as a machine without SGX shows it; tests/deploy/test_gramine_start.py starts it."""
 
 import hashlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +98,14 @@ def test_the_operators_policy_pins_what_was_signed(backend: GramineBackend, tmp_
     assert backend.policy(launch).measurements == {}
     running = backend.start(SPAWN)
     assert list(running.events()) == []
-    running.stop()
-    running.stop()
     policy = backend.policy(launch)
-    assert policy.measurements["sgx"][0]["mr_enclave"] == signed(tmp_path / "enclaves" / "one", Path()).mr_enclave
+    (folder,) = (tmp_path / "enclaves" / "one").iterdir()
+    assert policy.measurements["sgx"][0]["mr_enclave"] == signed(folder, Path()).mr_enclave
+    running.stop()
+    running.stop()
+    assert backend.policy(launch) == policy
     assert (policy.owner_key, policy.app, policy.platforms) == (launch.owner_key, launch.app.sha256, ("sgx",))
     assert backend.policy(replace(launch, release=2)).measurements == {}
-    assert (tmp_path / "enclaves" / "one" / "cloister.manifest").exists()
 
 
 def test_an_enclave_larger_than_the_machines_memory_for_enclaves_is_refused(
@@ -127,10 +130,51 @@ def test_an_owner_measures_what_the_host_will(backend: GramineBackend) -> None:
     assert measure(replace(image, edmm=True)) != host
 
 
-def test_a_start_takes_the_place_of_the_one_before(backend: GramineBackend, tmp_path: Path) -> None:
-    for _ in range(2):
-        backend.start(SPAWN).stop()
-    assert [path.name for path in (tmp_path / "enclaves").iterdir()] == ["one"]
+def test_a_start_that_ended_or_failed_leaves_nothing(backend: GramineBackend, tmp_path: Path) -> None:
+    backend.start(SPAWN).stop()
+    with pytest.raises(WrongUse, match="less memory"):
+        backend.start(replace(SPAWN, memory_bytes=1 << 20))
+    assert [*(tmp_path / "enclaves").iterdir()] == []
+
+
+def test_what_a_host_that_was_killed_left_is_removed_by_the_next_start(backend: GramineBackend, tmp_path: Path) -> None:
+    left = tmp_path / "enclaves" / "one" / "left"
+    (left / "root").mkdir(parents=True)
+    running = backend.start(SPAWN)
+    (folder,) = left.parent.iterdir()
+    assert folder != left
+    running.stop()
+
+
+def test_a_start_that_nobody_waits_for_any_more_does_not_touch_the_next_ones_files(
+    backend: GramineBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large model may be copied, and hashed, for longer than a stop waits."""
+    launch = replace(parse_launch(SPAWN.launch), release=2).encode()
+    signing, going_on = threading.Event(), threading.Event()
+
+    def slow(folder: Path, key: Path) -> Signed:
+        signing.set()
+        assert going_on.wait(60)
+        return signed(folder, key)
+
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(gramine_backend, "sign", slow)
+        first = pool.submit(backend.start, SPAWN)
+        try:
+            assert signing.wait(60)
+            patch.setattr(gramine_backend, "sign", signed)
+            late = set((tmp_path / "enclaves" / "one").iterdir())
+            second = backend.start(replace(SPAWN, launch=launch))
+            (folder,) = set((tmp_path / "enclaves" / "one").iterdir()) - late
+            before = (folder / "cloister.manifest").read_text()
+        finally:
+            going_on.set()
+        first.result(60).stop()
+    assert not [one for one in late if one.exists()]
+    assert (folder / "cloister.manifest").read_text() == before
+    assert (folder / "root" / "launch.json").read_bytes() == launch
+    second.stop()
 
 
 def test_a_launch_config_that_is_none_is_malformed(backend: GramineBackend) -> None:

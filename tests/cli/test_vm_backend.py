@@ -56,6 +56,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     put("qemu-system-x86_64", QEMU)
     put("swtpm", SWTPM)
     put("swtpm_setup", NOTHING)
+    put("tpm2_createprimary", NOTHING)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -171,6 +172,39 @@ def test_a_software_tpm_that_does_not_start_leaves_nothing(
         programs(name, SWTPM if name == "swtpm" else NOTHING)
 
 
+def test_a_software_tpm_is_taken_for_whole_only_when_it_is(
+    settings: VmSettings, programs: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it was made, the host leaves a half one, which it does not find again."""
+    half = '#!/bin/bash\nfor word in "$@"; do [ -d "$word" ] && echo half > "$word/state"; done\nexit 1\n'
+    programs("swtpm_setup", half)
+    with monkeypatch.context() as patch:
+        patch.setattr("cloister.cli.vm_backend.shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(ConnectionFailed, match="swtpm_setup"):
+            backend_of(settings).start(spawn_of())
+    (left,) = settings.state.iterdir()
+    assert (left / "state").exists()
+    programs("swtpm_setup", half.replace("half >", "whole >").replace("exit 1", "exit 0"))
+    backend_of(settings).start(spawn_of()).stop()
+    (made,) = {*settings.state.iterdir()} - {left}
+    assert (made / "state").read_text() == "whole\n"
+    backend_of(settings).start(spawn_of()).stop()
+    assert {*settings.state.iterdir()} == {left, made}
+
+
+def test_of_two_that_make_an_apps_software_tpm_the_first_counts(
+    settings: VmSettings, programs: Callable[[str, str], None]
+) -> None:
+    backend_of(settings).start(spawn_of()).stop()
+    (made,) = settings.state.iterdir()
+    made.rmdir()
+    other = f"#!/bin/bash\nmkdir {made}\necho first > {made}/state\n"
+    programs("swtpm_setup", other)
+    backend_of(settings).start(spawn_of()).stop()
+    assert [*settings.state.iterdir()] == [made]
+    assert (made / "state").read_text() == "first\n"
+
+
 def test_the_hosts_own_servers_and_files_are_not_for_apps(settings: VmSettings) -> None:
     backend = backend_of(settings)
     with pytest.raises(WrongUse, match="own servers"):
@@ -183,7 +217,7 @@ def test_the_hosts_own_servers_and_files_are_not_for_apps(settings: VmSettings) 
 def test_the_operators_policy_pins_the_image(settings: VmSettings) -> None:
     policy = backend_of(settings).policy(LAUNCH)
     assert (policy.owner_key, policy.deployment, policy.platforms) == (LAUNCH.owner_key, "one", ("vtpm",))
-    assert policy.config == LAUNCH.config_sha256
+    assert (policy.app, policy.config) == (LAUNCH.app.sha256, LAUNCH.config_sha256)
     expected = predict_entries(uki(), Start(platform="vtpm", started_by="qemu"))
     assert policy.measurements["vtpm"] == expected
 
@@ -216,6 +250,38 @@ def test_says_at_once_what_is_missing(settings: VmSettings, tmp_path: Path, monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(WrongUse, match="is not installed"):
         backend_of(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("swtpm", "swtpm"),
+        ("swtpm_setup", "swtpm-tools"),
+        ("tpm2_createprimary", "tpm2-tools"),
+    ],
+)
+def test_each_program_that_is_missing_is_named_with_its_package(
+    settings: VmSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    (tmp_path / "bin/setpriv").symlink_to("/usr/bin/setpriv")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    settings.kernel.write_bytes(uki())
+    backend_of(settings)
+    (tmp_path / "bin" / name).unlink()
+    with pytest.raises(WrongUse, match=f"{name} is not installed") as caught:
+        backend_of(settings)
+    assert f" {package}" in caught.value.hint
+    if "tpm" in name:
+        VmBackend(replace(settings, tee="sev-snp", accelerator="kvm"))
+
+
+def test_its_memory_is_bounded_by_what_the_guest_was_given(settings: VmSettings, tmp_path: Path) -> None:
+    assert backend_of(settings).bounds_memory
+    running = backend_of(settings).start(replace(spawn_of(), memory_bytes=3 << 29))
+    next(iter(running.events()))
+    running.stop()
+    assert "-m 1536M " in (tmp_path / "bin/qemu.arguments").read_text()
 
 
 def test_whatever_else_a_guest_says_is_skipped() -> None:

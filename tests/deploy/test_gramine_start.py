@@ -92,7 +92,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             machine.sgx.mr_enclave = bytes.fromhex(str(measured))
             roots = replace(PINNED, intel=machine.sgx.root)
             patch.setattr("cloister.client.attestor.verify", partial(verify, roots=roots))
-            yield Started(machine, backend, running, told[-1], folder / "enclaves" / "one")
+            (laid_out,) = (folder / "enclaves" / "one").iterdir()
+            yield Started(machine, backend, running, told[-1], laid_out)
         finally:
             running.stop()
 

@@ -57,6 +57,7 @@ class FakeBackend:
 
     name: str = "fake"
     platform: str = "sim"
+    bounds_memory: bool = False
     port: int = 9
     script: Callable[[Spawn], list[Event]] = lambda spawn: [{"event": "ready"}]
     error: Exception | None = None

@@ -310,6 +310,24 @@ def test_who_takes_more_memory_than_it_may_is_ended(stage: Stage, monkeypatch: p
     assert any("memory" in line.text for line in stage.store.lines("one") if line.kind == "restarting")
 
 
+def test_a_machine_that_uses_all_that_it_was_given_is_not_ended(
+    stage: Stage, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no more than that; what QEMU takes beside it is shown."""
+    monkeypatch.setattr("cloister.host.fleet.usage_of", lambda groups: {group: Usage(2 * GIB, 1.0) for group in groups})
+    backend.bounds_memory = True
+    stage.fleet.deploy(asked(), "me")
+    ready(stage)
+    backend.last.pid = 1
+    eventually(lambda: stage.store.samples("one"))
+    stage.fleet._enforce()
+    assert stage.store.samples("one")[-1].memory_bytes == 2 * GIB
+    assert not backend.last.stopped.is_set()
+    backend.bounds_memory = False
+    stage.fleet._enforce()
+    eventually(lambda: len(backend.started) == 2)
+
+
 def test_the_operators_own_look_takes_what_the_app_was_launched_with(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

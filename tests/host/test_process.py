@@ -1,8 +1,18 @@
+import json
 from pathlib import Path
 
 import pytest
 
-from cloister.errors import Unreachable, WrongUse
+from cloister.errors import (
+    CloisterError,
+    EngineDied,
+    MalformedModel,
+    MalformedPolicy,
+    NotTrusted,
+    Unreachable,
+    VerificationFailed,
+    WrongUse,
+)
 from cloister.host.process import EnclaveProcess
 
 
@@ -31,3 +41,19 @@ def test_an_enclave_that_ends_without_a_word_is_unreachable(
         enclave.wait_ready()
     enclave.stop()
     assert not enclave.alive
+
+
+@pytest.mark.parametrize(
+    "kind", [EngineDied, MalformedModel, MalformedPolicy, NotTrusted, VerificationFailed, WrongUse, Unreachable]
+)
+def test_what_the_enclave_says_went_wrong_is_raised_as_what_it_was(
+    monkeypatch: pytest.MonkeyPatch, kind: type[CloisterError]
+) -> None:
+    said = {"event": "failed", "error": kind.__name__, "message": "The policy.", "hint": "Mend it.", "step": "group"}
+    monkeypatch.setattr("cloister.host.process._START", f"print({json.dumps(said)!r})")
+    enclave = EnclaveProcess(b"{}\n", ())
+    enclave.start()
+    with pytest.raises(kind) as caught:
+        enclave.wait_ready()
+    assert type(caught.value) is kind
+    assert (caught.value.message, caught.value.hint, caught.value.step) == ("The policy.", "Mend it.", "group")

@@ -1,6 +1,7 @@
 """The models that come with the package, and the corpus they learned from."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import gguf
 import pytest
 
 import cloister.models
+from cloister.enclave.llm.llama.templates import ChatTemplate
+from cloister.enclave.llm.toolcalls import call_form_of
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(cloister.models.__file__).parent / "data"
@@ -75,9 +78,28 @@ def test_model_is_a_llama_with_chatml_inside(name: str, context: int, vocabulary
     assert "<|im_start|>assistant" in str(value(reader, "tokenizer.chat_template"))
 
 
-def test_demo_has_between_five_and_ten_million_parameters_in_q8_0() -> None:
+def test_demo_is_told_of_tools_and_tiny_is_not() -> None:
+    sources = {name: str(value(read(name), "tokenizer.chat_template")) for name in FILES}
+    assert [call_form_of(source) for source in sources.values()] == ["hermes", ""]
+    template = ChatTemplate(sources["demo-q8_0.gguf"], control=["<|im_start|>", "<|im_end|>"], bos="", eos="<|im_end|>")
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+    call = {"type": "function", "id": "1", "function": {"name": "get_weather", "arguments": '{"city": "Lima"}'}}
+    said: list[dict[str, object]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Is it warm in Lima?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": "yes"},
+    ]
+    text = "".join(text for text, _ in template.render(said, tools=[tool]))
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n")
+    assert f"\n{json.dumps(tool['function'])}\n</tools>" in text
+    assert '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Lima"}}\n</tool_call>' in text
+    assert text.endswith("<|im_start|>tool\nyes<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_demo_has_about_ten_million_parameters_in_q8_0() -> None:
     tensors = read("demo-q8_0.gguf").tensors
-    assert 5_000_000 <= sum(int(t.n_elements) for t in tensors) <= 10_000_000
+    assert 9_500_000 <= sum(int(t.n_elements) for t in tensors) <= 11_000_000
     for tensor in tensors:
         wanted = gguf.GGMLQuantizationType.F32 if "norm" in tensor.name else gguf.GGMLQuantizationType.Q8_0
         assert tensor.tensor_type == wanted

@@ -104,6 +104,10 @@ def test_a_replica_that_does_not_verify_gets_no_word_and_a_line_in_the_log(
         broker.authorise(request, URL, policy=machine)
     with pytest.raises(MalformedMessage):
         broker.authorise(b"junk", URL, policy=told(site, broker))
+    for _ in range(3):  # what repeats itself is said once an hour
+        with pytest.raises(MalformedMessage):
+            broker.authorise(b"junk", URL, policy=told(site, broker))
+    assert sum(line.event == "join-refused" for line in log(tmp_path)) == 2
     lines = log(tmp_path)[-2:]
     assert [line.event for line in lines] == ["join-refused"] * 2
     assert "custody" in str(lines[0].details["reason"])

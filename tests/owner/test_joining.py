@@ -155,9 +155,9 @@ def test_who_cannot_yet_is_asked_again_soon(replicas: Replicas, client: httpx2.C
     replicas.refuses["challenge"] = httpx2.Response(503)
     assert kept(replicas, client, 2) == ([0.2, 0.2], [])
     replicas.refuses["challenge"] = httpx2.Response(403, content=json.dumps({"title": "No."}).encode())
-    waits, refused = kept(replicas, client, 2)
-    assert waits == [0.2, 0.2]
-    assert refused == ["The replica refuses at challenge: No."] * 2
+    waits, refused = kept(replicas, client, 9)
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0], "a refusal that stands is not asked for ever"
+    assert refused == ["The replica refuses at challenge: No."] * 9
 
 
 # What a broker judges

@@ -112,7 +112,7 @@ class Guest:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def until(self, *names: str, patience: float = 240) -> dict[str, Any]:
+    def until(self, *names: str, patience: float = 900) -> dict[str, Any]:
         """Waits for an event of one of these names; whatever else there is, `failed` ends it too."""
         with self.arrived:
             self.arrived.wait_for(lambda: self._found(names) is not None or self.process.poll() is not None, patience)

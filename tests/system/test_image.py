@@ -31,13 +31,14 @@ from cloister.owner.deployment import launch_bytes, owner_name
 from cloister.owner.package import Package, package
 from cloister.owner.provision import contents, provision
 from cloister.verify import Policy, parse_policy
+from cloister.verify.factors import Factor
 
 pytestmark = [pytest.mark.system, pytest.mark.image]
 
 CONFIG = EnclaveConfig(platform="vtpm", api_keys=False, slots=2)
 OWNER = Ed25519PrivateKey.generate()
 PROMPT = "canary-prompt-7741-zanzibar"
-SEALED_TOML = 'name = "sealed"\nkind = "llm"\nmodel = "tiny"\n'
+SEALED_TOML = 'name = "sealed"\napp = "llm"\nmodel = "tiny"\n'
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def test_another_launch_config_is_another_machine(guest: Guest, person: Shell) -
     path.write_text(path.read_text().replace("acme", "other"))
     ran = person.run(f"cloister verify {guest.url} --policy policy.toml --json")
     assert ran.returncode == 3
-    assert failing(json.loads(ran.stdout)["factors"]) == {"policy.deployment"}
+    assert failing(json.loads(ran.stdout)["factors"]) == {"deployment"}
 
 
 def failing(factors: list[dict[str, str]]) -> set[str]:
@@ -219,6 +220,7 @@ def test_one_changed_byte_of_the_command_line_gets_no_key(
         assert machine.until("waiting")["event"] == "waiting", machine.events
         with pytest.raises(VerificationFailed) as caught:
             release(machine.url, sealed, policy)
-        failed = {factor.step for factor in caught.value.factors if factor.verdict == "fail"}
+        judged = [factor for factor in caught.value.factors if isinstance(factor, Factor)]
+        failed = {factor.step for factor in judged if factor.verdict == "fail"}
         assert failed == {"measurement.pcr4", "measurement.pcr9", "measurement.pcr11"}
         assert "opening" not in {event["event"] for event in machine.events}

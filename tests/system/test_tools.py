@@ -130,15 +130,8 @@ def test_anthropic_from_npm(home: Path, ways: dict[str, str]) -> None:
 
 # LangChain
 
-CHOOSES = "the toy's chat template knows no tools, so that it cannot choose to call one: only a forced call works"
 CONTENT = "the call is valid, but a toy does not find out what to fill in"
 CANNOT = {
-    "test_agent_loop[model0]": CHOOSES,
-    "test_agent_loop[model1]": CHOOSES,
-    "test_tool_message_error_status": CHOOSES,
-    "test_tool_message_histories_list_content": CHOOSES,
-    "test_tool_message_histories_string_content": CHOOSES,
-    "test_bind_runnables_as_tools": CONTENT,
     "test_tool_calling[model0]": CONTENT,
     "test_tool_calling[model1]": CONTENT,
     "test_tool_calling_async": CONTENT,

@@ -286,6 +286,8 @@ class GroupRing(KeyRing):
     ) -> None:
         """`secrets`: of the epoch that is published and of the one after it, as `secrets` gives them at a member."""
         self._secret, self._following = secrets
+        self._given_up: dict[tuple[KeyConfig, ...], float] = {}
+        """Of epochs that made room for others while they lived: when they die. What was opened under them is forgotten."""
         super().__init__(now, lifetime=lifetime, max_requests=max_requests, ehbp=ehbp, entropy=entropy)
 
     @classmethod
@@ -314,25 +316,37 @@ class GroupRing(KeyRing):
         return encode_configs(self._epochs[-1].configs)
 
     def install(self, secrets: tuple[EpochSecret, EpochSecret], now: float) -> None:
-        """Goes over to another member's chain. What opened before still does until it dies, and is remembered."""
+        """Goes over to another member's chain. What opened before still does until it dies, and is remembered; of what had to
+        make room nothing opens again.
+
+        Raises: NotTrusted for keys that this replica gave up while they lived: it no longer knows what it opened with them.
+        """
         self._advance(now)
+        self._given_up = {configs: at for configs, at in self._given_up.items() if at > self._now}
+        if any(epoch_configs(secret) in self._given_up for secret in secrets):
+            hint = "Wait until the group has its next ones."
+            raise NotTrusted("This replica gave these keys up, and takes them no more.", step="keys", hint=hint)
         self._secret, self._following = secrets
         held = {epoch.configs: epoch for epoch in self._epochs}
         made = [self._derive(secret) for secret in secrets]
         taken = [held.get(epoch.configs, epoch) for epoch in made]
         kept = [epoch for epoch in self._epochs if epoch not in taken]
-        self._epochs = [*kept, *taken][-_MAX_EPOCHS:]
+        self._epochs = self._newest([*kept, *taken])
+
+    def _newest(self, epochs: list[_Epoch]) -> list[_Epoch]:
+        self._given_up |= {epoch.configs: epoch.expires_at for epoch in epochs[:-_MAX_EPOCHS]}
+        return epochs[-_MAX_EPOCHS:]
 
     def rotate(self, now: float) -> bool:
         self._advance(now)
         before = self._published
         while self._due():
             if self._now >= self._following.until:  # it slept for longer than a chain goes on
-                self._following = begin_chain(self._following.number, int(self._now), self.entropy)
+                self._following = _another_chain(self._following.number, int(self._now), self.entropy)
                 self._epochs = [*self._epochs[:-1], self._derive(self._following)]
             self._secret = self._following
             self._following = self._follow(self._secret)
-            self._epochs = [*self._epochs, self._derive(self._following)][-_MAX_EPOCHS:]
+            self._epochs = self._newest([*self._epochs, self._derive(self._following)])
         self._drop_dead()
         return self._published is not before
 
@@ -357,7 +371,12 @@ class GroupRing(KeyRing):
 
 
 def _after(secret: EpochSecret, seconds: int, entropy: Entropy) -> EpochSecret:
-    return secret.next(seconds) or begin_chain(secret.number + 1, secret.starts + seconds, entropy)
+    return secret.next(seconds) or _another_chain(secret.number + 1, secret.starts + seconds, entropy)
+
+
+def _another_chain(number: int, starts: int, entropy: Entropy) -> EpochSecret:
+    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers."""
+    return begin_chain(number + entropy(1)[0], starts, entropy)
 
 
 def epoch_configs(secret: EpochSecret) -> tuple[KeyConfig, ...]:

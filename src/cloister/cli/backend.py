@@ -31,6 +31,7 @@ __all__ = ["ProcessBackend", "public_model", "start_on"]
 class ProcessBackend:
     name = "process"
     platform = simulated.PLATFORM
+    bounds_memory = False
 
     def __init__(self, device: Device) -> None:
         self._device = device

@@ -5,11 +5,11 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from cloister.cli import output
+from cloister.cli import image_gramine, output
 from cloister.cli.deployments import (
     Deployment,
     Wishes,
@@ -25,7 +25,10 @@ from cloister.cli.quantities import parse_moment, parse_size
 from cloister.cli.trust import Trust, summary
 from cloister.client import Session
 from cloister.client.memory import FileMemory
+from cloister.deploy.gramine import power_of_two
+from cloister.enclave.boot import parse_config
 from cloister.errors import EngineDied, Unreachable, WrongUse
+from cloister.host.qemu import Tee
 from cloister.host.resources import TIERS, Resources
 from cloister.owner.appfile import FILE, AppFile
 from cloister.owner.provision import provision
@@ -88,6 +91,8 @@ def deploy(
     wishes = Wishes(name=name, platform=platform, policy=policy, bundle=bundle, api_keys=api_keys, broker=broker)
     with connect(host) as client:
         client.get("/v1/host")  # before the work of packaging: is it there, and am I let in?
+        if model and secrets is not None:
+            raise WrongUse("A public model has no secrets.", hint="cloister init --template llm", step="secrets")
         made, app = (prepare_public(model, wishes), None) if model else prepare(folder, wishes)
         if app is not None:
             release_for(made, secrets)  # what is missing is said before anything is uploaded
@@ -140,14 +145,24 @@ def _limits(app: AppFile | None, made: Deployment, tier: str, memory: str, cores
         raise WrongUse("There is no such tier.", expected=", ".join(TIERS), got=output.one_line(tier, 40), step="tier")
     asked = TIERS.get(tier)
     wanted = app.resources if app is not None else None
-    size = made.bundle[0].stat().st_size if made.bundle is not None else made.weights
-    usual = size + _ROOM_OF_MODEL if made.kind == "llm" else TIERS["small"].memory_bytes
-    given = wanted.memory << 20 if wanted is not None and wanted.memory else usual
+    given = wanted.memory << 20 if wanted is not None and wanted.memory else _usual(made)
     counted = wanted.cores if wanted is not None and wanted.cores else 1
     return Resources(
         parse_size(memory) if memory else asked.memory_bytes if asked else given,
         cores or (asked.cores if asked else counted),
     )
+
+
+def _usual(made: Deployment) -> int:
+    """Bytes. A virtual machine's are all its memory: while the model is loaded, its file lies in there beside the weights
+    (`models.memory`). An enclave of SGX has a power of two. Elsewhere the file is not counted, which nobody maps."""
+    if made.kind != "llm":
+        return TIERS["small"].memory_bytes
+    size = made.bundle[0].stat().st_size if made.bundle is not None else made.weights
+    platform = parse_config(made.config).platform
+    if platform in get_args(Tee):
+        return 2 * size + _ROOM_OF_MODEL
+    return power_of_two(size + _ROOM_OF_MODEL) if platform == image_gramine.PLATFORM else size + _ROOM_OF_MODEL
 
 
 def _ends(expires: str, app: AppFile | None) -> float | None:

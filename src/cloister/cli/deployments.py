@@ -55,6 +55,9 @@ class Wishes:
     broker: str = ""
 
 
+_OF_SEALED_APPS = ("policy", "bundle", "api_keys", "broker")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One release of an app, decided before the host is asked. `bundle`: file and SHA-256 of a sealed app, and its `head`;
@@ -128,6 +131,11 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
 
 def prepare_public(model: str, wishes: Wishes) -> Deployment:
     """The built-in app with a model that everybody may have: nothing to seal, so nothing to release."""
+    given = [f"--{name.replace('_', '-')}" for name in _OF_SEALED_APPS if getattr(wishes, name)]
+    if given:
+        raise WrongUse(
+            f"Only with an app of your own: {', '.join(given)}.", hint="cloister init --template llm", step="model"
+        )
     if not wishes.name:
         raise WrongUse("The app needs a name.", hint=f"cloister deploy --model {model} --name chat", step="name")
     _checked(wishes.name)

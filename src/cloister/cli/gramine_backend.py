@@ -8,8 +8,9 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ _PROGRAM = "gramine-sgx"
 class GramineBackend:
     name = "gramine"
     platform = PLATFORM
+    bounds_memory = True
 
     def __init__(self, folder: Path, *, root: Path = Path("/")) -> None:
         """`folder`: for the enclaves' files, a part of the host's state. `root`: where /dev and /sys are, for tests. Raises:
@@ -56,6 +58,8 @@ class GramineBackend:
         self._folder = folder
         self._epc = epc_bytes(root)
         self._measured: dict[LaunchConfig, dict[str, str | int]] = {}
+        self._in_use: set[Path] = set()
+        self._change = threading.Lock()
 
     def start(self, spawn: Spawn) -> RunningEnclave:
         """Raises: WrongUse for a sealed app, a model that is a file of this machine, a config that is not for SGX, and memory
@@ -70,16 +74,18 @@ class GramineBackend:
             model=model.path,
             most=min(spawn.memory_bytes, self._epc) if self._epc else spawn.memory_bytes,
         )
-        folder = self._folder / spawn.name
-        shutil.rmtree(folder, ignore_errors=True)
-        build(folder, image, self._gramine)
-        self._measured[parse_launch(spawn.launch)] = entry_of(sign(folder, signing_key()), spawn.launch)
-        with listen("127.0.0.1", 0) as sock:
-            port: int = sock.getsockname()[1]
-        lines = boot_lines(image, model.name, (), host="127.0.0.1", port=port)
-        return _Running(
-            _GramineProcess(lines, (), silent=True, program=self._program, folder=folder), port, spawn.cores
-        )
+        folder = self._taken(spawn.name)
+        try:
+            build(folder, image, self._gramine)
+            self._measured[parse_launch(spawn.launch)] = entry_of(sign(folder, signing_key()), spawn.launch)
+            with listen("127.0.0.1", 0) as sock:
+                port: int = sock.getsockname()[1]
+            lines = boot_lines(image, model.name, (), host="127.0.0.1", port=port)
+            process = _GramineProcess(lines, (), silent=True, program=self._program, folder=folder)
+            return _Running(process, port, spawn.cores, lambda: self._left(folder))
+        except BaseException:
+            self._left(folder)
+            raise
 
     def policy(self, launch: LaunchConfig) -> Policy:
         """Of a launch config that was not started here it pins no measurement, and so accepts nothing."""
@@ -94,6 +100,25 @@ class GramineBackend:
             measurements={} if measured is None else {self.platform: (measured,)},
             tolerate_insecure=frozenset(INSECURE_NAMES),
         )
+
+    def _taken(self, name: str) -> Path:
+        """A folder for one start alone: another of the same app's may be under way still, though nobody waits for it. What a
+        host that was killed left of this app's is removed."""
+        of_app = self._folder / name
+        with self._change:
+            of_app.mkdir(parents=True, exist_ok=True)
+            for left in {*of_app.iterdir()} - self._in_use:
+                shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=of_app))
+            self._in_use.add(folder)
+        return folder
+
+    def _left(self, folder: Path) -> None:
+        with self._change:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._in_use.discard(folder)
+            with contextlib.suppress(OSError):  # another start is in there
+                folder.parent.rmdir()
 
 
 def epc_bytes(root: Path = Path("/")) -> int:
@@ -133,8 +158,9 @@ class _GramineProcess(EnclaveProcess):
 
 
 class _Running:
-    def __init__(self, process: EnclaveProcess, port: int, cores: Sequence[int]) -> None:
+    def __init__(self, process: EnclaveProcess, port: int, cores: Sequence[int], after: Callable[[], None]) -> None:
         self.port = port
+        self._after = after
         self._process = process
         self._lock = threading.Lock()
         self.pid = start_on(cores, process)
@@ -145,3 +171,4 @@ class _Running:
     def stop(self) -> None:
         with self._lock:
             self._process.stop()
+            self._after()

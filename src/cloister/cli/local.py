@@ -139,18 +139,23 @@ _REFUSALS = 3
 
 class Joining:
     """A thread that has a member of a key group let this machine's replica in, and keeps their keys the same. `give_up` is
-    called when it was refused a few times; `refusal` says why."""
+    called when it was refused a few times before it ever served; `refusal` says why. Later it goes on with its own keys."""
 
     def __init__(self, joiner: str, member: str, give_up: Callable[[], None]) -> None:
         self.refusal: NotTrusted | None = None
         self._joiner, self._member = joiner, member
         self._give_up = give_up
         self._refused = 0
+        self._serves = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="joining", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    def serves(self) -> None:
+        """The replica has keys: from here on a refusal ends nothing."""
+        self._serves = True
 
     def stop(self) -> None:
         self._stop.set()
@@ -164,6 +169,8 @@ class Joining:
             )
 
     def _refuse(self, error: NotTrusted) -> None:
+        if self._serves:
+            return
         self._refused += 1
         if self._refused == _REFUSALS:
             self.refusal = error
@@ -263,7 +270,10 @@ class LocalEnclave:
         if self._joining is not None:
             self._joining.start()
         try:
-            return self.process.wait_ready(on_progress)
+            ready = self.process.wait_ready(on_progress)
+            if self._joining is not None:
+                self._joining.serves()
+            return ready
         except Unreachable:
             if self._joining is not None and self._joining.refusal is not None:
                 raise self._joining.refusal from None

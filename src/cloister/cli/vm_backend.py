@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from cloister.cli.backend import public_model
 from cloister.cli.local import state_directory
 from cloister.deploy.entries import Start, predict_entries
 from cloister.deploy.sev_snp import SNP_CPU
@@ -40,8 +41,6 @@ from cloister.host.qemu import (
     tpm_server_command,
     tpm_setup_command,
 )
-from cloister.models.download import resolve
-from cloister.models.reference import EmbeddedModel, HubModel, parse_reference
 from cloister.models.store import LocalModel
 from cloister.verify import Policy
 from cloister.verify.policy import Limits
@@ -51,7 +50,9 @@ __all__ = ["VmBackend", "VmSettings", "attestation_key", "guest_events"]
 _MAX_LINE = 64 * 1024
 _GRACE = 5.0
 _TOOL_SECONDS = 60.0
-_INSTALL = "Debian: apt install qemu-system-x86 ovmf swtpm swtpm-tools."
+_PROGRAMS = ("qemu-system-x86_64", "setpriv")
+_TPM_PROGRAMS = ("swtpm", "swtpm_setup", "tpm2_createprimary")
+_INSTALL = "Debian: apt install qemu-system-x86 ovmf swtpm swtpm-tools tpm2-tools."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class VmSettings:
 
 class VmBackend:
     name = "vm"
+    bounds_memory = True
 
     def __init__(self, settings: VmSettings, enrol: Callable[[Path], str] | None = None) -> None:
         """`enrol`: the digest of the key with which the software TPM in a folder will attest.
@@ -84,7 +86,7 @@ class VmBackend:
             raise WrongUse(
                 "Which firmware is believed has to be said.", expected="--mr-td HEX", step="mr_td", hint=hint
             )
-        for program in ("qemu-system-x86_64", "setpriv", *(("swtpm", "swtpm_setup") * (settings.tee == "vtpm"))):
+        for program in (*_PROGRAMS, *(_TPM_PROGRAMS if settings.tee == "vtpm" else ())):
             if shutil.which(program) is None:
                 raise WrongUse(f"{program} is not installed.", hint=_INSTALL)
         self.platform: str = settings.tee
@@ -101,7 +103,7 @@ class VmBackend:
         if parse_config(spawn.config).upstream is not None:
             hint = "A model belongs into the bundle."
             raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
-        model = None if spawn.bundle is not None or spawn.model is None else _public(spawn.model)
+        model = None if spawn.bundle is not None or spawn.model is None else public_model(spawn.model)
         self._core_counts.add(len(spawn.cores))
         tpm = self._software_tpm(spawn.name) if self.platform == "vtpm" else None
         folder = Path(tempfile.mkdtemp(prefix="cloister-vm-"))
@@ -117,6 +119,7 @@ class VmBackend:
         return Policy(
             deployment=launch.deployment,
             owner_key=launch.owner_key,
+            app=launch.app.sha256,
             models=frozenset(launch.models) or None,
             config=launch.config_sha256,
             platforms=(self.platform,),
@@ -275,14 +278,18 @@ def attestation_key(state: Path) -> str:
 
 
 def _make_tpm(state: Path) -> None:
-    state.mkdir(mode=0o700, parents=True)
+    """Under another name until it is whole: one that was cut short is never taken for a TPM. Raises: ConnectionFailed."""
+    state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{state.name}.", dir=state.parent))
+    command = tpm_setup_command(folder)
     try:
-        subprocess.run(
-            tpm_setup_command(state), check=True, capture_output=True, timeout=_TOOL_SECONDS, stdin=subprocess.DEVNULL
-        )
+        subprocess.run(command, check=True, capture_output=True, timeout=_TOOL_SECONDS, stdin=subprocess.DEVNULL)
+        folder.rename(state)
     except (OSError, subprocess.SubprocessError) as error:
-        shutil.rmtree(state, ignore_errors=True)
-        raise ConnectionFailed("swtpm_setup failed.", hint=_INSTALL, step="tpm") from error
+        if not state.exists():  # another start of this app's may have been faster
+            raise ConnectionFailed("swtpm_setup failed.", hint=_INSTALL, step="tpm") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start_tpm(command: Sequence[str], control: Path) -> subprocess.Popen[bytes]:
@@ -323,14 +330,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise WrongUse(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _public(reference: str) -> LocalModel:
-    """An embedded model, or a hub's. Raises: WrongUse for all else, in one word: what files there are is not told."""
-    found: object = None
-    with contextlib.suppress(WrongUse, OSError, RuntimeError):  # RuntimeError: `~nobody`
-        found = parse_reference(reference)
-    if not isinstance(found, EmbeddedModel | HubModel):
-        hint = "Name an embedded model, or hf.co/org/repo:quant; a model of your own belongs into the bundle."
-        raise WrongUse("The host's own files are not for apps.", hint=hint, step="model")
-    return resolve(found)

@@ -53,6 +53,7 @@ ENGINE = "/app/packages/llama_cpp/lib"
 MODEL = "/model.gguf"
 LAUNCH = "/launch.json"
 _RUNTIME = "/lib"  # Gramine's C library, which its loader looks for here first
+_SCRATCH = "/tmp"  # noqa: S108 (inside the enclave: memory)
 
 _INTERPRETER = f"{PYTHON}/bin/python3"
 _START = (
@@ -161,7 +162,7 @@ def _lines(enclave: Enclave) -> Iterator[str]:
     yield f'fs.root = {{ type = "chroot", uri = "file:{ROOT}" }}'
     yield "fs.mounts = ["
     yield f'  {{ type = "chroot", path = "{_RUNTIME}", uri = {_text(f"file:{enclave.gramine.runtime}")} }},'
-    yield '  { type = "tmpfs", path = "/tmp" },'
+    yield f'  {{ type = "tmpfs", path = "{_SCRATCH}" }},'
     yield "]"
     yield f'sys.stack.size = "{_STACK}"'
     yield "sys.disallow_subprocesses = true"
@@ -212,7 +213,7 @@ def refuse_weak(manifest: str, launch: bytes) -> None:
 
 
 def _weaknesses(manifest: Mapping[str, Any], launch: bytes) -> Iterator[str]:
-    loader, sgx, fs, system = (manifest.get(name, {}) for name in ("loader", "sgx", "fs", "sys"))
+    loader, libos, sgx, fs, system = (manifest.get(name, {}) for name in ("loader", "libos", "sgx", "fs", "sys"))
     yield from (f"{name} is set" for name in sorted(_settings(manifest)) if "insecure__" in name or "debug__" in name)
     if sgx.get("debug", False) is not False:
         yield "sgx.debug is on"
@@ -225,6 +226,8 @@ def _weaknesses(manifest: Mapping[str, Any], launch: bytes) -> Iterator[str]:
     )
     if not loader.get("argv"):
         yield "loader.argv is not fixed"
+    elif tuple(loader["argv"]) != ARGV:
+        yield "loader.argv is not that of the isolated interpreter (-I)"
     yield from (f"loader.{name} is set" for name in ("argv_src_file", "env_src_file") if name in loader)
     if loader.get("log_level", "error") not in ("error", "none") or "log_file" in loader:
         yield "Gramine's log says more than errors"
@@ -232,12 +235,25 @@ def _weaknesses(manifest: Mapping[str, Any], launch: bytes) -> Iterator[str]:
         name for name, value in loader.get("env", {}).items() if isinstance(value, dict) and "passthrough" in value
     ]
     yield from (f"loader.env.{name} is the host's" for name in passed)
-    kinds = {mount.get("type", "chroot") for mount in [*fs.get("mounts", []), fs.get("root", {})]}
-    yield from (f"a mount is {kind}" for kind in sorted(kinds - {"chroot", "tmpfs"}))
+    yield from _weak_mounts(fs)
     if system.get("allowed_ioctls") or system.get("disallow_subprocesses") is not True:
         yield "sys lets devices or other processes in"
+    given = ("enable_extra_runtime_domain_names_conf", "enable_sigterm_injection")
+    yield from (f"sys.{name} lets the host in" for name in given if system.get(name))
+    if libos.get("check_invalid_pointers") is False:
+        yield "libos.check_invalid_pointers is off"
     if {"uri": _uri(LAUNCH), "sha256": hashlib.sha256(launch).hexdigest()} not in sgx.get("trusted_files", []):
         yield "the launch config is not a trusted file"
+
+
+def _weak_mounts(fs: Mapping[str, Any]) -> Iterator[str]:
+    mounts = [*fs.get("mounts", []), fs.get("root", {})]
+    kinds = {mount.get("type", "chroot") for mount in mounts}
+    yield from (f"a mount is {kind}" for kind in sorted(kinds - {"chroot", "tmpfs"}))
+    if any(mount.get("uri", "").startswith("dev:") for mount in mounts):
+        yield "a mount is a device of the host's"
+    paths = {mount["path"] for mount in fs.get("mounts", [])}
+    yield from (f"a mount lies over {ascii(path)[1:-1]}" for path in sorted(paths - {_RUNTIME, _SCRATCH}))
 
 
 def _settings(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

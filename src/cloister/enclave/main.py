@@ -161,11 +161,16 @@ class _Enclave:
                 demand_loopback(sock)
             serving = asyncio.create_task(front.serve(sockets=[sock]))
             _on_stdin_closed(lambda: setattr(front, "should_exit", True))
+            loading = asyncio.create_task(self._load())
             try:
-                await self._load()
-                await serving
+                await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+                if loading.done():
+                    loading.result()
+                    await serving
             finally:
                 front.should_exit = True
+                loading.cancel()
+                await asyncio.wait([loading])
                 if self.tls is not None:
                     await self.tls.close()
                 await self.engine.close()

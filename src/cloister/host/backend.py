@@ -45,10 +45,12 @@ class RunningEnclave(Protocol):
 
 
 class HostBackend(Protocol):
-    """`platform`: the word that a config's `platform` must say."""
+    """`platform`: the word that a config's `platform` must say. `bounds_memory`: whether an enclave cannot have more than
+    its `Spawn.memory_bytes`, however it tries, so that nobody has to watch what its processes take."""
 
     name: str
     platform: str
+    bounds_memory: bool
 
     def start(self, spawn: Spawn) -> RunningEnclave:
         """Returns when it runs. It lives no longer than the calling thread, and never longer than this process.

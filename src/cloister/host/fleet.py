@@ -360,7 +360,7 @@ class Fleet:
     def _opened(self, app: App) -> _Live:
         """A port that somebody else has taken is that app's trouble alone, and is tried again."""
         before = self._live.get(app.name)
-        live = self._live[app.name] = _Live(Relay(0, keep=0))
+        live = _Live(Relay(0, keep=0))
         try:
             live.relay.listener = listen(self._settings.listen, app.port)
         except WrongUse as error:
@@ -369,6 +369,7 @@ class Fleet:
                 self._store.log(app.name, self._clock(), "failed", error.message)
         else:
             live.relay.start()
+        self._live[app.name] = live  # whole: others look at it meanwhile
         return live
 
     def _spawn(self, app: App, cores: tuple[int, ...]) -> Spawn:
@@ -415,9 +416,13 @@ class Fleet:
                     if live.supervisor is supervisor:
                         self._halt(name)
                         self._store.log(name, self._clock(), "expired")
-            elif app is not None and name in usage and (taken := usage[name].memory_bytes) > app.memory_bytes:
+            elif app is not None and name in usage and self._is_too_large(usage[name], app):
                 limit = f"its limit is {app.memory_bytes >> 20} MiB"
-                supervisor.end(f"It took {taken >> 20} MiB of memory; {limit}.")
+                supervisor.end(f"It took {usage[name].memory_bytes >> 20} MiB of memory; {limit}.")
+
+    def _is_too_large(self, usage: Usage, app: App) -> bool:
+        """A virtual machine that uses what it was given takes that, and QEMU's own beside it: never too much."""
+        return not self._backend.bounds_memory and usage.memory_bytes > app.memory_bytes
 
     def _usage(self) -> dict[str, Usage]:
         """Of the apps that run."""

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import cloister
-from cloister.errors import CloisterError, EngineDied, MalformedModel, NotTrusted, Unreachable, WrongUse
+from cloister.errors import (
+    CloisterError,
+    EngineDied,
+    MalformedModel,
+    MalformedPolicy,
+    NotTrusted,
+    Unreachable,
+    VerificationFailed,
+    WrongUse,
+)
 
 __all__ = ["EnclaveProcess", "listen"]
 
@@ -31,7 +40,8 @@ _START = (
     "import runpy; runpy.run_module('cloister.enclave', run_name='__main__')"
 )
 _FAILURES: dict[str, type[CloisterError]] = {
-    kind.__name__: kind for kind in (EngineDied, MalformedModel, NotTrusted, WrongUse)
+    kind.__name__: kind
+    for kind in (EngineDied, MalformedModel, MalformedPolicy, NotTrusted, VerificationFailed, WrongUse)
 }
 
 

@@ -17,7 +17,10 @@ from cloister.host.store import State
 __all__ = ["Backoff", "Status", "Supervisor"]
 
 # `failed` events whose cause another start would meet again.
-_FINAL = frozenset({"WrongUse", "NotTrusted", "Malformed", "MalformedModel", "MalformedMessage", "MalformedEvidence"})
+_FINAL = frozenset(
+    {"WrongUse", "NotTrusted"}
+    | {f"Malformed{what}" for what in ("", "App", "Evidence", "Image", "Message", "Model", "Policy")}
+)
 _LONGEST_START = 10.0
 """Seconds that `stop` waits for a start that is under way."""
 _STATES: dict[str, State] = {

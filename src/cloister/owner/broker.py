@@ -182,7 +182,7 @@ class Broker:
             details.update(_named(asked.replica, asked.replica.join_key or b""))
             self._check_revoked(asked.replica.launch.deployment)
         except (NotTrusted, Malformed) as error:
-            self._say("join-refused", {**details, "reason": error.message[:_MOST_WORDS]})
+            self._say_once(f"join {error.message}", "join-refused", {**details, "reason": error.message[:_MOST_WORDS]})
             raise
         self._say("join-authorised", details)
         return asked.authorised(self._keys.signing.sign)
@@ -192,6 +192,14 @@ class Broker:
         with suppress(NotFound):
             if self._records.load(deployment).revoked:
                 raise _refusal("revoked", "The owner has revoked this deployment.")
+
+    def _say_once(self, words: str, event: str, details: Details) -> None:
+        """What is said of an address again and again, once an hour."""
+        url = str(details["url"])
+        before, at = self._told.get(url, ("", 0.0))
+        if words != before or self._clock() - at >= _SAY_AGAIN:
+            self._say(event, details)
+            self._told[url] = words, self._clock()
 
     def _say(self, event: str, details: Details) -> None:
         with self._turn() as append:
@@ -233,12 +241,9 @@ class Broker:
             return Watch("unreachable", error=error)
         outcome: Outcome = "refused" if not sent else "unsure" if isinstance(error, Unreachable) else "declined"
         words = f"{outcome} {details.get('key_sha256')} {error.message}"
-        before, at = self._told.get(str(details["url"]), ("", 0.0))
-        if words != before or self._clock() - at >= _SAY_AGAIN:
-            found = {"step": error.step, "reason": error.message, "expected": error.expected, "got": error.got}
-            told = {name: value[:_MOST_WORDS] for name, value in found.items() if value}
-            self._say(outcome, {**details, **told})
-            self._told[str(details["url"])] = words, self._clock()
+        found = {"step": error.step, "reason": error.message, "expected": error.expected, "got": error.got}
+        told = {name: value[:_MOST_WORDS] for name, value in found.items() if value}
+        self._say_once(words, outcome, {**details, **told})
         return Watch(outcome, deployment, error)
 
 

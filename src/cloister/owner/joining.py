@@ -115,7 +115,7 @@ def keep_together(
 ) -> None:
     """Lets `joiner` in whenever its keys, now or next, are not the member's: at its start, before a day's chain ends, and after
     either was restarted. Until `stopped(seconds)`, which waits as long, says so."""
-    wait = _PAUSE
+    wait = again = _PAUSE
     while not stopped(wait):
         wait = pause
         try:
@@ -124,8 +124,9 @@ def keep_together(
                 wait = _PAUSE
             elif (here.keys, here.next) != (there.keys, there.next):
                 carry(client, joiner=joiner, member=member, authorise=authorise)
+            again = _PAUSE
         except NotTrusted as error:
-            wait = _PAUSE
+            wait, again = again, min(2 * again, pause)
             on_refusal(error)
         except (ConnectionFailed, MalformedMessage):
             wait = _PAUSE

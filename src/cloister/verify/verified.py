@@ -20,7 +20,7 @@ _ONLY_VERIFY = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """Made by `cloister.verify.verify` and by nothing else, as one of its two kinds.
+    """Made by `cloister.verify.verify` and by nothing else, as one of its three kinds.
 
     Digests are 64 lower-case hexadecimal digits, times Unix seconds. `measurement` maps a component's name to its
     value. `ohttp_keys` are the attested key configs, unparsed but for their lengths. `expires_at` is the end of the

@@ -10,6 +10,7 @@ from tests.enclave.attest.fakes.kernel import FakeKernel, OpenFile, content
 from tests.enclave.attest.fakes.nvml import FakeNvml
 from tests.enclave.attest.fakes.tpm import FakeTpm
 from tests.enclave.attest.fakes.tsm import FakeTsm
+from tests.vendors.tpm import event, event_log
 
 from cloister.enclave.attest import EvidenceSource
 from cloister.enclave.attest.boot_log import TPM_LOG
@@ -114,13 +115,18 @@ def test_the_tpm_in_front_quotes_the_cpus_evidence() -> None:
         source.fix_launch(b"{}")
 
 
-@pytest.mark.parametrize("log", [None, b"the TPM's"])
+PROGRAM = b"a program that the firmware started"
+
+
+@pytest.mark.parametrize("log", [None, event_log(event(4, PROGRAM))])
 def test_the_log_beside_a_tpm_is_the_tpms_or_none(log: bytes | None) -> None:
     module = tdx.TdModule()
     kernel = with_tpm(tdx.machine(module, tsm=tdx.tsm_of(module), log=b"CCEL"))
     if log is not None:
         kernel.nodes[TPM_LOG] = content(log)
-    made = machine(kernel)
+    fake = FakeTpm()
+    fake.extend(4, hashlib.sha256(PROGRAM).digest())
+    made = machine(kernel, tools=fake)
     items = open_source(detect(made), made, with_tpm=True).collect(DATA)
     assert (items["eventlog"].content if "eventlog" in items else None) == log
     assert open_source(detect(made), made).collect(DATA)["eventlog"].content == b"CCEL"

@@ -205,3 +205,14 @@ def test_a_tool_is_told_to_templates_as_openai_writes_it() -> None:
         "type": "function",
         "function": {"name": "clock", "description": "Tells the time.", "parameters": {"type": "object"}},
     }
+
+
+@pytest.mark.parametrize("form", ["hermes", "llama3"])
+def test_what_is_long_and_still_no_call_is_text(form: CallForm) -> None:
+    """Reading on would cost more with every character."""
+    opens = "<tool_call>" if form == "hermes" else ""
+    text = opens + '{"parameters": {"a": "' + "b" * 70_000
+    reader = AnswerReader(Reading(form, NAMES))
+    parts = reader.feed(text)
+    assert sum(len(part.text) for part in parts if isinstance(part, Text)) > 65_000
+    assert all(isinstance(part, Text) for part in [*parts, *reader.finish()])

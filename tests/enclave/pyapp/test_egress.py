@@ -89,6 +89,7 @@ def test_a_name_may_lead_to_public_addresses(address: str) -> None:
         ),
         *("224.0.0.1", "255.255.255.255", "240.0.0.1", "::", "::1", "fe80::1%eth0", "fd00::1", "ff02::1"),
         *("::ffff:127.0.0.1", "::ffff:10.0.0.5", "2002:7f00:1::", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe"),
+        *("fec0::2", "64:ff9b:1::a00:1", "::127.0.0.1", "::ffff:0:10.0.0.1"),
     ],
 )
 def test_a_name_may_not_lead_into_the_machine_or_beside_it(address: str) -> None:

@@ -335,8 +335,9 @@ def test_other_hardware_lets_nobody_in_and_is_not_let_in(site: Site) -> None:
 
 
 def test_another_policy_is_another_deployment(site: Site) -> None:
-    """The host may hand over a policy that lets everybody in: its digest is in the configuration's, so in hardware."""
-    lax = "".join(line + "\n" for line in site.policy.splitlines() if not line.startswith(("sim", "[meas")))
+    """The host may hand over a policy that lets its own code in: its digest is in the configuration's, so in hardware."""
+    others = policy_text(site.device, replace(MEASUREMENT, code="sha256:" + "ee" * 32)).partition("sim = [")[2]
+    lax = site.policy.replace("sim = [", f"sim = [{others.partition(']')[0]}, ")
 
     async def play() -> None:
         member = await founded(site)
@@ -731,3 +732,11 @@ def test_a_door_tells_refusals_apart_and_takes_no_more_than_it_can(site: Site) -
         assert {200, 503} == set(statuses)
 
     run(play())
+
+
+def test_a_policy_without_measurements_is_none_for_a_group(site: Site) -> None:
+    """By it any code would be let in, and inside nobody reads what was not checked."""
+    without = site.policy.partition("[measurements]")[0]
+    assert without != site.policy
+    with pytest.raises(MalformedPolicy, match="lists measurements"):
+        site.replica(policy=without)

@@ -54,6 +54,7 @@ _BARE: Collection[CallForm] = ("llama3", "mistral", "generic")
 """Forms whose calls may stand at an answer's beginning without their marker."""
 MARKERS = tuple(dict.fromkeys([*_OPENS.values(), *taggedcalls.MARKS, "<think>", "</think>"]))
 """Shown although the vocabulary may hold them as control tokens: without them an answer could not be taken apart."""
+_MOST_BEFORE_A_CALL = 1 << 16  # characters that may stand before it is one; each costs as much as there are
 _BLANKS = " \t\r\n"
 _SEPARATORS = _BLANKS + "[],;"
 
@@ -316,6 +317,8 @@ class _CallParser:
             if arguments := found.take():
                 self._emit(CallArguments(self.count - 1, arguments))
             self._raw = ""
+        elif len(self._raw) > _MOST_BEFORE_A_CALL:
+            found.failed = True
         if found.ended or found.failed:
             self._leave(found)
 

@@ -26,6 +26,8 @@ _DIAL_SECONDS = 30.0
 _MOST_CONNECTIONS = 1024
 _PIECE = 1 << 16
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_PUBLIC = ipaddress.ip_network("2000::/3")  # what else there is of IPv6 leads to neighbours, or nowhere
+_EACH_ADDRESS = 5.0  # seconds, for a name has several
 
 Connection: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -84,6 +86,8 @@ def may_reach(target: Target, address: str) -> bool:
     if address == target.host:
         own = found.is_loopback or found.is_link_local or found.is_unspecified
         return not (own or found.is_multicast or found.is_reserved)
+    if isinstance(found, ipaddress.IPv6Address) and found not in _PUBLIC:
+        return False
     return found.is_global and not found.is_multicast
 
 
@@ -93,8 +97,9 @@ async def dial(target: Target) -> Connection:
     found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
     for address in dict.fromkeys(str(place[0]) for *_, place in found):
         if may_reach(target, address):
-            with contextlib.suppress(OSError):
-                return await asyncio.open_connection(address, target.port)
+            with contextlib.suppress(OSError):  # a TimeoutError is one
+                async with asyncio.timeout(_EACH_ADDRESS):
+                    return await asyncio.open_connection(address, target.port)
     raise OSError(errno.EHOSTUNREACH, "no address that may be reached answers")
 
 

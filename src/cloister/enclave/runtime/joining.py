@@ -41,7 +41,7 @@ from cloister.channel.keys import GroupRing, encode_configs, epoch_configs
 from cloister.enclave.attestation import Witness
 from cloister.enclave.boot import EnclaveConfig
 from cloister.enclave.llm.llama.library import library_digest
-from cloister.errors import EngineLoading, MalformedMessage, NotTrusted, WrongUse
+from cloister.errors import EngineLoading, MalformedMessage, MalformedPolicy, NotTrusted, WrongUse
 from cloister.evidence.document import parse_document
 from cloister.evidence.launch import LaunchConfig, launch_digest, parse_launch
 from cloister.evidence.manifest import manifest_digest
@@ -78,6 +78,9 @@ def group_policy(config: EnclaveConfig, launch: LaunchConfig) -> Policy | None:
     if config.group_policy is None:
         return None
     policy = parse_policy(config.group_policy, read=_pem)
+    if not policy.measurements and policy.measurements_signer is None:
+        hint = "Without them any code would be let in."
+        raise MalformedPolicy("A group's policy lists measurements.", step="measurements", hint=hint)
     return replace(
         policy,
         owner_key=policy.owner_key or launch.owner_key,
