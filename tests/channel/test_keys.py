@@ -361,6 +361,18 @@ def test_a_member_whose_memory_is_full_goes_one_epoch_ahead_and_no_further() -> 
     find(first, BORN + HALF)
 
 
+@pytest.mark.parametrize("drawn", [0, 123, 124, 125, 126, 127, 128, 252, 253, 254, 255])
+def test_a_new_chains_keys_are_not_taken_for_those_before_them(drawn: int) -> None:
+    """Key identifiers begin anew after 128 epochs."""
+    ring = group(entropy=lambda length: bytes([drawn]) if length == 1 else os.urandom(length))
+    last = BORN + DAY - HALF
+    ring.rotate(last - HALF)
+    before = parse_configs(ring.ohttp_keys)
+    ring.rotate(last)
+    configs = (*before, *parse_configs(ring.ohttp_keys), *parse_configs(ring.next_keys))
+    assert len({config.key_id for config in configs}) == len(configs)
+
+
 def test_after_a_long_sleep_a_chain_is_begun_anew_and_at_once() -> None:
     ring = group()
     keys = ring.ohttp_keys

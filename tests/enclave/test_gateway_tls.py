@@ -124,3 +124,27 @@ async def test_web_sockets_are_refused() -> None:
 
     await Unsealed(told)({"type": "websocket"}, None, send)  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+async def test_bytes_that_no_url_has_reach_the_app_escaped_once() -> None:
+    targets: list[Any] = []
+
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        targets.append((scope["raw_path"], scope["query_string"], scope["path"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait()
+
+    async def send(_message: Any) -> None:
+        pass
+
+    target = {"raw_path": b"/\xc3\xa4%20b", "query_string": b"q=\xe9&r=%41"}
+    async with asyncio.timeout(10):
+        await Unsealed(app)({"type": "http", "method": "GET", "path": "", "headers": [], **target}, receive, send)
+    assert targets == [(b"/%C3%A4%20b", b"q=%E9&r=%41", "/ä b")]

@@ -37,6 +37,8 @@ _AEADS_STRONGEST_FIRST = (AEAD_AES_256_GCM, AEAD_AES_128_GCM, AEAD_CHACHA20_POLY
 _OFFERED_AEADS = {KEM_XWING: (AEAD_AES_256_GCM,), KEM_X25519: _AEADS_STRONGEST_FIRST}
 _MAX_EPOCHS = 4
 """Held at once. Rotation by count could otherwise pile up replay sets, some 100 MB each when full."""
+_KEY_NUMBERS = 128
+"""Of epochs, before their key identifiers begin anew: one byte, for two keys each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +345,7 @@ class GroupRing(KeyRing):
         while self._due():
             if self._now >= self._following.until:  # it slept for longer than a chain goes on
                 self._following = _another_chain(self._following.number, int(self._now), self.entropy)
+                self._given_up[self._epochs[-1].configs] = self._epochs[-1].expires_at
                 self._epochs = [*self._epochs[:-1], self._derive(self._following)]
             self._secret = self._following
             self._following = self._follow(self._secret)
@@ -375,8 +378,9 @@ def _after(secret: EpochSecret, seconds: int, entropy: Entropy) -> EpochSecret:
 
 
 def _another_chain(number: int, starts: int, entropy: Entropy) -> EpochSecret:
-    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers."""
-    return begin_chain(number + entropy(1)[0], starts, entropy)
+    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers, and that is
+    none of an epoch before it which still lives: `find` would take the one's requests for the other's."""
+    return begin_chain(number + entropy(1)[0] % (_KEY_NUMBERS - _MAX_EPOCHS), starts, entropy)
 
 
 def epoch_configs(secret: EpochSecret) -> tuple[KeyConfig, ...]:
@@ -391,7 +395,7 @@ def _keys_of(secret: EpochSecret) -> tuple[PrivateKey, ...]:
 def _configs(number: int, keys: tuple[PrivateKey, ...]) -> tuple[KeyConfig, ...]:
     return tuple(
         KeyConfig(
-            2 * (number % 128) + index,
+            2 * (number % _KEY_NUMBERS) + index,
             key.kem_id,
             key.public,
             tuple((KDF_HKDF_SHA256, aead_id) for aead_id in _OFFERED_AEADS[key.kem_id]),

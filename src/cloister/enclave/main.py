@@ -166,7 +166,7 @@ class _Enclave:
                 await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
                 if loading.done():
                     loading.result()
-                    await serving
+                await serving
             finally:
                 front.should_exit = True
                 loading.cancel()

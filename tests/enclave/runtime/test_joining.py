@@ -617,6 +617,24 @@ def test_a_member_that_dies_amid_a_join_leaves_the_joiner_asking(site: Site) -> 
     run(play())
 
 
+def test_the_keys_of_requests_that_are_too_old_are_dropped(site: Site) -> None:
+    async def play() -> None:
+        member = await founded(site)
+        joiner, entering = await waiting(site)
+        for _ in range(3):
+            await joiner.request(member.challenge())
+        site.seconds += 120.0
+        admission = await member.admit(await joiner.request(member.challenge()))
+        assert len(joiner._pending) == 1
+        site.seconds += 120.0
+        with pytest.raises(NotTrusted, match="no request"):
+            await joiner.accept(admission)
+        assert not joiner._pending
+        entering.cancel()
+
+    run(play())
+
+
 def test_requests_that_nobody_answers_do_not_pile_up(site: Site) -> None:
     async def play() -> None:
         member = await founded(site)
@@ -740,3 +758,30 @@ def test_a_policy_without_measurements_is_none_for_a_group(site: Site) -> None:
     assert without != site.policy
     with pytest.raises(MalformedPolicy, match="lists measurements"):
         site.replica(policy=without)
+
+
+def test_messages_that_never_end_do_not_shut_the_door(site: Site) -> None:
+    async def play() -> None:
+        member = Entrance(await founded(site), behind)
+        ended = asyncio.Event()
+
+        async def receive() -> Any:
+            await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            pass
+
+        headers = [(b"content-type", b"application/octet-stream")]
+        scope: Any = {"type": "http", "method": "POST", "path": f"{GROUP_PATH}/admit", "headers": headers}
+        slow = [asyncio.create_task(member(scope, receive, send)) for _ in range(15)]
+        await asyncio.sleep(0)
+        assert (await knock(member, "POST", f"{GROUP_PATH}/admit", b"junk"))[0] == 400
+        slow.append(asyncio.create_task(member(scope, receive, send)))
+        await asyncio.sleep(0)
+        assert (await knock(member, "POST", f"{GROUP_PATH}/admit", b"junk"))[0] == 503
+        assert (await knock(member, "POST", f"{GROUP_PATH}/challenge"))[0] == 200
+        ended.set()
+        await asyncio.gather(*slow)
+
+    run(play())

@@ -75,9 +75,11 @@ class _Sealer:
 
 
 def _request_of(scope: Scope, content: bytes) -> bhttp.Request:
-    """As the app inside shall see it: without the address that it came from."""
-    query = scope["query_string"].decode("latin-1")
-    path = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+    """As the app inside shall see it: without the address that it came from. Bytes of its target that no URL has are
+    escaped."""
+    query = scope["query_string"]
+    target = scope["raw_path"] + (b"?" + query if query else b"")
+    path = "".join(chr(byte) if 0x21 <= byte < 0x7F else f"%{byte:02X}" for byte in target)
     headers = tuple((name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP)
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     return bhttp.Request(scope["method"], "https", hosts[0] if len(hosts) == 1 else AUTHORITY, path, headers, content)

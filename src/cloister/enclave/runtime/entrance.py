@@ -22,7 +22,11 @@ GROUP_PATH = "/.well-known/cloister-group"
 
 _MEDIA_TYPE = b"application/octet-stream"
 _AT_ONCE = 4
-"""Messages that are read and judged at the same time: each may have 4 MiB."""
+"""Messages that are judged at the same time."""
+_READ_AT_ONCE = 16
+"""Messages that are read at the same time, for half a minute each: each may have 4 MiB."""
+_CHALLENGE = "/challenge"
+"""The step that needs no message."""
 
 _OURS = "https://cloister.invalid/problems/"
 REFUSED = Problem(403, _OURS + "join-refused", "Not let in.")
@@ -42,9 +46,9 @@ class Entrance:
         self._make = gateway
         self._gateway: App | None = None
         self._ration = Ration()
-        self._busy = 0
+        self._reading = self._busy = 0
         self._steps: dict[str, Callable[[bytes], Awaitable[bytes]]] = {
-            "/challenge": self._challenge,
+            _CHALLENGE: self._challenge,
             "/request": group.request,
             "/admit": group.admit,
             "/accept": self._accept,
@@ -75,20 +79,29 @@ class Entrance:
             await problems.PLAINTEXT.answer(send)
         elif dict(scope["headers"]).get(b"content-type", b"").strip().lower() != _MEDIA_TYPE:
             await MESSAGE_TYPE.answer(send)
-        elif self._busy >= _AT_ONCE or not self._ration.take():
+        elif not self._ration.take():
             await problems.BUSY.answer(send)
         else:
-            self._busy += 1
-            try:
-                await self._do(work, receive, send)
-            finally:
-                self._busy -= 1
+            message = b"" if step == _CHALLENGE else await self._read(receive)
+            if isinstance(message, Problem):
+                await message.answer(send)
+            else:
+                await self._do(work, message, send)
 
-    async def _do(self, work: Callable[[bytes], Awaitable[bytes]], receive: Receive, send: Send) -> None:
-        message = await read_body(receive, MAX_MESSAGE, MESSAGE_SIZE)
-        if isinstance(message, Problem):
-            await message.answer(send)
+    async def _read(self, receive: Receive) -> bytes | Problem:
+        if self._reading >= _READ_AT_ONCE:
+            return problems.BUSY
+        self._reading += 1
+        try:
+            return await read_body(receive, MAX_MESSAGE, MESSAGE_SIZE)
+        finally:
+            self._reading -= 1
+
+    async def _do(self, work: Callable[[bytes], Awaitable[bytes]], message: bytes, send: Send) -> None:
+        if self._busy >= _AT_ONCE:
+            await problems.BUSY.answer(send)
             return
+        self._busy += 1
         try:
             answer = await work(message)
         except Malformed as error:
@@ -99,6 +112,8 @@ class Entrance:
             await replace(NOT_NOW, title=error.message).answer(send)
         else:
             await reply(send, answer, media_type=_MEDIA_TYPE)
+        finally:
+            self._busy -= 1
 
     async def _challenge(self, _message: bytes) -> bytes:
         return self._group.challenge()

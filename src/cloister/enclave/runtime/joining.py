@@ -247,6 +247,7 @@ class Group:
         key = generate(KEM_XWING, self._entropy)
         statement = self._statement(b"", key.public)
         document = await self._witness.document(join.request_nonce, statement)
+        self._drop_late()
         if len(self._pending) >= _MOST_PENDING:
             self._pending.pop(next(iter(self._pending)))
         until = self._monotonic() + _ADMISSION_SECONDS
@@ -259,9 +260,10 @@ class Group:
         Raises: MalformedMessage, MalformedEvidence; NotTrusted for an answer to nothing that was asked, for evidence that the
         policy refuses, and for secrets that are not those of the keys which the member's statement names; ChannelBroken.
         """
+        self._drop_late()
         admission = parse_admission(data)
         pending = self._pending.get(admission.joiner_nonce)
-        if pending is None or pending.until <= self._monotonic():
+        if pending is None:
             raise NotTrusted("This answers no request of this replica.", step="nonce", hint="Begin again.")
         nonce = pending.join.admission_nonce(pending.statement_sha256, admission.sealed)
         peer = await asyncio.to_thread(self._judge, admission.document, nonce)
@@ -278,6 +280,11 @@ class Group:
         else:
             self._ring.install(secrets, now)
         self._joined.set()
+
+    def _drop_late(self) -> None:
+        """The keys of requests that may be answered no more."""
+        now = self._monotonic()
+        self._pending = {nonce: pending for nonce, pending in self._pending.items() if pending.until > now}
 
     # Both
 
