@@ -160,6 +160,21 @@ def test_who_cannot_yet_is_asked_again_soon(replicas: Replicas, client: httpx2.C
     assert refused == ["The replica refuses at challenge: No."] * 9
 
 
+def test_malformed_evidence_of_a_joiner_ends_nothing(replicas: Replicas, client: httpx2.Client) -> None:
+    waits: list[float] = []
+
+    def stopped(seconds: float) -> bool:
+        waits.append(seconds)
+        return len(waits) > 3
+
+    def judged(_request: bytes) -> bytes:
+        raise MalformedEvidence("Junk.", step="document")
+
+    replicas.stands["joiner"] = {"state": "joining"}
+    keep_together(client, joiner=JOINER, member=MEMBER, stopped=stopped, authorise=judged)
+    assert waits == [0.2, 0.2, 0.4, 0.8]
+
+
 # What a broker judges
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import httpx2
 
 from cloister.channel.group import MAX_MESSAGE, Join, Request, parse_request
-from cloister.errors import ConnectionFailed, MalformedEvidence, MalformedMessage, NotTrusted
+from cloister.errors import ConnectionFailed, Malformed, MalformedEvidence, MalformedMessage, NotTrusted
 from cloister.evidence.document import parse_document
 from cloister.evidence.launch import launch_digest
 from cloister.evidence.statement import parse_statement
@@ -128,8 +128,10 @@ def keep_together(
         except NotTrusted as error:
             wait, again = again, min(2 * again, pause)
             on_refusal(error)
-        except (ConnectionFailed, MalformedMessage):
+        except ConnectionFailed:
             wait = _PAUSE
+        except Malformed:
+            wait, again = again, min(2 * again, pause)
 
 
 def _post(client: httpx2.Client, url: str, step: str, message: bytes) -> bytes:
