@@ -31,7 +31,7 @@ from cloister.owner.broker_log import Entry, read_entries
 
 pytestmark = pytest.mark.system
 
-ROUNDS = 6
+ROUNDS = 3
 SEED = 6
 ORDER = ("starting", "waiting", "opening", "loading", "ready")
 MOMENTS = ("starting", "waiting", "opening", "ready")
