@@ -197,3 +197,18 @@ def test_a_policy_is_named_by_whoever_starts_a_replica(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="--join"):
         _read_group(None, "http://127.0.0.1:1", simulated=True)
     assert _read_group(None, "", simulated=True) is None
+
+
+def test_an_enclave_that_waits_to_be_let_in_ends_with_its_host(replicas: Replicas) -> None:
+    enclave = LocalEnclave(replicas.running[0].plan, join=WAIT)
+    try:
+        enclave.process.start()
+        events = enclave.process.events()
+        assert any(event["event"] == "joining" for event in events)
+        process = enclave.process.process
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.close()  # as the kernel does when a host dies
+        process.wait(15)
+    finally:
+        enclave.close()
