@@ -28,7 +28,9 @@ X25519_CONFIG = KeyConfig(1, KEM_X25519, b"y" * 32, ((1, 2), (1, 1), (1, 3)))
 
 def find(ring: KeyRing, now: float, *, index: int = 0, keys: bytes | None = None) -> ReceiverKey:
     config = parse_configs(ring.ohttp_keys if keys is None else keys)[index]
-    return ring.find(config.key_id, config.kem_id, 1, 2, now)
+    return next(
+        key for key in ring.find(config.key_id, config.kem_id, 1, 2, now) if key.private.public == config.public
+    )
 
 
 def from_epoch(number: int) -> Entropy:

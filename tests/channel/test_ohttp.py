@@ -13,7 +13,7 @@ from tests.channel.vectors import CHUNKED, OHTTP
 
 from cloister.channel.bhttp import Request, ResponseEvent, encode_varint
 from cloister.channel.hpke import KEM_X25519, Context, X25519Key, setup_receiver, setup_sender
-from cloister.channel.keys import KeyRing, encode_configs, parse_configs, replica_of
+from cloister.channel.keys import GroupRing, KeyRing, encode_configs, parse_configs, replica_of
 from cloister.channel.limits import DEFAULT_LIMITS, MAX_CHUNK, Limits
 from cloister.channel.ohttp import (
     ChunkReader,
@@ -340,6 +340,22 @@ def test_a_request_sealed_before_a_rotation_opens_after_it() -> None:
     late = RequestOpener(ring)
     with pytest.raises(KeyUnknown):
         late.feed(body, 100.0)
+
+
+def test_chains_that_share_an_identifier_each_open_what_was_sealed_to_them() -> None:
+    """Two groups' numbers are drawn from 128: whoever goes from one to the other may hold two keys of one identifier."""
+    first, second = (
+        GroupRing.found(0.0, entropy=lambda length: b"\7" if length == 1 else os.urandom(length)) for _ in range(2)
+    )
+    bodies = [seal_to(ring.ohttp_keys, ASK).body for ring in (first, second)]
+    assert bodies[0][:7] == bodies[1][:7]
+    second.install(first.secrets, 0.0)
+    for body in bodies:
+        assert opened(second, body)[0] == ASK
+        with pytest.raises(Replayed):
+            opened(second, body)
+        with pytest.raises(ChannelBroken):
+            opened(first if body is bodies[1] else second, body[:-1] + bytes([body[-1] ^ 1]))
 
 
 def test_an_opener_is_used_once() -> None:

@@ -210,18 +210,22 @@ class KeyRing:
     def _drop_dead(self) -> None:
         self._epochs = [epoch for epoch in self._epochs if epoch.expires_at > self._now]
 
-    def find(self, key_id: int, kem_id: int, kdf_id: int, aead_id: int, now: float) -> ReceiverKey:
-        """The live key that a request names in its header.
+    def find(self, key_id: int, kem_id: int, kdf_id: int, aead_id: int, now: float) -> tuple[ReceiverKey, ...]:
+        """Every live key that a request may mean with its header, newest first: one, unless chains share an identifier.
 
         Raises: KeyUnknown for keys never made, dead or full, and for algorithms that the key's config does not list.
         """
         self._advance(now)
-        for epoch in reversed(self._epochs):
-            for private, config in zip(epoch.keys, epoch.configs, strict=True):
-                if (config.key_id, config.kem_id) == (key_id, kem_id) and (kdf_id, aead_id) in config.suites:
-                    self._check_alive(epoch)
-                    return ReceiverKey(private, config, epoch)
-        raise _unknown()
+        found = tuple(
+            ReceiverKey(private, config, epoch)
+            for epoch in reversed(self._epochs)
+            if self._alive(epoch)
+            for private, config in zip(epoch.keys, epoch.configs, strict=True)
+            if (config.key_id, config.kem_id) == (key_id, kem_id) and (kdf_id, aead_id) in config.suites
+        )
+        if not found:
+            raise _unknown()
+        return found
 
     def find_ehbp(self, now: float) -> tuple[ReceiverKey, ...]:
         """Every live key for EHBP, newest first: its requests do not name theirs. Empty where EHBP is off."""
@@ -238,7 +242,8 @@ class KeyRing:
         digest = hashlib.sha256(enc).digest()
         if digest in key.epoch.seen:
             raise Replayed("This request was seen before.", step="replay")
-        self._check_alive(key.epoch)
+        if not self._alive(key.epoch):
+            raise _unknown()
         key.epoch.seen.add(digest)
 
     def _advance(self, now: float) -> None:
@@ -249,10 +254,6 @@ class KeyRing:
 
     def _alive(self, epoch: _Epoch) -> bool:
         return epoch in self._epochs and epoch.expires_at > self._now and not self._full(epoch)
-
-    def _check_alive(self, epoch: _Epoch) -> None:
-        if not self._alive(epoch):
-            raise _unknown()
 
     def _make(self, number: int) -> _Epoch:
         keys = tuple(generate(kem_id, self.entropy) for kem_id in _KEMS_STRONGEST_FIRST)
@@ -378,8 +379,7 @@ def _after(secret: EpochSecret, seconds: int, entropy: Entropy) -> EpochSecret:
 
 
 def _another_chain(number: int, starts: int, entropy: Entropy) -> EpochSecret:
-    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers, and that is
-    none of an epoch before it which still lives: `find` would take the one's requests for the other's."""
+    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers."""
     return begin_chain(number + entropy(1)[0] % (_KEY_NUMBERS - _MAX_EPOCHS), starts, entropy)
 
 

@@ -43,7 +43,7 @@ from cloister.channel.hpke import (
 from cloister.channel.keys import KeyRing, ReceiverKey, choose, parse_configs, replica_of
 from cloister.channel.limits import DEFAULT_LIMITS, MAX_CHUNK, Limits
 from cloister.channel.padding import EVENT_MULTIPLE, padded_length
-from cloister.errors import CloisterError, MalformedMessage, NotTrusted, TruncatedResponse, WrongUse
+from cloister.errors import ChannelBroken, CloisterError, MalformedMessage, NotTrusted, TruncatedResponse, WrongUse
 from cloister.verify import Verified
 
 __all__ = [
@@ -187,9 +187,9 @@ class RequestOpener:
         self._ring = ring
         self._limits = limits
         self._head = bytearray()
-        self._key: ReceiverKey | None = None
+        self._keys: tuple[ReceiverKey, ...] = ()
+        self._header = self._enc = b""
         self._context: Context | None = None
-        self._enc = b""
         self._chunks = ChunkReader()
         self._decoder = RequestDecoder(limits)
         self._length = 0
@@ -218,49 +218,46 @@ class RequestOpener:
         """The whole request, once its bytes have ended. Raises: as `feed`; ChannelBroken when it was cut."""
         self._check_open()
         self._closed = True
-        if self._context is None or not self._chunks.final:
+        if not self._enc or not self._chunks.final:
             raise broken()
-        self._open(self._context, _FINAL, self._chunks.rest(), now)
+        context = self._open(_FINAL, self._chunks.rest(), now)
         self._chunks.clear()
         request = self._decoder.finish()
-        nonce = self._ring.entropy(nonce_length(self._context.aead_id))
-        return OpenedRequest(request, ResponseSealer(nonce, response_sequence(self._context, self._enc, nonce)))
+        nonce = self._ring.entropy(nonce_length(context.aead_id))
+        return OpenedRequest(request, ResponseSealer(nonce, response_sequence(context, self._enc, nonce)))
 
     def _check_open(self) -> None:
         if self._closed:
             raise WrongUse("This request has ended.", step="oblivious http")
 
     def _take(self, data: bytes, now: float) -> None:
-        if self._context is None:
+        if self._enc:
+            self._chunks.feed(data)
+        else:
             self._head += data
             self._set_up(now)
-        else:
-            self._chunks.feed(data)
-        if self._context is not None:
-            while (sealed := self._chunks.take()) is not None:
-                self._open(self._context, b"", sealed, now)
+        while self._enc and (sealed := self._chunks.take()) is not None:
+            self._open(b"", sealed, now)
 
     def _set_up(self, now: float) -> None:
         head = self._head
-        if self._key is None:
+        if not self._keys:
             if len(head) < _HEADER_LENGTH:
                 return
             kem_id, kdf_id, aead_id = (int.from_bytes(head[i : i + 2], "big") for i in (1, 3, 5))
-            self._key = self._ring.find(head[0], kem_id, kdf_id, aead_id, now)
-        end = _HEADER_LENGTH + KEMS[self._key.config.kem_id].enc_length
+            self._keys = self._ring.find(head[0], kem_id, kdf_id, aead_id, now)
+        end = _HEADER_LENGTH + KEMS[self._keys[0].config.kem_id].enc_length
         if len(head) < end:
             return
-        header, self._enc = bytes(head[:_HEADER_LENGTH]), bytes(head[_HEADER_LENGTH:end])
-        aead_id = int.from_bytes(header[5:], "big")
-        self._context = setup_receiver(self._key.private, aead_id, self._enc, request_info(header))
+        self._header, self._enc = bytes(head[:_HEADER_LENGTH]), bytes(head[_HEADER_LENGTH:end])
         self._chunks.feed(head[end:])
         head.clear()
 
-    def _open(self, context: Context, aad: bytes, sealed: bytes, now: float) -> None:
-        plaintext = context.open(aad, sealed)
-        if self._key is not None:  # the first chunk: only now is this somebody's request
-            self._ring.remember(self._key, self._enc, now)
-            self._key = None
+    def _open(self, aad: bytes, sealed: bytes, now: float) -> Context:
+        if self._context is None:
+            self._context, plaintext = self._open_first(aad, sealed, now)
+        else:
+            plaintext = self._context.open(aad, sealed)
         self._length += len(plaintext)
         if self._length > self._limits.request_bytes:
             raise MalformedMessage("The request is too large.", step="size", expected=str(self._limits.request_bytes))
@@ -268,6 +265,20 @@ class RequestOpener:
         self._decoder.feed(plaintext)
         if not checked and self._decoder.control is not None:
             _check_target(self._decoder.control)
+        return self._context
+
+    def _open_first(self, aad: bytes, sealed: bytes, now: float) -> tuple[Context, bytes]:
+        for key in self._keys:
+            try:
+                aead_id = int.from_bytes(self._header[5:], "big")
+                context = setup_receiver(key.private, aead_id, self._enc, request_info(self._header))
+                plaintext = context.open(aad, sealed)
+            except ChannelBroken:
+                continue
+            self._keys = ()
+            self._ring.remember(key, self._enc, now)  # only now is this somebody's request
+            return context, plaintext
+        raise broken()
 
 
 def _check_target(control: RequestControl) -> None:
