@@ -53,17 +53,19 @@ def test_another_source_is_refused_and_left_as_it_was(tmp_path: Path, other: str
 
 def test_the_patch_itself_is_whole() -> None:
     """Each hunk holds as many lines as its head says, and starts where the one before it ends, or later."""
-    hunks = re.split(r"(?m)^@@ ", engine.PATCH.read_text())[1:]
-    end = 0
-    for hunk in hunks:
-        head, _, body = hunk.partition("\n")
-        start, count, _, new = map(int, re.match(r"-(\d+),(\d+) \+(\d+),(\d+) @@", head).groups())  # type: ignore[union-attr]
-        lines = body.splitlines()
-        assert sum(line[0] != "+" for line in lines) == count
-        assert sum(line[0] != "-" for line in lines) == new
-        assert start > end
-        end = start + count - 1
-    assert len(hunks) > 10
+    count_of = 0
+    for file in re.split(r"(?m)^--- a/", engine.PATCH.read_text())[1:]:
+        end = 0
+        for hunk in re.split(r"(?m)^@@ ", file)[1:]:
+            head, _, body = hunk.partition("\n")
+            start, count, _, new = map(int, re.match(r"-(\d+),(\d+) \+(\d+),(\d+) @@", head).groups())  # type: ignore[union-attr]
+            lines = body.splitlines()
+            assert sum(line[0] != "+" for line in lines) == count
+            assert sum(line[0] != "-" for line in lines) == new
+            assert start > end
+            end = start + count - 1
+            count_of += 1
+    assert count_of > 10
 
 
 def test_a_change_of_the_patch_is_another_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

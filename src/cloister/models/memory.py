@@ -66,15 +66,15 @@ def kv_bytes(model: Description, cells: int, kv_type: str = "f16") -> int:
 
 
 def kv_cells(model: Description, *, context: int, streams: int, kv_type: str = "f16", free: int = 0) -> int:
-    """How many tokens the engine's cache holds, of `free` bytes: a part of one context for each stream and some that
-    are kept, where they fit, or else `streams` contexts at most in one cache for all, and never less than one."""
+    """How many tokens the engine's cache holds, of `free` bytes: a part of one context for each stream, where they fit,
+    or else `streams` contexts at most in one cache for all, and never less than one."""
     if _is_parted(model, context=context, streams=streams, kv_type=kv_type, free=free):
-        return _parts(streams) * context
+        return streams * context
     return max(context, min(streams * context, _within(model, _MOST_CACHE, kv_type=kv_type, free=free)))
 
 
 def _is_parted(model: Description, *, context: int, streams: int, kv_type: str, free: int) -> bool:
-    cells = _parts(streams) * _padded(context)
+    cells = streams * _padded(context)
     return kv_type == "f16" and cells <= _within(model, _MOST_PARTED, kv_type=kv_type, free=free)
 
 
@@ -82,10 +82,6 @@ def _within(model: Description, most: int, *, kv_type: str, free: int) -> int:
     """Cells that fit what the cache may take, of `most` bytes at most."""
     budget = min(max(free // 4, _LEAST_CACHE), most)
     return budget * _PADDING // max(kv_bytes(model, _PADDING, kv_type), 1)
-
-
-def _parts(streams: int) -> int:
-    return streams + streams // 4
 
 
 def _padded(cells: int) -> int:
@@ -112,7 +108,7 @@ def estimate(
     free = 0 if available == _UNKNOWN else available - model.file_size - weights
     cells = kv_cells(model, context=context, streams=streams, kv_type=kv_type, free=free)
     parted = _is_parted(model, context=context, streams=streams, kv_type=kv_type, free=free)
-    each, number = (context, _parts(streams)) if parted else (cells, 1)
+    each, number = (context, streams) if parted else (cells, 1)
     cells = number * _padded(each)
     return Estimate(
         context=context,

@@ -33,7 +33,7 @@ SETTINGS = LoopSettings(slots=8)
 @pytest.fixture(params=["parted", "shared"])
 def model(library: Any, model_path: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     """Once with a part of the cache for each stream, once with one cache for all."""
-    cells = 0 if request.param == "parted" else SETTINGS.slots * 512
+    cells = 0 if request.param == "parted" else (SETTINGS.slots - 1) * 512
     loaded = Model(library, model_path, replace(SETTINGS, kv_tokens=cells))
     assert loaded.parted == (request.param == "parted")
     yield loaded

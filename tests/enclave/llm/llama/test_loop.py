@@ -641,3 +641,39 @@ def test_a_gap_between_streams_is_filled_and_leaves_no_trace(
     assert [row[2] for row in batches[-1]] == [0, 1, 2]
     assert model._lib.llama_memory_seq_pos_max(model._memory, 1) == held - 1
     model.close()
+
+
+@pytest.mark.parametrize(("cell", "groups"), [(1, [[0, 1, 2]]), (1 << 20, [[0], [1], [2]])])
+def test_a_long_conversation_among_short_ones_is_evaluated_with_them_only_where_that_is_cheaper(
+    library: Any, model_path: Path, monkeypatch: pytest.MonkeyPatch, cell: int, groups: list[list[int]]
+) -> None:
+    """Running, and later kept between two that run: all that stand in one batch are evaluated as deep as the deepest."""
+    model = Model(library, model_path, LoopSettings(slots=4))
+    loop = DecodeLoop(library, model, slots=4)
+    few, many = (Sampling(max_tokens=count, temperature=0.0, ignore_eos=True) for count in (12, 30))
+    jobs = [job(1, "first", model, many), job(2, "x" * 400, model, few, scope=ALICE), job(3, "third", model, many)]
+    alone = {}
+    for one in jobs:
+        loop.submit(one)
+        alone[one.number] = text_of(drain(loop)[one.number])
+    while not loop.rest(forget=True):
+        pass
+    monkeypatch.setattr(model, "cell_size", cell)
+    monkeypatch.setattr(model, "weights_size", 1 << 20)
+    batches: list[list[int]] = []
+    decode = model.decode
+
+    def seen(items: Any) -> None:
+        batches.append([row[2] for row in items])
+        decode(items)
+
+    monkeypatch.setattr(model, "decode", seen)
+    for one in jobs:
+        loop.submit(one)
+    events = drain(loop)
+    assert {number: text_of(events[number]) for number in alone} == alone
+    steps = [batch for batch in batches if len(batch) < 4]
+    assert all(group in steps for group in groups)
+    assert ([0, 1, 2] in steps) == (len(groups) == 1)
+    assert batches[-2:] == (groups * 2 if len(groups) == 1 else [[0], [2]])  # the second has ended, and is kept
+    model.close()

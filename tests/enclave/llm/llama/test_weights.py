@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import hashlib
 import os
@@ -41,6 +42,17 @@ def test_memory_that_nobody_can_change_is_not_copied() -> None:
         assert (same.size, same.sha256) == (7, hashlib.sha256(b"weights").hexdigest())
     assert os.pread(memory, 7, 0) == b"weights"
     os.close(memory)
+
+
+def test_a_machine_without_memory_files_left_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(os, "memfd_create", full)
+    with pytest.raises(WrongUse):
+        seal_weights(path)
 
 
 def test_where_every_file_is_measured_it_is_taken_as_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,8 +60,10 @@ before it (measured at depth 3,000: 63 rows 4.8 s, 64 rows 0.6 s)."""
 _SMALLEST_PARTED = 32
 """Rows, where the cache has a part for each stream: there llama.cpp does without flash attention, and few rows are cheap."""
 _DEEP = 512
-_LONGEST_GAP = 4
-"""Rows that may be wasted at one place in a batch, so that the weights are read once for all of it."""
+_ROW = 0.1
+"""What one row more costs beside its attention, where reading the weights costs 1."""
+_PADDING = 64
+"""Cells: llama.cpp, as it is patched here, looks at whole ones of these (docs/adr/0014)."""
 _GROWTH = 256
 """Cells that a stream reserves beyond what it holds. Most answers end long before the most that they might become."""
 
@@ -366,35 +367,61 @@ class DecodeLoop:
 
     def _decode(self, running: list[_Stream]) -> None:
         running = self._reserve(running)
+        for together, fillers in self._groups(running):
+            self._decode_together(together, fillers)
+        self.stats.decode_steps += bool(running)
+
+    def _decode_together(self, running: Sequence[_Stream], fillers: Sequence[tuple[int, int]]) -> None:
         items = [(s.tokens[s.past], s.past, s.sequence, True) for s in running]
-        fillers = self._between([stream.sequence for stream in running])
         rows = sorted([*items, *((0, past, sequence, False) for sequence, past in fillers)], key=lambda item: item[2])
-        done = bool(items) and self._run(rows, running)
+        done = self._run(rows, running)
         for sequence, past in fillers:
             self._model.forget(sequence, past)
         if not done:
             return
-        self.stats.decode_steps += 1
         places = {sequence: row for row, (_, _, sequence, _) in enumerate(rows)}
         for stream in running:
             stream.past += 1
             self._next_token(stream, places[stream.sequence])
 
-    def _between(self, sequences: Sequence[int]) -> list[tuple[int, int]]:
-        """Those that stand between these and are not of them, with how many cells they hold.
+    def _groups(self, running: Sequence[_Stream]) -> list[tuple[list[_Stream], list[tuple[int, int]]]]:
+        """Who had better be evaluated together, and with which fillers: sequences in between, and how many cells they hold.
 
-        llama.cpp evaluates parts of the cache together only where they are neighbours, and reads the weights again for
-        the others: a row more, that is forgotten again, costs a tenth of that.
+        llama.cpp evaluates parts of the cache together only where they are neighbours, and then each as deep as the
+        deepest; for every group it reads the weights anew. A row in a gap, that is forgotten again, costs less than that,
+        unless what is kept there is long. Of all divisions the one that costs least.
         """
-        if not self._model.parted:
-            return []
-        held = {stream.sequence: stream.past for stream in self._streams.values()}
-        found: list[tuple[int, int]] = []
-        for before, after in pairwise(sorted(sequences)):
-            gap = [(at, held[at] if at in held else self._sequences.held(at)) for at in range(before + 1, after)]
-            if len(gap) <= _LONGEST_GAP and all(past < self._model.context_length for _, past in gap):
-                found += gap
-        return found
+        if not self._model.parted or len(running) < 2:
+            return [(list(running), [])] if running else []
+        ordered = sorted(running, key=lambda stream: stream.sequence)
+        own = {stream.sequence: stream.past for stream in self._streams.values()}
+        lowest, highest = ordered[0].sequence, ordered[-1].sequence
+        held = {at: own[at] if at in own else self._sequences.held(at) for at in range(lowest, highest + 1)}
+        cell = self._model.cell_size / self._model.weights_size
+        pasts = [stream.past for stream in ordered]
+        if len(held) == len(ordered) and len(held) * (max(pasts) - min(pasts) + _PADDING) * cell <= 1:
+            return [(ordered, [])]  # what is saved by any division is less than what it costs
+        best: list[tuple[float, int]] = [
+            (0.0, 0)
+        ]  # of the first streams: what they cost, and where the last group begins
+        for end in range(1, len(ordered) + 1):
+            depth, at, choices = 0, ordered[end - 1].sequence + 1, list[tuple[float, int]]()
+            for begin in range(end - 1, -1, -1):
+                first = ordered[begin].sequence
+                depth, at = max(depth, *(held[one] for one in range(first, at))), first
+                if depth >= self._model.context_length:
+                    break
+                rows, cells = ordered[end - 1].sequence - first + 1, (depth // _PADDING + 1) * _PADDING
+                choices.append((best[begin][0] + 1 + rows * (_ROW + cells * cell), begin))
+            best.append(min(choices))
+        groups, end = list[tuple[list[_Stream], list[tuple[int, int]]]](), len(ordered)
+        while end:
+            begin = best[end][1]
+            group, end = ordered[begin:end], begin
+            taken = {stream.sequence for stream in group}
+            gaps = [one for one in range(group[0].sequence, group[-1].sequence) if one not in taken]
+            groups.append((group, [(one, held[one]) for one in gaps]))
+        return groups[::-1]
 
     def _prefill(self) -> None:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""

@@ -184,8 +184,9 @@ class Model:
             raise MalformedModel("The model file names no context length.")
         number, width = KV_TYPES[settings.kv_type]
         cell = self._cell_bytes(width)
+        self.cell_size, self.weights_size = int(cell), int(lib.llama_model_size(self._model))  # bytes
         self.reuses_prefixes = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
-        parts = min(settings.slots + settings.slots // 4, lib.llama_max_parallel_sequences())
+        parts = min(settings.slots, lib.llama_max_parallel_sequences())
         within = settings.kv_tokens or int(_cache_budget(_MOST_PARTED) / cell)
         self.parted = parts * -(-self.context_length // _PADDING) * _PADDING <= within and self._may_be_parted(settings)
         if self.parted:

@@ -50,7 +50,10 @@ def seal_weights(path: Path, *, expected: str | None = None) -> Weights:
     if not hasattr(os, "memfd_create"):
         raise WrongUse("This platform has no memfd: the engine needs Linux.")
     digest = hashlib.sha256()
-    fd = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        fd = os.memfd_create("model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise _unreadable(error) from error
     try:
         size = 0
         with path.open("rb", buffering=0) as source:
