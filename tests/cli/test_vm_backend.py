@@ -230,6 +230,10 @@ def test_an_app_keeps_its_software_tpm_whose_key_the_operators_policy_pins(setti
     folders = {path.name for path in settings.state.iterdir()}
     assert len(folders) == 2
     assert backend.policy(LAUNCH).limits.platform_ids == frozenset(folder * 2 for folder in folders)
+    backend.forget("one")
+    (left,) = (path.name for path in settings.state.iterdir())
+    assert backend.policy(LAUNCH).limits.platform_ids == frozenset({left * 2})
+    backend.forget("never started")
 
 
 def test_the_operators_policy_on_hardware(settings: VmSettings) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 import socket
 import ssl
 import time
@@ -9,7 +10,7 @@ import httpx2
 import pytest
 
 from cloister.enclave.boot import Boot, EnclaveConfig
-from cloister.enclave.serving import TlsFront
+from cloister.enclave.serving import TlsFront, server
 from cloister.errors import WrongUse
 
 pytestmark = pytest.mark.anyio
@@ -72,3 +73,21 @@ async def test_a_host_cannot_add_or_leave_out_the_listener(tls: bool, descriptor
     boot = replace(BOOT, tls_fd=descriptor, tls_origins=("https://localhost:1",))
     with pytest.raises(WrongUse, match="disagree"):
         TlsFront.open(app, replace(CONFIG, tls=tls), boot, time.time())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET /"])
+async def test_a_connection_whose_requests_head_does_not_come_is_closed(
+    sent: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.enclave.serving._HEAD_SECONDS", 0.2)
+    front = server(app)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        serving = asyncio.create_task(front.serve(sockets=[sock]))
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(sent)
+        async with asyncio.timeout(4):  # less than the five seconds between requests
+            answers = await reader.read()
+        assert answers.count(b"HTTP/1.1 200") == sent.count(b"\r\n\r\n")
+        writer.close()
+        front.should_exit = True
+        await serving

@@ -1,4 +1,5 @@
-"""HAProxy in front of a host, configured as docs/deploy.md shows: TLS ends there, and the pieces of an answer go on at once."""
+"""HAProxy and nginx in front of a host, configured as docs/deploy.md shows: TLS ends there, and the pieces of an answer go on
+at once."""
 
 import re
 import socket
@@ -7,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -76,22 +78,56 @@ def answering() -> Iterator[int]:
         server.shutdown()
 
 
+@dataclass(frozen=True)
+class Front:
+    """A web server as shown, but for ports and places. `leads_to`: by name, whose address it has to be."""
+
+    kind: str
+    command: tuple[str, ...]
+    listens: str
+    leads_to: dict[str, str]
+    around: str = "{}"
+
+    def write(self, folder: Path, ports: dict[str, int]) -> int:
+        port = free_port()
+        config = shown(self.kind)
+        for old, new in {
+            self.listens: re.sub(" :?443", f" 127.0.0.1:{port}", self.listens),
+            **{place: str(folder / "both.pem") for place in re.findall(r"/etc/\S+\.(?:pem|key)", config)},
+            **{address: f"127.0.0.1:{ports[address]}" for address in self.leads_to.values()},
+        }.items():
+            assert config.count(old) == 1
+            config = config.replace(old, new)
+        (folder / "config").write_text(self.around.format(config).replace("FOLDER", str(folder)))
+        return port
+
+
+_NGINX = """daemon off; pid FOLDER/pid; error_log FOLDER/errors;
+events {{}}
+http {{
+    access_log off; client_body_temp_path FOLDER/bodies; proxy_temp_path FOLDER/proxied;
+    fastcgi_temp_path FOLDER/fcgi; uwsgi_temp_path FOLDER/uwsgi; scgi_temp_path FOLDER/scgi;
+    {}
+}}
+"""
+FRONTS = (
+    Front(
+        "haproxy",
+        ("haproxy", "-db", "-f"),
+        "bind :443",
+        {"host.example.org": "127.0.0.1:8700", "chat.example.org": "127.0.0.1:8500"},
+    ),
+    Front("nginx", ("nginx", "-c"), "listen 443", {"chat.example.org": "127.0.0.1:8500"}, _NGINX),
+)
+
+
 @contextmanager
-def haproxy(folder: Path, host: int, chat: int) -> Iterator[int]:
-    """As shown, but for ports and the certificate's place."""
-    port = free_port()
-    config = shown("haproxy")
-    for old, new in (
-        (":443", f"127.0.0.1:{port}"),
-        ("/etc/haproxy/example.org.pem", str(folder / "both.pem")),
-        ("127.0.0.1:8700", f"127.0.0.1:{host}"),
-        ("127.0.0.1:8500", f"127.0.0.1:{chat}"),
-    ):
-        assert config.count(old) == 1
-        config = config.replace(old, new)
-    (folder / "haproxy.cfg").write_text(config)
-    with subprocess.Popen([tool("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]) as process:
+def started(front: Front, folder: Path, ports: dict[str, int]) -> Iterator[int]:
+    port = front.write(folder, ports)
+    program, *options = front.command
+    with subprocess.Popen([tool(program), *options, str(folder / "config")], cwd=folder) as process:
         try:
+            eventually(lambda: listening(port))
             yield port
         finally:
             process.terminate()
@@ -105,17 +141,18 @@ def asking(client: httpx2.Client, port: int, name: str) -> Iterator[httpx2.Respo
         yield answer
 
 
-def test_each_name_leads_to_its_own_and_pieces_arrive_one_by_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("front", FRONTS, ids=lambda front: front.kind)
+def test_each_name_leads_to_its_own_and_pieces_arrive_one_by_one(front: Front, tmp_path: Path) -> None:
     certificate(tmp_path / "both.pem")
     trusted = ssl.create_default_context(cafile=str(tmp_path / "both.pem"))
     with (
         answering() as host,
         answering() as chat,
-        haproxy(tmp_path, host, chat) as port,
+        started(front, tmp_path, {"127.0.0.1:8700": host, "127.0.0.1:8500": chat}) as port,
         httpx2.Client(verify=trusted, trust_env=False, timeout=60) as client,
     ):
-        eventually(lambda: listening(port))
-        for name, expected in zip(NAMES, (host, chat), strict=True):
+        for name, address in front.leads_to.items():
+            expected = host if address.endswith(":8700") else chat
             Answer.seen.clear()
             with asking(client, port, name) as answer:
                 pieces = answer.iter_raw()
@@ -129,8 +166,6 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_it_does_not_hold_back_small_pieces() -> None:
+def test_haproxy_does_not_hold_back_small_pieces() -> None:
     """What it costs without stands in the document: 200 ms. How long it takes here is no business of a test."""
-    defaults = shown("haproxy").partition("frontend")[0]
-    assert "option http-no-delay" in defaults
-    assert {"proxy_buffering off;", "proxy_request_buffering off;"} <= set(map(str.strip, shown("nginx").splitlines()))
+    assert "option http-no-delay" in shown("haproxy").partition("frontend")[0]

@@ -65,6 +65,9 @@ class ProcessBackend:
         process = EnclaveProcess(boot.encode(), (sock.fileno(), hardware.fd), silent=True)
         return _Running(process, hardware, sock, spawn.cores)
 
+    def forget(self, name: str) -> None:
+        """Nothing is kept for one app."""
+
     def policy(self, launch: LaunchConfig) -> Policy:
         measured = self._measurement or self._measure()
         return Policy(

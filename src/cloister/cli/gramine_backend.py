@@ -87,6 +87,9 @@ class GramineBackend:
             self._left(folder)
             raise
 
+    def forget(self, name: str) -> None:
+        """Nothing is kept for one app."""
+
     def policy(self, launch: LaunchConfig) -> Policy:
         """Of a launch config that was not started here it pins no measurement, and so accepts nothing."""
         measured = self._measured.get(launch)

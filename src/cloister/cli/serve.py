@@ -24,6 +24,7 @@ from cloister.models.download import resolve
 from cloister.models.gguf import read_description
 from cloister.models.memory import available_memory, estimate, judge
 from cloister.models.store import LocalModel
+from cloister.private_file import write_once
 from cloister.sim import Device, measure
 
 __all__ = ["register", "wait_for_end"]
@@ -163,7 +164,10 @@ def _read_group(file: Path | None, join: str, *, simulated: bool) -> str | None:
         return None
     if simulated and not file.exists():
         device = Device.open(state_directory() / "sim")
-        file.write_text(group_policy_for(measure(library_dir()), device.root_pem), encoding="utf-8")
+        try:
+            write_once(file, group_policy_for(measure(library_dir()), device.root_pem).encode())
+        except OSError as error:
+            raise WrongUse(f"The group's policy {file} cannot be written.", got=error.strerror) from error
         output.note(f"group   {file} was written: replicas of exactly this code, on this machine", hang=8)
     try:
         return file.read_text(encoding="utf-8")

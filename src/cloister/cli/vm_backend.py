@@ -113,6 +113,11 @@ class VmBackend:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
+    def forget(self, name: str) -> None:
+        """Its software TPM: an app that comes under the same name gets another."""
+        self._keys.pop(name, None)
+        shutil.rmtree(self._tpm_folder(name), ignore_errors=True)
+
     def policy(self, launch: LaunchConfig) -> Policy:
         """The image's predicted measurements. Nobody certified a software TPM: the keys of those started here are pinned, as
         a client's policy has to pin them too."""
@@ -130,12 +135,15 @@ class VmBackend:
 
     def _software_tpm(self, name: str) -> Path:
         """The folder of this app's, made on the first use, its attestation key noted. Raises: ConnectionFailed."""
-        state = self._settings.state / hashlib.sha256(name.encode()).hexdigest()[:32]
+        state = self._tpm_folder(name)
         if not state.exists():
             _make_tpm(state)
         if name not in self._keys:
             self._keys[name] = self._enrol(state)
         return state
+
+    def _tpm_folder(self, name: str) -> Path:
+        return self._settings.state / hashlib.sha256(name.encode()).hexdigest()[:32]
 
     def _start(self) -> Start:
         settings = self._settings

@@ -58,5 +58,8 @@ class HostBackend(Protocol):
         Raises: CloisterError when it cannot be started.
         """
 
+    def forget(self, name: str) -> None:
+        """The app of that name is removed, and nothing of it runs: what is kept for it alone goes."""
+
     def policy(self, launch: LaunchConfig) -> Policy:
         """What the operator, who knows what it started, can hold that enclave's evidence against."""

@@ -1,5 +1,6 @@
 """`cloister.toml`: what an app is, and how it shall run. Read whole or refused, with the line and what to write there."""
 
+import ipaddress
 import re
 import shlex
 import tomllib
@@ -187,6 +188,15 @@ def _line_of(text: str, table: str, key: str) -> int:
     return found
 
 
+def _is_the_machines(host: str) -> bool:
+    try:
+        address = ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    own = address.is_loopback or address.is_link_local or address.is_unspecified
+    return own or address.is_multicast or address.is_reserved
+
+
 class _App(_Table):
     def __init__(self, text: str, values: Mapping[str, Any], folder: Path) -> None:
         super().__init__(text, values)
@@ -217,7 +227,7 @@ class _App(_Table):
             tests=self._command("tests"),
             expiry=self.counted("expiry", _DURATION, _SECONDS, 'Minutes, hours or days: expiry = "30d"'),
             secrets=secrets,
-            egress=self.texts("egress", _HOST, 'Hosts, with a port if it is not 443: egress = ["api.example.com"]'),
+            egress=self._egress(),
             domain=self.matching("domain", DOMAIN, 'A name that leads to the host: domain = "app.example.com"'),
             logs=self._one_of("logs", (NO_LOGS, PUBLIC)) or NO_LOGS,
             platform=self._one_of("platform", PLATFORMS),
@@ -254,6 +264,17 @@ class _App(_Table):
         if not exists(path):
             self.refuse(key, f"names no {kind} that is there", f"Looked for {path}.")
         return path
+
+    def _egress(self) -> tuple[str, ...]:
+        """By the rule that the enclave has for them (`enclave.pyapp.egress`)."""
+        hosts = self.texts("egress", _HOST, 'Hosts, with a port if it is not 443: egress = ["api.example.com"]')
+        for host, _, port in (entry.partition(":") for entry in hosts):
+            if port and not 1 <= int(port) <= 65_535:
+                self.refuse("egress", f"names port {port}", "A port from 1 to 65535; left away, it is 443.")
+            if _is_the_machines(host):
+                hint = "An app reaches its own loopback without being allowed to."
+                self.refuse("egress", f"names {host}, an address of the machine itself", hint)
+        return hosts
 
     def _command(self, key: str) -> tuple[str, ...]:
         try:
