@@ -12,7 +12,7 @@ from tests.client.deployment import Served
 from tests.system.chat_stage import browsing
 from tests.system.shell import ROOT, tool
 
-__all__ = ["Ask", "Origin", "in_chromium", "in_node"]
+__all__ = ["Ask", "Origin", "in_chromium", "in_node", "receiving_in_node"]
 
 CLIENT = ROOT / "web" / "client"
 Ask = Callable[..., dict[str, Any]]
@@ -100,14 +100,36 @@ def in_chromium(origin: Served) -> Iterator[Ask]:
 
         def ask(*, keys: Path | None = None, **options: Any) -> dict[str, Any]:
             given = {**options, "keys": list(keys.read_bytes())} if keys else options
-            if "enclave" in given:
-                origin.app.enclave, given["enclave"] = given["enclave"], origin.url
             if "proxy" in given:
                 origin.app.proxy, given["proxy"] = given["proxy"], origin.url
-                with httpx2.Client(trust_env=False) as client:
-                    named = client.get(f"{origin.app.proxy}/", timeout=60).json()["enclave"]
-                origin.app.enclave, given["enclave"] = named, origin.url
+                if "enclave" not in given:
+                    given["enclave"] = _named_by(origin.app.proxy)
+            if "enclave" in given:
+                origin.app.enclave, given["enclave"] = given["enclave"], origin.url
             seen: dict[str, Any] = page.evaluate("(options) => window.ask(options)", given)
             return seen
 
         yield ask
+
+
+def _named_by(proxy: str) -> str:
+    with httpx2.Client(trust_env=False) as client:
+        enclave: str = client.get(f"{proxy}/", timeout=60).json()["enclave"]
+    return enclave
+
+
+@contextmanager
+def receiving_in_node(kem_id: int) -> Iterator[tuple[bytes, Ask]]:
+    """npm's `hpke` with a key pair of its own: the public key, and what tells how it opens (`web/client/test/open.mjs`)."""
+    command = [tool("node"), "test/open.mjs", str(kem_id)]
+    with subprocess.Popen(command, cwd=CLIENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
+        asked, told = node.stdin, node.stdout
+        assert asked is not None and told is not None
+
+        def receive(**given: Any) -> dict[str, Any]:
+            asked.write(f"{json.dumps(given)}\n")
+            asked.flush()
+            seen: dict[str, Any] = json.loads(told.readline())
+            return seen
+
+        yield bytes.fromhex(json.loads(told.readline())["public"]), receive

@@ -7,10 +7,12 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from tests.cli import conftest as scripted
+from tests.cli import hardware
 from tests.cli.conftest import Enclave, wait_for
 from tests.system.chat_stage import (
     AXE,
@@ -508,16 +510,75 @@ def saved_document(page: Page, to: Path) -> Path:
     return to
 
 
-def said_by_the_terminal(document: Path, *options: str | Path) -> list[str]:
-    """What `cloister verify --explain` says of a document, line by line, without the words between."""
+def said_by_the_terminal(document: Path, *options: str | Path) -> str:
+    """What `cloister verify --explain` says of a document."""
     ran = CliRunner().invoke(app, ["verify", str(document), "--explain", *map(str, options)])
     assert ran.exit_code in (0, 3), ran.output
-    lines = []
-    for line in ran.stdout.splitlines():
-        if line.endswith(":") and not line.startswith(" "):
-            continue  # a heading
-        lines += [part.strip() for part in re.split(r"\s{2,}|: |(?<=^  pass) |(?<=^  FAIL) ", line) if part.strip()]
-    return lines
+    return ran.stdout
+
+
+def verify_again(page: Page) -> dict[str, Any]:
+    """What the proxy tells the page, which shows that from now on."""
+    if not page.locator("#panel[open]").count():
+        page.locator("#badge").click()
+    with page.expect_response("**/verification?explain*") as caught:
+        page.get_by_role("button", name="Verify again").click()
+    told: dict[str, Any] = caught.value.json()
+    expect(page.locator("#badge")).not_to_have_text("Checking…")
+    return told
+
+
+def assert_they_say_the_same(terminal: str, panel: str, told: dict[str, Any]) -> None:
+    """The terminal's words stand in the panel, and what the proxy told the panel stands in the terminal: of each step,
+    where that step is."""
+    parts = [part for line in terminal.splitlines() for part in parts_of(line)]
+    assert len(parts) > 20
+    assert [part for part in parts if part.rstrip("…") not in panel] == []
+    explained, flat = told["explained"], flattened(terminal)
+    texts = [explained["word"], explained["platform"], explained["sentence"], explained["first_use"]]
+    texts += [text for fact in explained["facts"] for text in fact]
+    texts += [line for line, _ in explained["firmware"]]
+    texts += [row[name] for row in explained["forecast"] for name in ("when", "date", "word")]
+    texts += [row["what"][:59] for row in explained["forecast"]]
+    assert [text for text in texts if text not in flat] == []
+    steps = steps_of(terminal)
+    assert steps.keys() == {(step["result"], step["step"]) for step in explained["steps"]}
+    for step in explained["steps"]:
+        missing = [text for text in words_of(step) if text not in steps[step["result"], step["step"]]]
+        assert missing == [], step["step"]
+
+
+def flattened(text: str) -> str:
+    return " ".join(text.split())
+
+
+def parts_of(line: str) -> list[str]:
+    """The words of a line of the terminal, without those between; a heading has none."""
+    if line.endswith(":") and not line.startswith(" "):
+        return []
+    parts = re.split(r"\s{2,}|: |(?<=^  pass) |(?<=^  FAIL) ", line)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def steps_of(terminal: str) -> dict[tuple[str, str], str]:
+    """By result and name, all that the terminal says of a step."""
+    results = {"checked:": "pass", "not proved:": "not proved", "failed:": "FAIL"}
+    found: dict[tuple[str, str], str] = {}
+    result, name = "", ""
+    for line in terminal.splitlines():
+        if not line.startswith(" "):
+            result = results.get(line, "")
+        elif result:
+            if not line.startswith("   "):
+                name = re.sub("^  (pass|FAIL) ", "", line).split()[0].rstrip(":")
+            found[result, name] = flattened(f"{found.get((result, name), '')} {line}")
+    return found
+
+
+def words_of(step: dict[str, str]) -> list[str]:
+    """What there is to say of a step, as long as the terminal's lines are."""
+    values = {"pass": [step["got"][:43]], "FAIL": [step["expected"][:199], step["got"][:199]]}.get(step["result"], [])
+    return [flattened(text) for text in (*values, step["hint"][:199], step["meaning"], step["remedy"])]
 
 
 def test_the_panel_of_a_simulated_enclave_says_what_the_terminal_says(
@@ -526,22 +587,30 @@ def test_the_panel_of_a_simulated_enclave_says_what_the_terminal_says(
     badge = near.page.locator("#badge")
     assert (badge.inner_text(), badge.get_attribute("class")) == ("Simulated", "badge simulated")
     expect(near.page.locator("#foot")).to_contain_text("whoever runs it can read this")
+    told = verify_again(near.page)
     text = panel_text(near.page)
     document = saved_document(near.page, tmp_path / "document.json")
-    said = said_by_the_terminal(document, *enclave.trusted)
-    assert len(said) > 60
-    assert [part for part in said if part.rstrip("…") not in text] == []
+    assert_they_say_the_same(said_by_the_terminal(document, *enclave.trusted), text, told)
     assert "VERIFIED" not in text
     phases = near.page.locator("#panel-phases .phase").all()
     assert [phase.get_attribute("class") for phase in phases] == [*["phase passed"] * 4, "phase open"]
 
 
-def test_a_verified_enclave_is_called_so(open_window: Window, key_file: Path, tmp_path: Path) -> None:
+def test_the_panel_of_a_verified_enclave_says_what_the_terminal_says(
+    open_window: Window, key_file: Path, tmp_path: Path
+) -> None:
     with tdx_site(tdx_deployment(Device.open(tmp_path / "sim")), key_file) as real:
         page = open_window.open(real.chat.address())
         badge = page.locator("#badge")
         assert (badge.inner_text(), badge.get_attribute("class")) == ("Verified", "badge verified")
+        told = verify_again(page)
         text = panel_text(page)
+        document = saved_document(page, tmp_path / "document.json")
+        policy = tmp_path / "policy.toml"
+        policy.write_text(hardware.POLICY)
+        with hardware.trusting_the_synthetic_root():
+            terminal = said_by_the_terminal(document, "--policy", policy)
+        assert_they_say_the_same(terminal, text, told)
         assert "VERIFIED tdx" in text
         assert "SIMULATED" not in text
         assert "Nothing proves who has the machine in hand" in text
@@ -575,12 +644,13 @@ def test_an_enclave_that_is_not_trusted_hears_no_word(
         assert b"GET /.well-known/cloister-attestation" in traffic
         assert b"POST " not in traffic
         assert questions(page) == [SECRET]  # nothing is lost: it can be sent again
+        told = verify_again(page)
         text = panel_text(page)
         document = saved_document(page, tmp_path / "document.json")
     relay.stop()
-    said = said_by_the_terminal(document)
-    assert "NOT TRUSTED" in said
-    assert [part for part in said if part.rstrip("…") not in text] == []
+    terminal = said_by_the_terminal(document)
+    assert "NOT TRUSTED" in terminal
+    assert_they_say_the_same(terminal, text, told)
     assert page.locator("#panel-phases .phase.failed").count() >= 1
 
 
@@ -624,13 +694,21 @@ def test_what_was_changed_is_shown_as_lines_of_a_policy_to_copy(
         page.locator("#badge").click()
         change = page.locator("#panel-change")
         expect(change).to_contain_text("They say what runs, not that it is right")
+        assert change.locator("dt, dd").all_inner_texts() == ["expected", "another", "got", "laptop"]
         page.evaluate(AXE.read_text())
         assert page.evaluate(AXE_RUN) == []
         change.get_by_role("button", name="Copy").click()
         change.get_by_role("button", name="Copied").wait_for()
         lines = page.evaluate("navigator.clipboard.readText()")
+        told = verify_again(page)
+        text = panel_text(page)
+        document = saved_document(page, tmp_path / "document.json")
     assert tomllib.loads(lines) == {"deployment": "laptop"}
     head = 'version = 1\ndangerously_trust_simulator = "root"\ndangerously_tolerate_insecure = ["api-keys-off"]\n'
+    refusing = tmp_path / "policy.toml"
+    refusing.write_text(f'{head}deployment = "another"\n')
+    (tmp_path / "root").write_bytes(root)
+    assert_they_say_the_same(said_by_the_terminal(document, "--policy", refusing), text, told)
     accepting = parse_policy(head + lines, read=lambda name: root)
     with site(enclave.url, accepting, key_file) as one:
         page = open_window.open(one.chat.address())

@@ -3,20 +3,21 @@ model."""
 
 import asyncio
 import base64
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from tests.client.deployment import Deployment, Served
+from tests.client.deployment import Deployment, InnerApp, Served
 from tests.end_to_end.proxying import running_proxy
-from tests.system.js_stage import CLIENT, Ask, Origin, in_chromium, in_node
+from tests.system.js_stage import CLIENT, Ask, Origin, in_chromium, in_node, receiving_in_node
 
-from cloister.channel.hpke import KEM_X25519
+from cloister.channel.hpke import AEADS, KEM_X25519, KEM_XWING, setup_sender
 from cloister.channel.keys import encode_configs, parse_configs
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.client import AsyncSession
@@ -159,14 +160,21 @@ def test_the_proxys_keys_are_the_attested_ones(enclave: LocalEnclave, keys: Path
     assert base64.b64decode(told["ohttp_keys"]) == keys.read_bytes()
 
 
+@contextmanager
+def proxied(deployment: Deployment, gateway: Any, *, key: str = "") -> Iterator[tuple[str, str]]:
+    """The addresses of an enclave and of a proxy that verifies it, and with `key` answers only who shows that."""
+    with Served(gateway) as enclave:
+        session = AsyncSession(enclave.url, policy=deployment.policy, pin_measurement=True)
+        with Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port, key=key))) as proxy:
+            yield enclave.url, proxy.url
+
+
 @pytest.fixture
-def renewing(tmp_path: Path, origin: Served) -> Iterator[tuple[Deployment, str, str]]:
+def renewing(tmp_path: Path) -> Iterator[tuple[Deployment, str, str]]:
     """An enclave whose keys can be renewed, its address, and a proxy that verified it."""
     deployment = Deployment(Device.open(tmp_path / "sim"))
-    with Served(deployment.gateway) as enclave:
-        session = AsyncSession(enclave.url, policy=deployment.policy, pin_measurement=True)
-        with Served(None, port_of=lambda port: create_proxy(session, ProxyConfig(port=port))) as proxy:
-            yield deployment, enclave.url, proxy.url
+    with proxied(deployment, deployment.gateway) as (enclave, proxy):
+        yield deployment, enclave, proxy
 
 
 MODELS = "http://enclave.invalid/v1/models"
@@ -205,4 +213,77 @@ def test_what_changed_behind_a_running_proxy_is_refused(
 
     origin.app.change = restart
     seen = ask(proxy=proxy, allowSimulated=True, url=MODELS, again=f"{origin.url}/change")
-    assert (seen["status"], seen["error"]) == (200, "NotTrusted: Not trusted: deployment.")
+    assert (seen["status"], seen["error"]) == (200, "NotTrusted: Not trusted: deployment. This is another deployment.")
+
+
+KEY = "k" * 43
+
+
+def test_a_proxys_own_key_is_shown_to_the_proxy_alone(tmp_path: Path, ask: Ask) -> None:
+    """As on systems where the proxy cannot tell users apart, and with `cloister connect --require-key`."""
+    app = InnerApp()
+    deployment = Deployment(Device.open(tmp_path / "sim"), app)
+    heard: list[str] = []
+
+    async def gateway(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            heard.append(f"{scope['method']} {scope['headers']}")
+        await deployment.gateway(scope, receive, send)
+
+    with proxied(deployment, gateway, key=KEY) as (enclave, proxy):
+        trust = {"proxy": proxy, "enclave": enclave, "allowSimulated": True}
+        for wrong in ({}, {"proxyKey": "x" * 43}):
+            refused = ask(**trust, **wrong)["error"]
+            assert refused.startswith("NotTrusted: The proxy answers only who shows its key: give as `proxyKey` what")
+        assert heard == []
+        seen = ask(**trust, proxyKey=f"{KEY}\n")
+    assert (seen["error"], seen["text"]) == (None, "Who are you?")
+    (inside,) = app.seen
+    assert inside["headers"]["authorization"] == "Bearer none"
+    assert [one.split()[0] for one in heard] == ["GET", "POST"]
+    assert KEY not in str(heard) + str(app.seen)
+
+
+def test_a_proxys_key_that_cannot_be_sent_is_refused_without_naming_it(ask: Ask) -> None:
+    nowhere = "http://127.0.0.1:9"
+    for given in ({"proxy": nowhere, "enclave": nowhere, "proxyKey": "secret\nword"}, {"proxyKey": "secret"}):
+        refused = ask(**given, url=MODELS)["error"]
+        assert refused.startswith("TypeError: ")
+        assert "secret" not in refused
+
+
+# The other direction: npm's HPKE receives, ours sends
+
+
+@pytest.mark.parametrize("kem_id", [KEM_X25519, KEM_XWING])
+def test_npms_hpke_opens_what_ours_seals_and_nothing_that_was_touched(kem_id: int) -> None:
+    info, context = b"message/bhttp chunked request\0", b"message/bhttp chunked response"
+    sent = [(b"", b"Who are you?"), (b"final", b"")]
+    with receiving_in_node(kem_id) as (public, receive):
+        for aead_id in AEADS:
+            enc, sender = setup_sender(kem_id, aead_id, public, info, entropy=os.urandom)
+            sealed = [(aad, sender.seal(aad, text)) for aad, text in sent]
+
+            def told(enc: bytes = enc, info: bytes = info, sealed: Any = sealed, aead_id: int = aead_id) -> Any:
+                messages = [(aad.hex(), text.hex()) for aad, text in sealed]
+                return receive(aead=aead_id, enc=enc.hex(), info=info.hex(), messages=messages, context=context.hex())
+
+            exported = sender.export(context, 32).hex()
+            assert told() == {"error": None, "opened": [text.hex() for _, text in sent], "exported": exported}
+            first, (aad, last) = sealed
+            touched = [
+                told(enc=flipped(enc, 0)),
+                told(enc=flipped(enc, -1)),
+                told(info=flipped(info, 0)),
+                told(sealed=[(first[0], flipped(first[1], 0)), (aad, last)]),
+                told(sealed=[first, (flipped(aad, 0), last)]),
+                told(sealed=[first, (aad, flipped(last, -1))]),
+            ]
+            assert [one["error"] for one in touched] == ["OpenError"] * 6
+            assert [len(one["opened"]) for one in touched] == [0, 0, 0, 0, 1, 1]
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)

@@ -10,6 +10,11 @@ export class TruncatedResponse extends Error {}
 export interface FromProxy {
   /** The local verifying proxy, e.g. `http://127.0.0.1:8484`: it judges the enclave by its own policy. */
   proxy: string;
+  /**
+   * The proxy's own key, where it asks for one: on all systems but Linux, and with `--require-key`. It is the line of
+   * `~/.local/state/cloister/proxy.key`; the proxy alone is shown it, never the enclave.
+   */
+  proxyKey?: string;
   /** Which of the proxy's enclaves, where it has several. */
   upstream?: string;
   /** Where the sealed bytes go, in the place of the address that the proxy names: a page reaches its own origin only. */

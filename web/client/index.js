@@ -8,6 +8,8 @@ const SEALED = 'message/ohttp-chunked-res';
 const KEY_PROBLEM = 'https://iana.org/assignments/http-problem-types#ohttp-key';
 const NOT_OPENED = 'https://cloister.invalid/problems/not-opened';
 const DATE_PROBLEM = 'https://iana.org/assignments/http-problem-types#date';
+const KEY_WANTED = 'The proxy answers only who shows its key: give as `proxyKey` what is in the file that `cloister '
+  + 'connect` named when it started.';
 // Of the hop between caller and here, or better decided here (a compressed answer tells its content by its size).
 const NOT_FORWARDED = new Set(('host connection keep-alive proxy-connection proxy-authorization proxy-authenticate te '
   + 'trailer transfer-encoding upgrade expect accept-encoding content-length date').split(' '));
@@ -17,11 +19,13 @@ const NOT_FORWARDED = new Set(('host connection keep-alive proxy-connection prox
  * @returns {typeof fetch} for URLs below http://enclave.invalid/, and no others
  */
 export function createFetch({
-  proxy, upstream, enclave, keys, allowSimulated = false, requirePq = false, fetch: given = globalThis.fetch,
+  proxy, proxyKey = '', upstream, enclave, keys, allowSimulated = false, requirePq = false, fetch: given = globalThis.fetch,
 }) {
   if (!proxy === !(enclave && keys)) throw new TypeError('Give `proxy`, or `enclave` and `keys`.');
+  if (proxyKey && !proxy) throw new TypeError('`proxyKey` is for a `proxy`, and none is given.');
   const hop = (url, options) => given(url, options); // a browser's own is nobody's method
-  const trust = proxy ? new ProxyTrust({ proxy, upstream, enclave, allowSimulated, hop }) : new PinnedTrust(enclave, keys);
+  const asked = { proxy, proxyKey, upstream, enclave, allowSimulated, hop };
+  const trust = proxy ? new ProxyTrust(asked) : new PinnedTrust(enclave, keys);
   let offset = 0; // milliseconds that the enclave's clock is ahead
 
   async function exchange(request, stale) {
@@ -80,10 +84,11 @@ class PinnedTrust {
 
 /** What the local proxy verified, asked again when it runs out and when keys are refused. */
 class ProxyTrust {
-  #verification; #enclave; #allowSimulated; #hop; #pending = null; #trusted = null;
+  #verification; #headers; #enclave; #allowSimulated; #hop; #pending = null; #trusted = null;
 
-  constructor({ proxy, upstream, enclave, allowSimulated, hop }) {
+  constructor({ proxy, proxyKey, upstream, enclave, allowSimulated, hop }) {
     this.#verification = new URL('/verification', proxy);
+    this.#headers = proxyKey ? { authorization: `Bearer ${oneWord(proxyKey)}` } : {};
     if (upstream) this.#verification.searchParams.set('upstream', upstream);
     this.#enclave = enclave;
     this.#allowSimulated = allowSimulated;
@@ -101,17 +106,29 @@ class ProxyTrust {
   async #ask(fresh) {
     const url = new URL(this.#verification);
     if (fresh) url.search += `${url.search ? '&' : '?'}fresh`;
-    const answer = await this.#hop(url, { redirect: 'error', cache: 'no-store' });
-    const verdict = await answer.json();
-    if (answer.status !== 200) {
-      throw new NotTrusted(verdict.error?.message ?? `The proxy could not verify the enclave (status ${answer.status}).`);
-    }
+    const answer = await this.#hop(url, { headers: this.#headers, redirect: 'error', cache: 'no-store' });
+    const verdict = await answer.json().catch(() => null) ?? {};
+    if (answer.status !== 200) throw new NotTrusted(refusal(answer.status, verdict.error));
     const accepted = verdict.verdict === 'trusted' || (verdict.verdict === 'simulated' && this.#allowSimulated);
     if (!accepted) throw new NotTrusted(`The proxy's verdict is "${verdict.verdict}".`);
     if (typeof verdict.ohttp_keys !== 'string') throw new NotTrusted('The proxy names no keys; is it of this release?');
     this.#trusted = { enclave: new URL(this.#enclave ?? verdict.enclave), keys: base64(verdict.ohttp_keys), until: verdict.expires_at * 1000 };
     return this.#trusted;
   }
+}
+
+/** Trimmed: a key is often read from a file of one line. What `fetch` refuses as a header it repeats in its error. */
+function oneWord(key) {
+  const word = String(key).trim();
+  if (!/^[!-~]+$/.test(word)) throw new TypeError('`proxyKey` is one word of ASCII: the line of the file proxy.key.');
+  return word;
+}
+
+/** What a proxy that verified nothing says, or what is to be done about it. */
+function refusal(status, error) {
+  if (error?.code === 'proxy_key') return KEY_WANTED;
+  const { message = `The proxy could not verify the enclave (status ${status}).`, hint } = error ?? {};
+  return hint ? `${message} ${hint}` : message;
 }
 
 async function innerRequest(request) {

@@ -80,7 +80,8 @@ function render(state: State, proof: Proof | null): void {
   for (const text of [proof?.message, explained?.sentence || HEADLINES[state], proof?.hint]) {
     if (text) verdict.append(el("p", {}, plain(text)));
   }
-  renderChange(state === "refused" ? (proof?.policyChange ?? "") : "");
+  const failed = (explained?.steps ?? []).filter((step) => step.verdict === "fail");
+  renderChange(state === "refused" ? (proof?.policyChange ?? "") : "", failed);
   if (explained?.first_use) {
     verdict.append(el("p", { class: "first-use" }, el("strong", {}, "FIRST USE"), ` ${plain(explained.first_use)}`));
   }
@@ -93,12 +94,19 @@ function render(state: State, proof: Proof | null): void {
   byId<HTMLButtonElement>("panel-save").disabled = !proof?.saved;
 }
 
-/** The lines that would accept what was refused: for whoever has asked its owner, to take over into a policy. */
-function renderChange(lines: string): void {
+/** Old and new of each step that failed, and the lines that would accept it: for whoever has asked its owner, to take over
+ * into a policy. */
+function renderChange(lines: string, failed: Step[]): void {
   const area = byId("panel-change");
   area.hidden = !lines;
   const code = el("code", {}, lines.split("\n").map(plain).join("\n"));
-  area.replaceChildren(el("h3", {}, "If this change was meant"), el("p", {}, CHANGE), codeBlock("policy, TOML", code));
+  area.replaceChildren(
+    el("h3", {}, "What changed"),
+    ...failed.flatMap((step) => [el("p", {}, el("code", {}, plain(step.step))), comparison(step)]),
+    el("h3", {}, "If this change was meant"),
+    el("p", {}, CHANGE),
+    codeBlock("policy, TOML", code),
+  );
 }
 
 // The four things that are judged, one after the other
@@ -217,21 +225,23 @@ function stepRow(step: Step): HTMLElement {
   if (step.verdict === "pass") {
     if (step.got) row.append(el("p", { class: "value" }, plain(step.got)));
   } else if (step.verdict === "fail") {
-    row.append(
-      el(
-        "dl",
-        { class: "compare" },
-        el("dt", {}, "expected"),
-        el("dd", {}, plain(step.expected) || "nothing"),
-        el("dt", {}, "got"),
-        el("dd", {}, plain(step.got) || "nothing"),
-      ),
-    );
+    row.append(comparison(step));
   }
   if (step.hint) row.append(el("p", { class: "hint" }, plain(step.hint)));
   if (step.meaning) row.append(el("p", {}, step.meaning));
   if (step.remedy) row.append(el("p", { class: "remedy" }, step.remedy));
   return row;
+}
+
+function comparison(step: Step): HTMLElement {
+  return el(
+    "dl",
+    { class: "compare" },
+    el("dt", {}, "expected"),
+    el("dd", {}, plain(step.expected) || "nothing"),
+    el("dt", {}, "got"),
+    el("dd", {}, plain(step.got) || "nothing"),
+  );
 }
 
 /** Wires the panel's controls; `again` verifies anew. */
