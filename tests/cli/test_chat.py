@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from prompt_toolkit.application import create_app_session
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from tests.cli.conftest import Enclave, wait_for
@@ -52,6 +54,73 @@ def test_from_a_pipe_each_line_is_a_question_and_the_conversation_is_resent(run:
 def test_three_quotes_hold_several_lines(run: Run, enclave: Enclave) -> None:
     run("chat", enclave.url, *enclave.trusted, input='"""one\n  two\n"""\n"""three"""\n')
     assert [request[-1][1] for request in enclave.model.asked()] == ["one\n  two", "three"]
+
+
+def test_a_system_prompt_may_have_several_lines(run: Run, enclave: Enclave) -> None:
+    lines = '/set system """Be\nbrief."""\none\n/set system """\nSay "yes"\n"""\n/clear\ntwo\n'
+    lines += '/set system say "no"\n/clear\nthree\n/set system """\n"""\n/clear\nfour\n'
+    ran = run("chat", enclave.url, *enclave.trusted, input=lines)
+    assert ran.exit_code == 0
+    assert enclave.model.asked() == [
+        [("system", "Be\nbrief."), ("user", "one")],
+        [("system", 'Say "yes"'), ("user", "two")],
+        [("system", 'say "no"'), ("user", "three")],
+        [("user", "four")],
+    ]
+    assert ran.stderr.count("(system prompt set)") == 3
+    assert "(no system prompt)" in ran.stderr
+
+
+def test_an_end_of_input_inside_the_quotes_loses_nothing_and_says_so(run: Run, enclave: Enclave) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, input='/set system """Be\nbrief.\n"""\n"""one\ntwo')
+    assert ran.exit_code == 0
+    assert enclave.model.asked() == [[("system", "Be\nbrief."), ("user", "one\ntwo")]]
+    assert 'the input ended before """' in ran.stderr
+    ran = run("chat", enclave.url, *enclave.trusted, input='/set system """Be\nkind.')
+    assert "(system prompt set)" in ran.stderr
+    assert 'the input ended before """' in ran.stderr
+
+
+def test_what_stands_in_quotes_is_a_question_whatever_it_begins_with(run: Run, enclave: Enclave) -> None:
+    ran = run("chat", enclave.url, *enclave.trusted, input='"""/bye"""\n"""\n/save x\n"""\n')
+    assert ran.exit_code == 0
+    assert [request[-1][1] for request in enclave.model.asked()] == ["/bye", "/save x"]
+
+
+def test_help_says_what_a_pipe_does(run: Run) -> None:
+    said = " ".join(run("chat", "--help").stdout.split())
+    assert "From a pipe every line is a question of its own" in said
+
+
+def test_a_blocked_chat_shows_the_lines_that_would_let_it_begin(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    start = f'version = 1\ndangerously_trust_simulator = "{enclave.root}"\ndangerously_tolerate_insecure = ["api-keys-off"]\n'
+    policy.write_text(start + 'deployment = "other"\n[measurements]\nsim = [{ measurement = "' + "00" * 32 + '" }]\n')
+    ran = run("chat", enclave.url, "--policy", policy, input="my secret\n")
+    assert (ran.exit_code, ran.stdout) == (3, "")
+    assert "expected: " + "00" * 32 in ran.stderr
+    lines = ran.stderr.partition("with that policy.\n")[2]
+    assert lines.startswith('deployment = "laptop"\n[measurements]\n')
+    policy.write_text(start + lines)
+    ran = run("chat", enclave.url, "--policy", policy, input="one\n")
+    assert (ran.exit_code, ran.stdout) == (0, "You said one.\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "ends"),
+    [
+        ("/sta", ["ts"]),
+        ("/s", ["et", "how", "ave", "tats"]),
+        ("/set par", ["ameter"]),
+        ("/set parameter te", ["mperature"]),
+        ("stats", []),
+    ],
+)
+def test_tab_offers_commands_and_parameters(keys: Callable[[str], None], typed: str, ends: list[str]) -> None:
+    completer = chat_module._Terminal(None)._session.completer
+    assert completer is not None
+    offered = completer.get_completions(Document(typed), CompleteEvent(completion_requested=True))
+    assert [typed[: len(typed) + one.start_position] + one.text for one in offered] == [typed + end for end in ends]
 
 
 def test_commands(run: Run, enclave: Enclave) -> None:

@@ -191,6 +191,21 @@ def test_serves_nothing_when_the_enclave_is_not_trusted(run: Run, enclave: Encla
     assert (ran.exit_code, ran.stdout) == (3, "")
 
 
+def test_a_blocked_enclave_is_shown_with_the_lines_that_would_accept_it(
+    run: Run, enclave: Enclave, tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        f'version = 1\ndeployment = "other"\ndangerously_trust_simulator = "{enclave.root}"\n'
+        'dangerously_tolerate_insecure = ["api-keys-off"]\n'
+    )
+    ran = run("connect", enclave.url, "--port", "0", "--policy", policy)
+    assert (ran.exit_code, ran.stdout) == (3, "")
+    assert "expected: other" in ran.stderr
+    assert "got:      laptop" in ran.stderr
+    assert ran.stderr.partition("with that policy.\n")[2] == 'deployment = "laptop"\n'
+
+
 def test_a_taken_port_is_wrong_use(run: Run, enclave: Enclave) -> None:
     port = enclave.url.rpartition(":")[2]
     assert run("connect", enclave.url, "--port", port, *enclave.trusted).exit_code == 2
@@ -225,6 +240,7 @@ def test_several_enclaves_answer_side_by_side_and_one_that_is_blocked_stops_no_o
     error = process.communicate()[1]
     assert "BLOCKED" in error
     assert "failed: deployment" in error
+    assert 'deployment = "laptop"' in error
     assert len(two.model.requests) == 1
 
 

@@ -77,6 +77,28 @@ def test_a_policy_file_pins_the_model(run: Run, enclave: Enclave, tmp_path: Path
     assert "  FAIL models" in ran.stdout
 
 
+def test_the_lines_that_are_shown_make_the_same_command_pass(run: Run, enclave: Enclave, tmp_path: Path) -> None:
+    policy, document = tmp_path / "policy.toml", tmp_path / "document"
+    start = 'version = 1\ndangerously_trust_simulator = "root.pem"\ndangerously_tolerate_insecure = ["api-keys-off"]\n'
+    pinned = f'deployment = "other"\n[measurements]\nsim = [{{ measurement = "{"00" * 32}" }}]\n'
+    for target in (enclave.url, document):
+        policy.write_text(start + pinned)
+        saving = ["--save", document] if target == enclave.url else []
+        ran = run("verify", target, "--policy", policy, "--explain", *saving)
+        assert ran.exit_code == 3
+        assert f"expected: {'00' * 32}" in ran.stdout
+        told = json.loads(run("verify", target, "--policy", policy, "--json").stdout)
+        lines = ran.stdout.partition("with that policy.\n")[2].partition("\n\n")[0] + "\n"
+        assert told["policy_change"] == lines
+        policy.write_text(start + lines)
+        assert run("verify", target, "--policy", policy).exit_code == 0
+
+
+def test_no_lines_are_shown_for_what_no_policy_should_accept(run: Run, enclave: Enclave) -> None:
+    assert "with that policy" not in run("verify", enclave.url).output
+    assert json.loads(run("verify", enclave.url, "--json").stdout)["policy_change"] == ""
+
+
 def test_a_policy_that_is_none_is_malformed(run: Run, enclave: Enclave, tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_text("version = 1\nmodles = []\n")
     assert run("verify", enclave.url, "--policy", tmp_path / "policy.toml").exit_code == 4

@@ -4,6 +4,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from tests.system.shell import Shell, free_port, tool
@@ -28,8 +29,11 @@ class Terminal:
         ).stdout
 
     def type(self, text: str) -> None:
-        self._do("send-keys", "-t", self._name, "-l", text)
+        self.type_only(text)
         self.press("Enter")
+
+    def type_only(self, text: str) -> None:
+        self._do("send-keys", "-t", self._name, "-l", text)
 
     def press(self, key: str) -> None:
         self._do("send-keys", "-t", self._name, key)
@@ -43,6 +47,14 @@ class Terminal:
             assert time.monotonic() < deadline, f"{text!r} did not appear:\n{seen}"
             time.sleep(0.1)
         return seen
+
+    def ended(self, *, patience: float = 60) -> None:
+        """The command has ended, and the session with it."""
+        deadline = time.monotonic() + patience
+        with pytest.raises(subprocess.CalledProcessError):
+            while time.monotonic() < deadline:
+                self.screen()
+                time.sleep(0.1)
 
     def close(self) -> None:
         subprocess.run([self._tmux, "-L", self._name, "kill-server"], capture_output=True, check=False)
@@ -73,8 +85,42 @@ def test_a_conversation_with_the_hosts_view_beside_it(terminal: Terminal) -> Non
     terminal.type("What is a nonce?")
     terminal.until("your words are not in it", count=2)
     terminal.type("/bye")
-    time.sleep(1)
-    with pytest.raises(subprocess.CalledProcessError):
-        for _ in range(50):
-            terminal.screen()
-            time.sleep(0.1)
+    terminal.ended()
+
+
+def test_a_chat_with_a_served_enclave_knows_its_commands(shell: Shell) -> None:
+    port = free_port()
+    root = "~/.local/state/cloister/sim-root.pem"
+    with (
+        shell.background(f"cloister serve --platform sim --port {port}"),
+        closing(Terminal(shell, f"cloister chat http://127.0.0.1:{port} --dangerously-trust-simulator {root}")) as one,
+    ):
+        one.until("Ctrl+D to leave")
+        one.type("/set parameter temperature 0")
+        one.until("(temperature set)")
+        one.type("/set parameter num_predict 8")
+        one.until("(num_predict set)")
+        one.type('"""Who are')
+        one.until("\n...")
+        one.type('you?"""')
+        one.until("(cut at the token limit)")
+        one.type("/show")
+        seen = one.until("turns       1")
+        assert "temperature 0" in seen.partition("parameters  ")[2]
+        one.type("/save a")
+        one.until("(saved, encrypted; /load a takes it up again)")
+        one.type("/clear")
+        one.until("(forgotten)")
+        one.type("/load a")
+        one.until("(1 turns)")
+        one.type("/regen")
+        one.until("(cut at the token limit)", count=2)
+        one.type_only("/sta")
+        one.press("Tab")
+        one.until(">>> /stats")
+        one.press("Enter")
+        one.until("together  2 answers, 16 tokens")
+        one.type("/attest")
+        one.until("SIMULATED  sim", count=3)  # at the start, by /show, and now
+        one.type("/bye")
+        one.ended()

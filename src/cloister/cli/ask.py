@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.dialogue import Asking, Conversation, Reply
+from cloister.cli.judgement import stopping
 from cloister.cli.receipt import save
 from cloister.cli.receipt_file import Recorder
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client, summary
@@ -61,7 +62,7 @@ def ask(
     """Ask one question. Nothing is sent before the enclave is verified; an answer that breaks off is an error."""
     question = _question(text)
     asking = Asking(max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw)
-    with Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
+    with stopping(), Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
         verified = session.verify()
         for part in summary(verified):
             output.note(part, hang=2)

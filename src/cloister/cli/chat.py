@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import typer
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import NestedCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -17,6 +18,7 @@ from cloister.cli.ask import MaxTokens, Raw, Seed, System, Temperature, end_note
 from cloister.cli.chats import Chats, KeptHistory
 from cloister.cli.commands import COMPLETIONS, Beside, Commands, attest
 from cloister.cli.dialogue import Asking, Conversation, Reply
+from cloister.cli.judgement import show_blocked, stopping
 from cloister.cli.local import state_directory
 from cloister.cli.receipt_file import Recorder
 from cloister.cli.rendering import show_markdown
@@ -25,6 +27,8 @@ from cloister.client import Session
 from cloister.errors import CloisterError
 
 __all__ = ["Turn", "chat", "register", "run_chat"]
+
+_QUOTES = '"""'
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,17 @@ class _Reader(Protocol):
         """The next line without its end. Raises EOFError, KeyboardInterrupt."""
 
 
+class _Completer(Completer):
+    """Commands, and the words that may follow them."""
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        *before, last = document.text_before_cursor.split(" ")
+        words: Mapping[str, Any] = COMPLETIONS
+        for word in before:
+            words = words.get(word) or {}
+        return (Completion(word, -len(last)) for word in words if word.startswith(last))
+
+
 class _Terminal:
     """Editing of one line or several. The history lives as long as this process, and is written nowhere unless `kept`."""
 
@@ -51,7 +66,7 @@ class _Terminal:
     def __init__(self, kept: Chats | None) -> None:
         self._session: PromptSession[str] = PromptSession(
             history=InMemoryHistory() if kept is None else KeptHistory(kept),
-            completer=NestedCompleter.from_nested_dict(dict(COMPLETIONS)),
+            completer=_Completer(),
             complete_while_typing=False,
             key_bindings=_keys(),
             multiline=True,
@@ -106,9 +121,15 @@ def chat(
         bool, typer.Option("--history", help="Keep what you type for the next chat, encrypted on this machine.")
     ] = False,
 ) -> None:
-    """Talk to a model. Nothing is sent before the enclave is verified, nor when what runs there changes."""
+    """Talk to a model. Nothing is sent before the enclave is verified, nor when what runs there changes.
+
+    From a pipe every line is a question of its own, or a command such as /save NAME, and the first error ends the chat. A
+    text of several lines stands between two marks of three double quotes; `cloister ask URL < FILE` sends a whole file as
+    one question.
+    """
     asking = Asking(max_tokens=max_tokens, temperature=temperature, seed=seed, raw=raw)
-    with Trust(policy, dangerously_trust_simulator, require_pq).session(url, pin_measurement=True) as session:
+    trust = Trust(policy, dangerously_trust_simulator, require_pq)
+    with stopping(), trust.session(url, pin_measurement=True) as session:
         run_chat(session, api_key=api_key, asking=asking, system=system, history=history)
 
 
@@ -160,7 +181,7 @@ class _Loop:
     def run(self) -> None:
         while True:
             try:
-                text = self._read()
+                text, quoted = self._read()
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -168,30 +189,41 @@ class _Loop:
                     raise
                 output.note("(Ctrl+D or /bye leaves)", "dim")
                 continue
-            if text in ("/bye", "/exit", "/quit"):
+            if not quoted and text in ("/bye", "/exit", "/quit"):
                 return
-            self._try(text)
+            self._try(text, quoted=quoted)
 
-    def _read(self) -> str:
-        """One line, or everything between two marks of three quotes."""
-        text = self._reader.read(">>> ")
-        if not text.lstrip().startswith('"""'):
-            return text.strip()
-        text = text.lstrip()[3:]
-        while not text.rstrip().endswith('"""'):
-            text += "\n" + self._reader.read("... ")
-        return text.rstrip()[:-3].strip("\n")
+    def _read(self) -> tuple[str, bool]:
+        """One line, or everything between two marks of three quotes, and whether it stood between them: a question then,
+        whatever it begins with. A system prompt may stand between them too, and is a command still."""
+        line = self._reader.read(">>> ")
+        before, mark, text = line.partition(_QUOTES)
+        words = before.split()
+        if not mark or words not in ([], ["/set", "system"]):
+            return line.strip(), False
+        text = self._until_quotes(text).strip("\n")
+        return (f"/set system {_QUOTES}{text}{_QUOTES}", False) if words else (text, True)
 
-    def _try(self, text: str) -> None:
+    def _until_quotes(self, text: str) -> str:
+        """Without the closing mark. The end of input closes it too: what was given counts."""
+        while not text.rstrip().endswith(_QUOTES):
+            try:
+                text += "\n" + self._reader.read("... ")
+            except EOFError:
+                output.note(f"(the input ended before {_QUOTES}: all of it was taken)", "dim")
+                return text
+        return text.rstrip().removesuffix(_QUOTES)
+
+    def _try(self, text: str, *, quoted: bool) -> None:
         try:
-            if text.startswith("/"):
+            if text.startswith("/") and not quoted:
                 self._commands.run(text)
             elif text.strip():
                 self._ask(text)
         except CloisterError as error:
             if not self._reader.interactive:
                 raise
-            output.show_error(error)
+            show_blocked(error)
 
     def _ask(self, text: str) -> None:
         reply = self._conversation.ask(text)

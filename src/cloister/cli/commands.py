@@ -31,7 +31,7 @@ HELP = '''\
 /clear                     forget the conversation so far
 /attest                    verify the enclave anew, and show what was verified
 /bye                       leave (Ctrl+D too)
-"""                        begin and end a text of several lines (Alt+Enter: a new line)
+"""                        begin and end a text of several lines, of /set system too (Alt+Enter: a new line)
 Ctrl+C                     stop the answer'''
 
 # As Ollama names them: which of `Asking`'s fields, and what reads the value.
@@ -139,8 +139,8 @@ class Commands:
     def _set(self, rest: str) -> None:
         what, _, value = rest.partition(" ")
         if what == "system":
-            self._conversation.system = value.strip().strip('"')
-            output.note("(system prompt set)" if value.strip() else "(no system prompt)", "dim")
+            self._conversation.system = _unquoted(value.strip())
+            output.note("(system prompt set)" if self._conversation.system else "(no system prompt)", "dim")
         elif what == "parameter":
             name, _, given = value.strip().partition(" ")
             self._conversation.asking = _with_parameter(self._conversation.asking, name, given.strip())
@@ -205,6 +205,14 @@ def attest(session: Session, *, force: bool) -> None:
     """Verify, and say what was verified. Raises: what verification raises."""
     for part in summary(session.verify(force=force)):
         output.note(part, hang=2)
+
+
+def _unquoted(text: str) -> str:
+    """Without the quotes around all of it, one or three; those of words within stay."""
+    if len(text) >= 6 and text.startswith('"""') and text.endswith('"""'):
+        return text[3:-3].strip("\n")
+    inner = text[1:-1]
+    return inner if text in (f'"{inner}"', '""') and '"' not in inner else text
 
 
 def _has_desktop() -> bool:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import typer
 
 from cloister.cli import output
+from cloister.cli.judgement import show_blocked, stopping
 from cloister.cli.ownkey import announce_key, curl_option, take_key, text_of
 from cloister.cli.service import unit
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, one_word, split, summary
@@ -92,7 +93,7 @@ def _connect(
     upstreams = [
         Upstream(one.name, one.trust.async_session(one.url, pin_measurement=True), one.api_key) for one in addresses
     ]
-    with listen("127.0.0.1", port) as sock:
+    with stopping(), listen("127.0.0.1", port) as sock:
         asyncio.run(_serve(upstreams, sock, key))
 
 
@@ -215,7 +216,7 @@ async def _verify(upstreams: Sequence[Upstream]) -> None:
             output.note(
                 output.styled(("BLOCKED", "bold red"), ("  it is asked again when somebody names its model", ""))
             )
-            output.show_error(error)
+            show_blocked(error)
         elif (verified := one.session.verified) is not None:
             for part in summary(verified):
                 output.note(part, hang=2)

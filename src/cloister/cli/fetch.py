@@ -10,6 +10,7 @@ import httpx2
 import typer
 
 from cloister.cli import output
+from cloister.cli.judgement import stopping
 from cloister.cli.trust import ApiKey, PolicyFile, RequirePq, SimulatorRoot, Trust, open_client, summary
 from cloister.errors import CloisterError, WrongUse
 
@@ -60,7 +61,7 @@ def fetch(
     fields = _fields(header or [])
     if body is not None and all(name.lower() != "content-type" for name, _ in fields):
         fields.append(("content-type", _media_type(body)))
-    with Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
+    with stopping(), Trust(policy, dangerously_trust_simulator, require_pq).session(url) as session:
         for part in summary(session.verify()):
             output.note(part, hang=2)
         client = open_client(session, api_key)

@@ -4,22 +4,40 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+
+import typer
 
 from cloister.cli import output
 from cloister.cli.trust import first_use, verdict
 from cloister.client import account
 from cloister.client.account import RESULTS, SENTENCES, Reason, moment, reason_of, refusal_json
 from cloister.client.explanations import explain
+from cloister.client.policy_change import policy_change
 from cloister.errors import CloisterError
 from cloister.verify import Factor, Verified
 from cloister.verify.factors import Verdict
 from cloister.verify.platform import Expiry, TcbLevel
 
-__all__ = ["Reason", "moment", "reason_of", "refusal_json", "show", "show_json", "show_refusal"]
+__all__ = [
+    "Reason",
+    "moment",
+    "reason_of",
+    "refusal_json",
+    "show",
+    "show_blocked",
+    "show_json",
+    "show_refusal",
+    "stopping",
+]
 
 _STYLES = {"pass": "green", "fail": "bold red", "not-checked": "yellow"}
 _TONES: dict[account.Tone, str] = {"": "", "good": "green", "warn": "yellow", "bad": "bold red"}
+_CHANGE = (
+    "These lines of a policy would accept what answers there now. They say what runs, not that it is right: ask its owner"
+    " first, by another way. Then start the command again with that policy."
+)
 
 
 # What was verified
@@ -76,14 +94,39 @@ def show_refusal(error: CloisterError, *, as_json: bool = False, explained: bool
     """The verdict to standard output, if there could be one; the error to standard error, where all are."""
     known = account.factors_of(error)
     if as_json:
-        output.json_value(refusal_json(error) | ({"explanations": account.explanations(known)} if explained else {}))
+        told = refusal_json(error) | {"policy_change": policy_change(known)}
+        output.json_value(told | ({"explanations": account.explanations(known)} if explained else {}))
     elif account.was_judged(error):
         word, style = verdict(None)
         output.line(output.styled((word, style)))
         _show_factors(known, explained=explained)
+        if lines := policy_change(known):
+            output.line("if this change was meant:", "bold")
+            output.line(_CHANGE, hang=0)
+            output.line(lines)
         if known:
             output.line(output.styled((SENTENCES[reason_of(known)], style)), hang=0)
     output.show_error(error, factors=False)
+
+
+def show_blocked(error: CloisterError) -> None:
+    """The error with old and new of what failed, and the lines of a policy that would accept it, where only pins differ;
+    all to standard error."""
+    output.show_error(error)
+    if lines := policy_change(account.factors_of(error)):
+        output.note("if this change was meant:", "bold")
+        output.note(_CHANGE, hang=0)
+        output.note(lines.rstrip("\n"))
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """An error within is shown as `show_blocked` does, and ends the command. Raises: typer.Exit with the error's code."""
+    try:
+        yield
+    except CloisterError as error:
+        show_blocked(error)
+        raise typer.Exit(error.exit_code) from error
 
 
 # The factors
