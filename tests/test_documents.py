@@ -86,6 +86,13 @@ def test_links_lead_somewhere(path: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{path.name} -> {link}"
 
 
+def test_every_screenshot_is_linked_from_a_document() -> None:
+    shown = {(path.parent / link).resolve() for path in DOCUMENTS for link in _LINK.findall(prose(path))}
+    drawn = {path.resolve() for path in (ROOT / "docs" / "images").glob("*.png")}
+    assert drawn
+    assert drawn - shown == set()
+
+
 # Commands
 
 
@@ -93,7 +100,7 @@ def commands(program: str) -> Iterator[tuple[str, list[str]]]:
     for path in DOCUMENTS:
         for block in fences(path, "console"):
             for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
+                words = shlex.split(line.removeprefix("$ ").partition(" > ")[0], comments=True)
                 if line.startswith("$ ") and words and words[0] == program:
                     yield path.name, words[1:]
 

@@ -30,3 +30,10 @@ def running_proxy(enclave: LocalEnclave) -> Iterator[int]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+@contextmanager
+def both_ways(enclave: LocalEnclave) -> Iterator[dict[str, str]]:
+    """Addresses of one enclave that was started with `--plaintext`: its own, and a proxy's that verified it."""
+    with running_proxy(enclave) as port:
+        yield {"plaintext": enclave.url, "proxy": f"http://127.0.0.1:{port}"}

@@ -1,13 +1,16 @@
 """The `anthropic` SDK, unchanged, through the sealed transport, through the local proxy, and in plaintext on loopback."""
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import anthropic
 import httpx2
 import pytest
 from anthropic import Anthropic
 from anthropic.types import MessageParam
-from tests.end_to_end.proxying import running_proxy
+from tests.end_to_end.answers import PLACE, caching, same
+from tests.end_to_end.proxying import both_ways, running_proxy
 from tests.end_to_end.tenants import ALICE
 
 from cloister.cli.local import LocalEnclave
@@ -100,6 +103,61 @@ def test_a_forced_tool_is_called(client: Anthropic) -> None:
     assert call.type == "tool_use"
     assert call.input in ({"sure": True}, {"sure": False})
     assert answer.stop_reason == "tool_use"
+
+
+def asked_at(address: str) -> dict[str, Any]:
+    """What one program asks, and what it saw of the answers that does not change from one time to the next."""
+    http: Any = {"timeout": 60, "max_retries": 0, "default_headers": caching()}
+    with Anthropic(base_url=address, api_key="none", **http) as client:
+        asked: Any = {"model": "default", "messages": ASK, "extra_body": COLD}
+        names = ("place", "town")
+        tools = [{"name": name, "description": "Somewhere.", "input_schema": PLACE.schema} for name in names]
+        forced: Any = {**asked, "max_tokens": 200, "tools": tools, "tool_choice": {"type": "tool", "name": "place"}}
+        one = {"type": "any", "disable_parallel_tool_use": True}
+        form = {"output_config": {"format": {"type": "json_schema", "schema": PLACE.schema}}}
+        with client.messages.stream(**asked, max_tokens=24) as stream:
+            pieces = list(stream.text_stream)
+            streamed = outcome(stream.get_final_message())
+        with client.messages.stream(**forced) as stream:
+            parts = [event.partial_json for event in stream if event.type == "input_json"]
+            streamed_call = outcome(stream.get_final_message())
+        return {
+            "whole": outcome(client.messages.create(**asked, max_tokens=24)),
+            "streamed": streamed,
+            "pieces": pieces,
+            "forced": outcome(client.messages.create(**forced)),
+            "streamed call": streamed_call,
+            "parts": parts,
+            "one": outcome(client.messages.create(**{**forced, "tool_choice": one})),
+            "typed": outcome(client.messages.create(**{**asked, "max_tokens": 200, "extra_body": {**COLD, **form}})),
+        }
+
+
+def outcome(message: anthropic.types.Message) -> dict[str, Any]:
+    calls = [(block.name, block.input) for block in message.content if block.type == "tool_use"]
+    usage = read(message), message.usage.output_tokens
+    return {"text": text_of(message), "calls": calls, "reason": message.stop_reason, "usage": usage}
+
+
+def test_one_enclave_answers_the_same_both_ways(plain_enclave: LocalEnclave) -> None:
+    """Text, reason and usage; forced calls, whole and in pieces, and a form, which keep to their schema by either way."""
+    with both_ways(plain_enclave) as ways:
+        seen = same({way: asked_at(address) for way, address in ways.items()})
+    assert seen["whole"] == seen["streamed"]
+    assert seen["whole"]["text"] == "".join(seen["pieces"]) != ""
+    assert len(seen["pieces"]) > 1
+    for kind in ("forced", "streamed call"):
+        assert (seen[kind]["reason"], seen[kind]["usage"][1] > 0) == ("tool_use", True)
+    ((name, given),) = seen["forced"]["calls"]
+    assert seen["streamed call"]["calls"] == [(name, given)]
+    assert (name, json.loads("".join(seen["parts"]))) == ("place", given)
+    assert len(seen["parts"]) > 1
+    ((name, freely),) = seen["one"]["calls"]
+    assert name in ("place", "town")
+    assert seen["one"]["reason"] == "tool_use"
+    assert seen["typed"]["reason"] == "end_turn"
+    for value in (given, freely, json.loads(seen["typed"]["text"])):
+        PLACE.validate(value)
 
 
 def test_the_model_is_listed_and_found(client: Anthropic) -> None:

@@ -1,6 +1,8 @@
 """An enclave that was started with `--plaintext`: who gets an unsealed answer, and who is told of it."""
 
+import json
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.end_to_end.proxying import both_ways
 from tests.end_to_end.tenants import ALICE, ALICE_HASH
 
 from cloister.cli.local import LocalEnclave, Plan
@@ -16,13 +19,13 @@ from cloister.enclave.boot import KeyHash
 from cloister.errors import VerificationFailed, WrongUse
 from cloister.models.download import resolve
 
-ASK = {"model": "tiny", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+ASK = {"model": "default", "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
 KEY = {"Authorization": f"Bearer {ALICE}"}
 
 
 @pytest.fixture(scope="module")
 def plain_plan(state: Path) -> Plan:
-    return Plan.make(resolve("tiny"), slots=2, keys=(KeyHash("alice", ALICE_HASH),), plaintext=True)
+    return Plan.make(resolve("default"), slots=1, keys=(KeyHash("alice", ALICE_HASH),), plaintext=True)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,27 @@ def test_a_stream_arrives_unsealed_and_whole(plain: LocalEnclave) -> None:
     ):
         lines = list(answer.iter_lines())
     assert lines[-2:] == ["data: [DONE]", ""]
+
+
+@pytest.mark.parametrize("way", ["plaintext", "proxy"])
+def test_a_client_that_leaves_stops_the_engine_and_frees_its_only_slot(plain: LocalEnclave, way: str) -> None:
+    """Were it not stopped, the next one would wait until the long answer's end."""
+    long: dict[str, Any] = {**ASK, "max_tokens": 1000, "logit_bias": {"2": -100}}
+    with (
+        both_ways(plain) as ways,
+        httpx2.Client(base_url=ways[way], headers=KEY, timeout=120, trust_env=False) as client,
+    ):
+
+        def seconds(body: dict[str, Any]) -> tuple[float, int]:
+            began = time.monotonic()
+            answer = client.post("/v1/completions", json=body)
+            return time.monotonic() - began, answer.json()["usage"]["completion_tokens"]
+
+        whole, tokens = seconds(long)
+        assert tokens == 1000
+        with client.stream("POST", "/v1/completions", json={**long, "stream": True}) as answer:
+            first = next(line for line in answer.iter_lines() if line.startswith("data: "))
+            assert json.loads(first[6:])["choices"][0]["finish_reason"] is None
+        after, tokens = seconds({**ASK, "max_tokens": 1})
+    assert tokens == 1
+    assert after < whole / 2, (after, whole)

@@ -1,5 +1,6 @@
 """An enclave whose model runs behind an upstream, as `cloister serve --upstream` starts it: sealed, verified, and told."""
 
+import json
 import socket
 import threading
 import time
@@ -17,9 +18,11 @@ from tests.enclave.llm.upstream.fake import FakeVllm, write_folder
 
 from cloister.cli.local import LocalEnclave, Plan
 from cloister.cli.main import app
+from cloister.cli.receipt import check
 from cloister.client import SealedTransport, Session
 from cloister.enclave.llm.upstream import model_digest
-from cloister.errors import VerificationFailed, WrongUse
+from cloister.errors import NotTrusted, VerificationFailed, WrongUse
+from cloister.evidence.receipt import find_comment
 from cloister.models.store import LocalModel
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -40,12 +43,12 @@ def serving(fake: FakeVllm, port: int = 0) -> Iterator[int]:
         listener.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def fake() -> FakeVllm:
     return FakeVllm(width=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def upstream(fake: FakeVllm) -> Iterator[int]:
     with serving(fake) as port:
         yield port
@@ -55,14 +58,18 @@ def plan_of(fake: FakeVllm, port: int) -> Plan:
     return Plan.make(LocalModel(Path(), fake.name, "upstream"), slots=2, upstream=f"http://127.0.0.1:{port}")
 
 
-@pytest.fixture
-def enclave(state: Path, fake: FakeVllm, upstream: int, tmp_path: Path) -> Iterator[LocalEnclave]:
-    with LocalEnclave(plan_of(fake, upstream), tokenizer=write_folder(tmp_path / "model")) as running:
+@pytest.fixture(scope="module")
+def enclave(
+    state: Path, fake: FakeVllm, upstream: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalEnclave]:
+    folder = write_folder(tmp_path_factory.mktemp("tokenizer"))
+    with LocalEnclave(plan_of(fake, upstream), tokenizer=folder) as running:
         running.start()
         yield running
 
 
 def test_answers_sealed_and_says_what_it_cannot_prove(enclave: LocalEnclave, fake: FakeVllm) -> None:
+    before = len(fake.prompts())
     with Session(enclave.url, policy=enclave.policy) as session:
         http = httpx2.Client(transport=SealedTransport(session), timeout=60)
         with OpenAI(base_url="http://enclave.invalid/v1", api_key="none", http_client=http) as client:
@@ -71,11 +78,28 @@ def test_answers_sealed_and_says_what_it_cannot_prove(enclave: LocalEnclave, fak
         statement = session.verify().statement
     assert answer.choices[0].message.content == "Hello"
     assert [len(entry.embedding) for entry in embedded.data] == [4, 4]
-    assert fake.prompts() == ["<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"]
+    assert fake.prompts()[before:] == ["<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"]
     assert set(statement.insecure) == {"api-keys-off", "upstream"}
     assert statement.engine.variant == "upstream"
     (model,) = statement.models
     assert (model.name, model.sha256, model.quantization) == (fake.name, model_digest(fake.name), "unknown")
+
+
+def test_a_streams_receipt_names_the_upstreams_digest(enclave: LocalEnclave, fake: FakeVllm) -> None:
+    asked = json.dumps({"messages": HELLO, "stream": True}).encode()
+    with (
+        Session(enclave.url, policy=enclave.policy) as session,
+        httpx2.Client(transport=SealedTransport(session), base_url="http://enclave.invalid", timeout=60) as client,
+    ):
+        verified = session.verify()
+        headers = {"content-type": "application/json", "cloister-receipt": verified.statement_sha256}
+        answer = client.post("/v1/chat/completions", content=asked, headers=headers)
+    content, delivered = find_comment(answer.content)
+    assert check(delivered, verified, asked, content).models == (model_digest(fake.name),)
+    assert b'"content":"Hel"' in content
+    for request, response in ((asked, content.replace(b"Hel", b"Hal")), (asked.replace(b"Hello", b"Hallo"), content)):
+        with pytest.raises(NotTrusted):
+            check(delivered, verified, request, response)
 
 
 def test_who_does_not_tolerate_an_upstream_sends_nothing(enclave: LocalEnclave, fake: FakeVllm) -> None:

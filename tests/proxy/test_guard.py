@@ -1,10 +1,14 @@
+import json
 import os
 import socket
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.client.deployment import Served
 
 from cloister.errors import WrongUse
 from cloister.proxy.guard import Guard, Refusal, peer_uid
@@ -54,6 +58,41 @@ def test_asks_once_for_each_connection_and_again_for_the_next_on_its_port(monkey
 
 def test_a_connection_without_addresses_is_nobody_s() -> None:
     assert peer_uid(None, ("127.0.0.1", 1)) is None
+
+
+ASKS = """
+import encodings.idna, http.client, json, os, sys
+user, port = map(int, sys.argv[1:])
+if user != os.getuid():
+    os.setgroups([]), os.setgid(user), os.setuid(user)
+proxy = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+proxy.request("GET", "/")
+answer = proxy.getresponse()
+print(json.dumps([os.getuid(), answer.status, json.load(answer)]))
+"""
+NOBODY = 65534
+
+
+def answer_to(user: int, proxy: Served) -> tuple[int, str]:
+    """Status, and the code of a refusal, as a process of this user's sees them."""
+    command = [sys.executable, "-I", "-c", ASKS, str(user), str(proxy.port)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    asked, status, told = json.loads(ran.stdout)
+    assert asked == user
+    return status, told.get("error", {}).get("code", "")
+
+
+def test_a_process_of_another_user_is_refused_and_ones_own_is_served(
+    proxy: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root starts processes of other users; without root there are none, and the proxy is made to believe that it is one."""
+    me = os.getuid()
+    proxys_askers_served = [(me, me, True), (me + 1, me, False)]
+    if me == 0:
+        proxys_askers_served = [(0, 0, True), (0, NOBODY, False), (NOBODY, NOBODY, True), (NOBODY, NOBODY - 1, False)]
+    for owner, asker, served in proxys_askers_served:
+        monkeypatch.setattr("cloister.proxy.guard.os.getuid", partial(int, owner))
+        assert answer_to(asker, proxy) == ((200, "") if served else (403, "other_user")), (owner, asker)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,21 @@
-"""Every recipe of docs/clients.md runs as it is shown (ports apart), against a simulated enclave."""
+"""Every recipe of docs/clients.md runs as it is shown (ports apart), against a simulated enclave.
+
+The enclave takes EHBP too, for that recipe's sake; so the policy of all others, in the environment, tolerates it.
+"""
 
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx2
 import pytest
 import yaml
 from tests.system.shell import ROOT, Shell, free_port, tool
+
+from cloister.cli.commands import COMPLETIONS
 
 pytestmark = pytest.mark.system
 
@@ -22,6 +27,13 @@ _SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTAL
 SETTINGS = ("json", "yaml", "ini")
 """Of programs that do not run here: what they would ask with these is asked."""
 RECIPES = [(title, *fence) for title, section in _SECTION.findall(TEXT) for fence in _FENCE.findall(section)]
+RUNNING = [one for one in RECIPES if one[1] not in SETTINGS]
+POLICY = """\
+version = 1
+dangerously_tolerate_insecure = ['ehbp']
+"""
+Here: TypeAlias = Callable[[str], str]
+"""Writes the ports of these tests into what the document says."""
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +44,43 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def port(home: Path) -> Iterator[str]:
-    """The proxy's, started as the document says."""
-    (connect,) = re.findall(r"^\$ (cloister connect .*)$", TEXT, re.MULTILINE)
-    serve, port = str(free_port()), str(free_port())
+def here(home: Path) -> Iterator[Here]:
+    """An enclave, and the proxy as the document starts it first."""
+    connect, *_ = re.findall(r"^\$ (cloister connect .*)$", TEXT, re.MULTILINE)
+    ports = {"8484": str(free_port()), "8485": str(free_port())}
+    (home / "policy.toml").write_text(POLICY)
     shell = Shell(home)
+
+    def written(text: str) -> str:
+        return re.sub("8484|8485", lambda found: ports[found[0]], text)
+
     with (
-        shell.background(f"cloister serve --platform sim --port {serve}"),
-        shell.background(connect.replace("8484", serve).replace("8485", port)),
+        shell.background(written("cloister serve --platform sim --ehbp --port 8484")),
+        shell.background(written(f"env CLOISTER_POLICY=policy.toml {connect}")),
     ):
-        yield port
+        yield written
 
 
 def test_every_block_is_a_recipe() -> None:
     assert len(RECIPES) == len(re.findall(r"^```\w", TEXT, re.MULTILINE)) - TEXT.count("```console")
 
 
-@pytest.mark.parametrize(
-    ("title", "kind", "recipe"), [one for one in RECIPES if one[1] not in SETTINGS], ids=lambda value: value[:30]
-)
-def test_the_recipe_works(home: Path, port: str, title: str, kind: str, recipe: str) -> None:
+@pytest.mark.parametrize("title", dict.fromkeys(title for title, _, _ in RUNNING))
+def test_the_recipes_of_a_section_work_one_after_the_other(home: Path, here: Here, title: str) -> None:
     tool("curl")
-    suffix = "mjs" if kind == "javascript" else kind
-    program = home / f"recipe.{suffix}"
-    program.write_text(recipe.replace("8485", port))
-    done = Shell(home).run(f"PATH=$PATH:{INTEROP}; {interpreter(kind, recipe)} {program.name}")
-    assert done.returncode == 0, (title, done.stdout, done.stderr)
-    assert len(done.stdout.strip()) > 8, (title, done.stdout)
+    for kind, recipe in [(kind, recipe) for where, kind, recipe in RUNNING if where == title]:
+        suffix = "mjs" if kind == "javascript" else kind
+        program = home / f"recipe.{suffix}"
+        program.write_text(here(recipe))
+        with_policy = f"export CLOISTER_POLICY=policy.toml PATH=$PATH:{INTEROP}"
+        done = Shell(home).run(f"{with_policy}; {interpreter(kind, recipe)} {program.name}")
+        assert done.returncode == 0, (recipe, done.stdout, done.stderr)
+        assert len(done.stdout.strip()) > 8, (recipe, done.stdout)
+
+
+def test_every_command_of_the_terminal_chat_is_told() -> None:
+    told = set(re.findall(r"`(/[a-z?]+)", TEXT.partition("## The terminal chat")[2].partition("\n## ")[0]))
+    assert told == COMPLETIONS.keys()
 
 
 def interpreter(kind: str, recipe: str) -> str:
@@ -68,7 +90,7 @@ def interpreter(kind: str, recipe: str) -> str:
     packages = re.findall(r"^(?:from|import) (\w+)", recipe, re.MULTILINE)
     if kind == "python" and any(importlib.util.find_spec(name) is None for name in packages):
         return str(INTEROP / "python")
-    return kind
+    return "bash -e" if kind == "bash" else kind
 
 
 def settings(kind: str) -> str:
@@ -86,16 +108,16 @@ def ask(url: str, key: str, body: dict[str, Any]) -> tuple[list[dict[str, Any]],
     return models, "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
 
 
-def test_open_webuis_settings_lead_to_models_and_answers(port: str) -> None:
+def test_open_webuis_settings_lead_to_models_and_answers(here: Here) -> None:
     """It lists the models and asks for one of them by the name that stands there."""
     given = dict(line.split("=", 1) for line in settings("ini").splitlines())
     question = {"messages": [{"role": "user", "content": "Who are you?"}], "max_tokens": 16}
-    models, answer = ask(given["OPENAI_API_BASE_URL"].replace("8485", port), given["OPENAI_API_KEY"], question)
+    models, answer = ask(here(given["OPENAI_API_BASE_URL"]), given["OPENAI_API_KEY"], question)
     assert [one["object"] for one in models] == ["model"]
     assert answer
 
 
-def test_continues_settings_lead_to_answers(port: str) -> None:
+def test_continues_settings_lead_to_answers(here: Here) -> None:
     (model,) = yaml.safe_load(settings("yaml"))["models"]
     assert (model["provider"], set(model["roles"])) == ("openai", {"chat", "edit", "apply"})
     question = {
@@ -103,11 +125,11 @@ def test_continues_settings_lead_to_answers(port: str) -> None:
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}],
         "max_tokens": 16,
     }
-    _, answer = ask(model["apiBase"].replace("8485", port), model["apiKey"], question)
+    _, answer = ask(here(model["apiBase"]), model["apiKey"], question)
     assert answer
 
 
-def test_an_editors_settings_name_an_address_and_a_model_that_answer(port: str) -> None:
+def test_an_editors_settings_name_an_address_and_a_model_that_answer(here: Here) -> None:
     """As Zed asks: streamed, with the usage at its end. Zed itself does not run here."""
     given = json.loads(settings("json"))
     chosen = given["agent"]["default_model"]
@@ -125,7 +147,7 @@ def test_an_editors_settings_name_an_address_and_a_model_that_answer(port: str) 
         "tools": [],
     }
     with httpx2.Client(timeout=60, trust_env=False) as client:
-        url = provider["api_url"].replace("8485", port)
+        url = here(provider["api_url"])
         lines = client.post(f"{url}/chat/completions", json=asked, headers={"authorization": "Bearer none"}).text
         (described,) = client.get(f"{url}/models").json()["data"]
     events = [json.loads(line[6:]) for line in lines.splitlines() if line.startswith("data: {")]

@@ -15,8 +15,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from jsonschema import Draft202012Validator
-from tests.end_to_end.proxying import running_proxy
+from tests.end_to_end.answers import PLACE, same
+from tests.end_to_end.proxying import both_ways
 from tests.system.shell import ROOT, tool
 
 from cloister.cli.local import LocalEnclave, Plan
@@ -29,30 +29,21 @@ BIN = ROOT / ".venv-interop" / "bin"
 SCRIPTS = Path(__file__).parent / "interop"
 NPM = ROOT / "web" / "interop"
 
-PLACE = Draft202012Validator(
-    {
-        "type": "object",
-        "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"enum": list(range(1, 10))}},
-        "required": ["city", "people"],
-        "additionalProperties": False,
-    }
-)
-
 
 @contextmanager
-def both_ways(folder: Path, model: str, **settings: Any) -> Iterator[dict[str, str]]:
-    """Addresses of one enclave: its own, and a proxy's that verified it."""
+def started(folder: Path, model: str, **settings: Any) -> Iterator[dict[str, str]]:
+    """Addresses of an enclave of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
         with LocalEnclave(Plan.make(resolve(model), slots=4, plaintext=True, **settings)) as enclave:
             enclave.start()
-            with running_proxy(enclave) as port:
-                yield {"plaintext": enclave.url, "proxy": f"http://127.0.0.1:{port}"}
+            with both_ways(enclave) as addresses:
+                yield addresses
 
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with both_ways(tmp_path_factory.mktemp("state"), "default") as addresses:
+    with started(tmp_path_factory.mktemp("state"), "default") as addresses:
         yield addresses
 
 
@@ -79,12 +70,6 @@ def run(
     )
     assert ran.returncode in codes, (command, ran.stdout[-4000:], ran.stderr[-4000:])
     return ran
-
-
-def same(seen: dict[str, Any]) -> Any:
-    """What was seen, which does not depend on the way."""
-    assert seen["plaintext"] == seen["proxy"]
-    return seen["proxy"]
 
 
 # npm
@@ -130,15 +115,24 @@ def test_anthropic_from_npm(home: Path, ways: dict[str, str]) -> None:
 
 # LangChain
 
-CONTENT = "the call is valid, but a toy does not find out what to fill in"
+UNREAD = "langchain_core.exceptions.OutputParserException:"
+# A call that is valid, but a toy does not find out what to fill in.
+_CALL = re.compile(r"AssertionError: assert \{'input': -?\d+\} == \{'input': 3\}\n")
 CANNOT = {
-    "test_tool_calling[model0]": CONTENT,
-    "test_tool_calling[model1]": CONTENT,
-    "test_tool_calling_async": CONTENT,
-    "test_unicode_tool_call_integration": CONTENT,
-    "test_json_mode": "the answer is JSON, but a toy does not find out from the prompt which names it must have",
+    "test_tool_calling[model0]": _CALL,
+    "test_tool_calling[model1]": _CALL,
+    "test_tool_calling_async": _CALL,
+    "test_unicode_tool_call_integration": re.compile(
+        r"AssertionError: Unicode characters not found in: [^\\\n]*\nassert "
+    ),
+    # JSON, but a toy does not find out from the prompt which names it must have.
+    "test_json_mode": re.compile(
+        re.escape(UNREAD) + r" Failed to parse Joke from completion \{.*\}\. "
+        r"Got: [12] validation errors? for Joke\n(?:setup|punchline)\n  Field required \[type=missing, "
+    ),
 }
-"""Tests of the suite that fail with this model, and why."""
+"""Tests of the suite that fail with this model, each by comparing contents: how what pytest says of it begins. What is no
+JSON, of another type, or an error of the server's, begins otherwise."""
 
 NOT_CLAIMED = {
     "test_anthropic_inputs": "Anthropic's parts in OpenAI's dialect",
@@ -153,12 +147,13 @@ NOT_CLAIMED = {
 
 
 def outcomes(report: Path) -> dict[str, str]:
-    """Test -> passed, failed or skipped, from pytest's JUnit report."""
-    found: dict[str, str] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        kinds = {child.tag for child in case} & {"failure", "error", "skipped"}
-        found[case.attrib["name"]] = "passed" if not kinds else "skipped" if kinds == {"skipped"} else "failed"
-    return found
+    """Test -> passed, skipped, or what failed, from pytest's JUnit report."""
+    return {case.attrib["name"]: outcome(case) for case in ElementTree.parse(report).iter("testcase")}
+
+
+def outcome(case: ElementTree.Element) -> str:
+    failed = [child.attrib["message"] for child in case if child.tag in ("failure", "error")]
+    return "\n".join(failed) or ("passed" if case.find("skipped") is None else "skipped")
 
 
 def suite(home: Path, address: str) -> dict[str, str]:
@@ -187,10 +182,30 @@ def suite(home: Path, address: str) -> dict[str, str]:
 
 def test_langchains_standard_suite(home: Path, ways: dict[str, str]) -> None:
     seen = same({way: suite(home, address) for way, address in ways.items()})
-    assert {name for name, outcome in seen.items() if outcome == "failed"} == set(CANNOT)
-    skipped = {name for name, outcome in seen.items() if outcome == "skipped" and "model_override" not in name}
+    failed = {name: said for name, said in seen.items() if said not in ("passed", "skipped")}
+    assert failed.keys() == CANNOT.keys(), failed
+    for name, reason in CANNOT.items():
+        assert reason.match(failed[name]), (name, failed[name])
+    skipped = {name for name, said in seen.items() if said == "skipped" and "model_override" not in name}
     assert skipped == set(NOT_CLAIMED)
-    assert sum(outcome == "passed" for outcome in seen.values()) > 20
+    assert sum(said == "passed" for said in seen.values()) > 20
+
+
+@pytest.mark.parametrize("name", CANNOT)
+@pytest.mark.parametrize(
+    "said",
+    [
+        "openai.InternalServerError: Error code: 500 - {'error': {'message': 'The engine stopped.'}}",
+        "AssertionError: assert {'input': '3'} == {'input': 3}\n  \n  Differing items:",
+        "AssertionError: assert {} == {'input': 3}\n  \n  Right contains 1 more item:",
+        "assert 0 == 1\n +  where 0 = len([])",
+        "AssertionError: Unicode characters not found in: \\u4f60\nassert ('x' in 'y')",
+        f"{UNREAD} Invalid json output: {{\n",
+        f"{UNREAD} Failed to parse Joke from completion {{}}. Got: 1 validation error for Joke\nsetup\n  Input should be a",
+    ],
+)
+def test_no_other_failure_of_the_suite_is_excused(name: str, said: str) -> None:
+    assert CANNOT[name].match(said) is None
 
 
 # LiteLLM and llm
@@ -254,7 +269,7 @@ ONLY = {"plaintext": ("unsupported_method",), "proxy": ()}
 @pytest.fixture(scope="module")
 def quick_ways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Of an enclave that answers as quickly as can be."""
-    with both_ways(tmp_path_factory.mktemp("state"), "tiny", context_length=256) as addresses:
+    with started(tmp_path_factory.mktemp("state"), "tiny", context_length=256) as addresses:
         yield addresses
 
 
