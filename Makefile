@@ -4,23 +4,26 @@ PORT ?= 8484
 MODEL ?= default
 BIN := .venv/bin
 
-.PHONY: run test test-system test-peers test-image image check lint fix bench setup page lock clean
+.PHONY: run test test-system test-peers test-image test-app-image image check lint fix bench setup page lock clean
 
 run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
 
 test: setup
-	$(BIN)/pytest -q -m "not system" -n auto --maxprocesses=4 --dist loadfile
+	$(BIN)/pytest -q -m "not system" -n 4 --dist loadfile
 
 NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
 test-system: setup .venv-interop/.installed $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
-	$(BIN)/pytest -q -m "system and not peer and not image"
+	$(BIN)/pytest -q -m "system and not peer and not image and not app_image" -n 3 --dist loadfile
 
 test-peers: setup  # builds llama-server first: minutes, once
 	$(BIN)/pytest -q -m peer
 
 image: setup  # the measured image, from Debian's packages: as root; minutes the first time
 	@$(BIN)/python packaging/image/build.py
+
+test-app-image: setup  # the image for Python apps, and an app in it: as root; needs the packages of tools/ci-packages.txt
+	$(BIN)/pytest -q -m app_image
 
 test-image: setup  # builds the image, then boots it under QEMU without KVM: minutes
 	$(BIN)/pytest -q -m image

@@ -58,6 +58,20 @@ def test_the_recipe_names_no_mirror_and_debians_keys_are_asked_for() -> None:
     assert "Signed-By: /usr/share/keyrings/" in build.sources("http://a.example/debian")
 
 
+@pytest.mark.parametrize(
+    ("mirror", "security"),
+    [
+        ("http://debian.example/debian", "http://debian.example/debian-security"),
+        (
+            "http://a.example/archive/debian/20261101T000000Z",
+            "http://a.example/archive/debian-security/20261101T000000Z",
+        ),
+    ],
+)
+def test_security_updates_come_from_beside_the_release(mirror: str, security: str) -> None:
+    assert re.findall(r"URIs: (\S+)", build.sources(mirror)) == [mirror, security]
+
+
 def wheel(path: Path, *names: str) -> Path:
     with zipfile.ZipFile(path, "w") as packed:
         for name in names:

@@ -7,7 +7,7 @@
    x86-64-v3 (tools/build_engine.py). Both are kept.
 3. Lay out the tree: of cloister the rooms that run inside an enclave, the wheels unpacked, nothing else.
 4. Run mkosi. Its tools and packages are kept: the first time takes minutes, then it is half a minute.
-5. Hold the packages in the image against the lock beside this file (`--lock` writes it anew), and say what came out:
+5. Hold the packages in the image against the lock beside this file (`--packages lock` writes it anew), and say what came out:
 
     build/image/cloister.efi    the kernel image: what `cloister image predict` reads
     build/image/cloister.raw    the disk: this kernel image, the root, and the root's hashes
@@ -30,6 +30,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "packaging" / "image"
@@ -66,11 +67,19 @@ class Report:
         sys.stderr.flush()
 
 
-def run(command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, log: Path | None = None) -> str:
+def run(
+    command: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path | None = None,
+) -> str:
     """To its end, quietly; `log` keeps all that it printed. Raises: BuildFailed with the end of that."""
     words = [str(word) for word in command]
     whole = {**os.environ, **(env or {})}
-    done = subprocess.run(words, env=whole, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    done = subprocess.run(
+        words, env=whole, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
     if log is not None:
         log.write_text(done.stdout)
     if done.returncode:
@@ -94,7 +103,8 @@ def own_mirror(sources: Path = Path("/etc/apt")) -> str:
 
 def sources(mirror: str) -> str:
     """In apt's own format: the release, its updates and its security updates, signed by Debian."""
-    security = mirror.replace("/debian", "/debian-security", 1)
+    before, _, after = mirror.rpartition("/debian")
+    security = f"{before}/debian-security{after}"
     suites = {mirror: f"{RELEASE} {RELEASE}-updates", security: f"{RELEASE}-security"}
     return "\n".join(
         f"Types: deb\nURIs: {uri}\nSuites: {names}\nComponents: main\nSigned-By: {KEYRING}\n"
@@ -130,11 +140,10 @@ def provide_mkosi(cache: Path, mirror: str, report: Report) -> Path:
         folder = cache / "apt"
         command = apt(folder, mirror)
         run([*command, "update"])
-        found = re.findall(r"^'(\S+)' (\S+) ", run([*command, "download", "--print-uris", "mkosi"]), re.MULTILINE)
-        subprocess.run([*command, "download", "mkosi"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        for left in folder.glob("mkosi_*.deb"):
+            left.unlink()
+        run([*command, "download", "mkosi"], cwd=folder)
         (package,) = folder.glob("mkosi_*.deb")
-        if not found:
-            raise BuildFailed("the mirror has no mkosi")
         staged = cache / "mkosi.unpacking"
         shutil.rmtree(staged, ignore_errors=True)
         run(["dpkg-deb", "-x", package, staged])
@@ -253,13 +262,21 @@ def differences(locked: Mapping[str, str], found: Mapping[str, str]) -> Iterator
             yield f"{name}: {locked.get(name, 'not there')} -> {found.get(name, 'not there')}"
 
 
-def check_lock(found: Mapping[str, str], *, write: bool) -> None:
-    """Raises: BuildFailed when the image holds other versions than are locked."""
-    if write:
+Packages: TypeAlias = Literal["as-locked", "lock", "any"]
+
+
+def check_lock(found: Mapping[str, str], how: Packages, report: Report) -> None:
+    """Raises: BuildFailed when the image holds other versions than are locked, and they were to be as locked."""
+    if how == "lock":
         LOCK.write_text(json.dumps(found, indent=1) + "\n")
     locked = json.loads(LOCK.read_text())
-    if changed := list(differences(locked, found)):
-        raise BuildFailed("\n  ".join(["other packages than are locked; after a look at them: --lock", *changed]))
+    changed = list(differences(locked, found))
+    if changed and how == "as-locked":
+        raise BuildFailed(
+            "\n  ".join(["other packages than are locked; after a look at them: --packages lock", *changed])
+        )
+    for line in changed:
+        report.line(f"not as locked: {line}")
 
 
 def digest(path: Path) -> str:
@@ -275,13 +292,13 @@ def root_hash(kernel_image: Path) -> str:
     return found[1].decode()
 
 
-def build(cache: Path, output: Path, mirror: str, *, lock: bool, report: Report) -> None:
+def build(cache: Path, output: Path, mirror: str, packages_are: Packages, *, engine: bool, report: Report) -> None:
     if os.geteuid() != 0:
         raise BuildFailed("mkosi makes file systems with other owners than you: run this as root")
     cache.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     mkosi = provide_mkosi(cache, mirror, report)
-    wheels = [*provide_wheels(cache, report).glob("*.whl"), provide_engine(cache, report)]
+    wheels = [*provide_wheels(cache, report).glob("*.whl"), *([provide_engine(cache, report)] if engine else [])]
     tree = cache / "tree"
     lay_out(tree, wheels)
     tools = provide_tools(cache, mkosi, mirror, report)
@@ -297,7 +314,7 @@ def build(cache: Path, output: Path, mirror: str, *, lock: bool, report: Report)
     ]
     run(command, env={"PYTHONPATH": str(mkosi)}, log=cache / "mkosi.log")
     found = packages(made / "cloister.manifest")
-    check_lock(found, write=lock)
+    check_lock(found, packages_are, report)
     for name in ARTIFACTS:
         shutil.copyfile(made / name, output / name)
     facts = {name: f"sha256:{digest(output / name)}" for name in ARTIFACTS}
@@ -316,11 +333,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build the measured image.")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "image", metavar="DIR")
     parser.add_argument("--mirror", default="", metavar="URL", help="of Debian; absent: the one that apt uses here")
-    parser.add_argument("--lock", action="store_true", help="write down the packages' versions anew")
+    parser.add_argument("--no-engine", action="store_true", help="for apps without a model: leave llama.cpp out")
+    parser.add_argument(
+        "--packages",
+        choices=get_args(Packages),
+        default="as-locked",
+        help="their versions: as locked, or what the mirror has, written down or not",
+    )
     given = parser.parse_args()
     report = Report()
     try:
-        build(cache_root(), given.output, given.mirror or own_mirror(), lock=given.lock, report=report)
+        mirror = given.mirror or own_mirror()
+        build(cache_root(), given.output, mirror, given.packages, engine=not given.no_engine, report=report)
     except (BuildFailed, OSError, subprocess.CalledProcessError) as error:
         report.line(str(error))
         return 1

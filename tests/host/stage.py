@@ -62,6 +62,7 @@ class FakeBackend:
     script: Callable[[Spawn], list[Event]] = lambda spawn: [{"event": "ready"}]
     error: Exception | None = None
     started: list[FakeEnclave] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     def start(self, spawn: Spawn) -> RunningEnclave:
         if self.error is not None:
@@ -69,6 +70,10 @@ class FakeBackend:
         enclave = FakeEnclave(spawn, self.port, self.script(spawn))
         self.started.append(enclave)
         return enclave
+
+    def forget(self, name: str) -> None:
+        assert all(enclave.stopped.is_set() for enclave in self.started if enclave.spawn.name == name)
+        self.forgotten.append(name)
 
     def policy(self, launch: LaunchConfig) -> Policy:
         return Policy(owner_key=launch.owner_key)

@@ -261,6 +261,7 @@ def test_a_removed_app_leaves_nothing(stage: Stage) -> None:
     stage.fleet.remove("one")
     assert stage.bundles.path(bundle)  # the other one's, too
     stage.fleet.remove("two")
+    assert stage.backend.forgotten == ["one", "two"]
     for ask_for in (lambda: stage.fleet.describe("one"), lambda: stage.bundles.path(bundle)):
         with pytest.raises(NotFound):
             ask_for()

@@ -1,11 +1,11 @@
 """A machine of our own for the measured image: QEMU without a real CPU's help, OVMF, and a TPM in software that its maker
 certified and its verifier enrolled."""
 
-import hashlib
-import json
-import secrets
+import os
+import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -15,19 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from tests.system.shell import free_port, tool
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.system.shell import ROOT, Shell, free_port, tool
 
-from cloister.enclave.attest.device import LinuxDevice
-from cloister.enclave.attest.tpm import SubprocessTools, Tpm, Vtpm
-from cloister.evidence.tpm import parse_public
-from cloister.host.qemu import Machine, machine_command, tpm_command
-from cloister.verify.enrol import check_activation, check_endorsement, make_credential
+from cloister.cli.sealed import config_for
+from cloister.cli.vm_backend import VmBackend, guest_events
+from cloister.cli.vm_backend import _Running as Running
+from cloister.deploy.predict import predict_pcrs
+from cloister.deploy.uki import parse_image
+from cloister.errors import VerificationFailed
+from cloister.host.backend import Spawn
+from cloister.host.qemu import BootLine, Machine, machine_command, tpm_command
+from cloister.models.store import LocalModel
+from cloister.owner.appfile import AppFile
+from cloister.owner.deployment import launch_bytes, owner_name
+from cloister.owner.package import Package, package
+from cloister.owner.provision import contents, provision
+from cloister.verify.factors import Factor
 from cloister.verify.policy import Policy
 
 FIRMWARE = Path("/usr/share/ovmf/OVMF.fd")
 MEMORY = 2 << 30
+AUTHORITIES = "--ca ca/issuercert.pem --ca ca/swtpm-localca-rootca-cert.pem"
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,13 @@ class SoftwareTpm:
 
 
 def make_tpm(folder: Path) -> SoftwareTpm:
-    """Made, certified by an authority of its own, and enrolled: before anything boots on its machine, and once for all."""
+    """Enrolled: before anything boots on its machine, and once for all."""
+    manufacture(folder)
+    return SoftwareTpm(folder / "state", _enrol(folder))
+
+
+def manufacture(folder: Path) -> None:
+    """A TPM in software, certified by an authority of its own."""
     for name in ("ca", "state"):
         (folder / name).mkdir()
     authority = {"statedir": "ca", "signingkey": "ca/signkey.pem", "issuercert": "ca/issuercert.pem"}
@@ -54,29 +69,26 @@ def make_tpm(folder: Path) -> SoftwareTpm:
     command = [*setup, "--create-ek-cert", "--pcr-banks", "sha256", "--logfile", f"{folder}/log"]
     made = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert made.returncode == 0, (folder / "log").read_text()
-    return SoftwareTpm(folder / "state", _enrol(folder))
 
 
 def _enrol(folder: Path) -> str:
-    names = ("ca/issuercert.pem", "ca/swtpm-localca-rootca-cert.pem")
-    chain = tuple(
-        x509.load_pem_x509_certificate((folder / name).read_bytes()).public_bytes(Encoding.DER) for name in names
-    )
-    roots = frozenset({hashlib.sha256(chain[-1]).hexdigest()})
-    with _served(folder) as tcti:
-        source = Vtpm(LinuxDevice(), Tpm(SubprocessTools(tcti)))
-        ek, ak = source.enrolment()
-        certificates = (ek.certificate, *chain)
-        checked = check_endorsement(ek.public, certificates, policy=Policy(), now=time.time(), roots=roots)
-        assert [factor for factor in checked if factor.verdict == "fail"] == []
-        secret = secrets.token_bytes(32)
-        credential = make_credential(ek.public, parse_public(ak.public).name, secret, secrets.token_bytes)
-        assert check_activation(secret, source.activate(credential.tool_file())).verdict == "pass"
-    return parse_public(ak.public).name_digest
+    """As docs/image.md says; both sides are this one. The key's digest."""
+    shell = Shell(folder)
+    with served(folder) as tcti:
+        for command in (
+            f"cloister tpm show --tcti {tcti} > tpm.json",
+            f"cloister tpm challenge tpm.json {AUTHORITIES} --keep kept > challenge.json",
+            f"cloister tpm answer challenge.json --tcti {tcti} > answer.json",
+            "cloister tpm pin answer.json --kept kept",
+        ):
+            ran = shell.run(command)
+            assert ran.returncode == 0, ran.stderr
+    (pin,) = re.findall(r'^platform_ids = \["([0-9a-f]{64})"\]$', ran.stdout, re.MULTILINE)
+    return str(pin)
 
 
 @contextmanager
-def _served(folder: Path) -> Iterator[str]:
+def served(folder: Path) -> Iterator[str]:
     """To programs of this machine, while nothing has booted on it."""
     path = folder / "s"
     command = [tool("swtpm"), "socket", "--tpm2", "--tpmstate", f"dir={folder}/state", "--flags", "startup-clear"]
@@ -123,11 +135,10 @@ class Guest:
     def _found(self, names: tuple[str, ...]) -> dict[str, Any] | None:
         return next((event for event in self.events if event["event"] in (*names, "failed")), None)
 
-    def listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+    def listen(self, events: Iterator[dict[str, Any]]) -> None:
+        for event in events:
             with self.arrived:
-                self.events.append(json.loads(line))
+                self.events.append(event)
                 self.arrived.notify_all()
         with self.arrived:
             self.arrived.notify_all()
@@ -135,7 +146,14 @@ class Guest:
 
 @contextmanager
 def booted(
-    tpm: SoftwareTpm, *, kernel: Path, boot: bytes, launch_sha256: bytes, root: Path | None, data: Path | None = None
+    tpm: SoftwareTpm,
+    *,
+    kernel: Path,
+    boot: bytes,
+    launch_sha256: bytes,
+    root: Path | None,
+    data: Path | None = None,
+    cores: int = 2,
 ) -> Iterator[Guest]:
     """Started by QEMU's own loader, with these disks. Ends with the block."""
     folder = Path(tempfile.mkdtemp(prefix="guest-"))  # a socket's path has to be short
@@ -148,7 +166,7 @@ def booted(
         boot=folder / "boot",
         launch_sha256=launch_sha256,
         memory_bytes=MEMORY,
-        cores=2,
+        cores=cores,
         port=free_port(),
         data=data,
         root=root,
@@ -169,7 +187,7 @@ def running(folder: Path, command: list[str], tpm: SoftwareTpm, port: int) -> It
         _until_there(chip, folder / "tpm")
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         guest = Guest(port, folder / "console", process)
-        listening = threading.Thread(target=guest.listen)
+        listening = threading.Thread(target=guest.listen, args=(guest_events(process.stdout),))
         listening.start()
         try:
             yield guest
@@ -185,6 +203,89 @@ def running(folder: Path, command: list[str], tpm: SoftwareTpm, port: int) -> It
         shutil.rmtree(folder)
 
 
+@contextmanager
+def hosted(backend: VmBackend, spawn: Spawn) -> Iterator[Guest]:
+    """Started as `cloister host --backend vm` does."""
+    enclave = backend.start(spawn)
+    assert isinstance(enclave, Running)
+    guest = Guest(enclave.port, Path(os.devnull), enclave._process)
+    listening = threading.Thread(target=guest.listen, args=(enclave.events(),))
+    listening.start()
+    try:
+        yield guest
+    finally:
+        enclave.stop()
+        listening.join(20)
+
+
 def in_sectors(content: bytes, path: Path) -> Path:
     path.write_bytes(content + bytes(-len(content) % 512))
     return path
+
+
+@dataclass(frozen=True)
+class Built:
+    kernel: Path
+    disk: Path
+
+
+def build(*options: str, name: str = "image") -> Built:
+    """From the cache, where nothing changed."""
+    folder = ROOT / "build" / name
+    recipe = ROOT / "packaging" / "image" / "build.py"
+    subprocess.run([sys.executable, recipe, "--output", folder, *options], check=True)
+    return Built(folder / "cloister.efi", folder / "cloister.raw")
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """An app's bundle, as the data disk holds it, and what its owner has. `boot`: the boot disk."""
+
+    app: AppFile
+    made: Package
+    owner: Ed25519PrivateKey
+    launch: bytes
+    config: bytes
+    boot: bytes
+
+    def release(self, url: str, policy: Policy, **secrets: str) -> None:
+        given = contents(self.app, self.made.keys, secrets=secrets, now=time.time())
+        provision(url, policy=policy, owner=self.owner, release=given)
+
+
+def seal(folder: Path, app: AppFile, *, model: LocalModel | None = None) -> Sealed:
+    owner = Ed25519PrivateKey.generate()
+    made = package(app, folder / "app.cloister", state=folder / "state", model=model)
+    config = config_for(made.head, "vtpm", slots=2).encode()
+    launch = launch_bytes(made.head, owner_key=owner_name(owner), deployment="acme", release=1, config=config)
+    line = BootLine(launch=launch, config=config, data="bundle", data_bytes=made.path.stat().st_size)
+    in_sectors(made.path.read_bytes(), made.path)
+    return Sealed(app, made, owner, launch, config, line.encode())
+
+
+def policy_text(kernel: Path, tpm: SoftwareTpm, owner: Ed25519PrivateKey, *lines: str) -> str:
+    """What an auditor writes who has the image, and enrolled the TPM: nothing of it came from the machine."""
+    pcrs = predict_pcrs(parse_image(kernel.read_bytes()), started_by="qemu")
+    entry = ", ".join(f'pcr{index} = "{value.hex()}"' for index, value in sorted(pcrs.items()))
+    return "\n".join(
+        (
+            f'version = 1\ndeployment = "acme"\nowner_key = "{owner_name(owner)}"',
+            'platforms = ["vtpm"]\ndangerously_tolerate_insecure = ["api-keys-off"]',
+            *lines,
+            f"[measurements]\nvtpm = [{{ {entry} }}]",
+            f'[limits]\nplatform_ids = ["{tpm.pin}"]\n',
+        )
+    )
+
+
+def with_changed_command_line(kernel: Path, changed: Path) -> Path:
+    """One byte of it: the machine boots as well as with the other one, and would do the same."""
+    content = kernel.read_bytes()
+    assert content.count(b" quiet ") == 1
+    changed.write_bytes(content.replace(b" quiet ", b" quieT "))
+    return changed
+
+
+def failing(error: VerificationFailed) -> set[str]:
+    judged = [factor for factor in error.factors if isinstance(factor, Factor)]
+    return {factor.step for factor in judged if factor.verdict == "fail"}

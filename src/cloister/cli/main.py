@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "logout": ("cloister.cli.login:logout_command", "Forget a host's token."),
         "host": ("cloister.cli.host", "Run the operator's host: apps of others, in enclaves."),
         "image": ("cloister.cli.image", "Build the measured image, and predict what it measures."),
+        "tpm": ("cloister.cli.tpm", "Enrol a machine's TPM, so that a policy can name it."),
         "doctor": ("cloister.cli.doctor", "Say which TEE this machine is."),
         "models": ("cloister.cli.models", "Fetch, describe, quantize and remove models."),
         "keys": ("cloister.cli.keys", "Make and list API keys."),

@@ -17,6 +17,7 @@ data disk   a bundle, or a model's file, then anything          its first bytes:
 import base64
 import binascii
 import fcntl
+import importlib.util
 import json
 import os
 import re
@@ -268,11 +269,16 @@ def main() -> None:
     quiet_logs()
     _speak_to(EVENTS)
     try:
-        line = prepare(Disks(), Tpm(SubprocessTools()), engine_dir=str(library_dir()))
+        line = prepare(Disks(), Tpm(SubprocessTools()), engine_dir=_engine_dir())
     except CloisterError as error:
         _fail(error)
     _as_standard_input(line)
     front.main()  # (6)
+
+
+def _engine_dir() -> str:
+    """ "" in an image without the engine, for apps that bring no model."""
+    return str(library_dir()) if importlib.util.find_spec("llama_cpp") else ""
 
 
 def _speak_to(port: Path) -> None:

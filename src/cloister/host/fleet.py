@@ -230,6 +230,7 @@ class Fleet:
             if live is not None:
                 live.relay.stop()
             self._forget(app.bundle)
+            self._backend.forget(name)
 
     # What people see
 

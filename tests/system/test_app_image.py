@@ -1,0 +1,125 @@
+"""The measured image without the engine, for Python apps: built, predicted, booted, verified, released to, asked; and refused
+when a byte of its command line is another one. Minutes: run by `make test-app-image`."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from tests.system.image_stage import (
+    FIRMWARE,
+    MEMORY,
+    Built,
+    Guest,
+    Sealed,
+    booted,
+    build,
+    failing,
+    hosted,
+    make_tpm,
+    policy_text,
+    seal,
+    with_changed_command_line,
+)
+
+from cloister.cli.vm_backend import VmBackend, VmSettings
+from cloister.client import http_client
+from cloister.errors import VerificationFailed
+from cloister.evidence.launch import launch_digest, parse_launch
+from cloister.host.backend import Spawn
+from cloister.owner.appfile import read_appfile
+from cloister.verify import Policy, parse_policy
+
+pytestmark = [pytest.mark.system, pytest.mark.app_image]
+
+SECRET = "canary-in-a-secret-91ab"
+APP_TOML = 'name = "words"\napp = "words:app"\nkind = "asgi"\nsecrets = ["WORD"]\n'
+APP = """
+import os
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": os.environ["WORD"][-4:].encode()})
+"""
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return build("--no-engine", "--packages", "any", name="app-image")
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "cloister.toml").write_text(APP_TOML)
+    (folder / "words.py").write_text(APP)
+    return seal(folder, read_appfile(folder))
+
+
+@pytest.fixture(scope="module")
+def machines(
+    built: Built, sealed: Sealed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[tuple[Guest, Policy], ...]]:
+    """The image as it was built, and one with another byte, side by side, with what is believed of them: of the first one
+    what the host that started it can say, of the other one what an auditor writes who has the first image and the TPM."""
+    folder = tmp_path_factory.mktemp("machines")
+    backend = VmBackend(
+        VmSettings(
+            kernel=built.kernel,
+            firmware=FIRMWARE,
+            tee="vtpm",
+            accelerator="tcg",
+            root=built.disk,
+            state=folder / "vm",
+        )
+    )
+    spawn = Spawn(
+        name="words",
+        launch=sealed.launch,
+        config=sealed.config,
+        bundle=sealed.made.path,
+        model=None,
+        memory_bytes=MEMORY,
+        cores=(0,),
+    )
+    tpm = make_tpm(tmp_path_factory.mktemp("tpm"))
+    audited = policy_text(built.kernel, tpm, sealed.owner, f'app = "sha256:{sealed.made.head.sha256}"')
+    with (
+        hosted(backend, spawn) as first,
+        booted(
+            tpm,
+            kernel=with_changed_command_line(built.kernel, folder / "changed.efi"),
+            boot=sealed.boot,
+            launch_sha256=launch_digest(sealed.launch),
+            root=built.disk,
+            data=sealed.made.path,
+            cores=1,
+        ) as second,
+    ):
+        believed = backend.policy(parse_launch(sealed.launch))
+        believed = replace(believed, tolerate_insecure=frozenset({"api-keys-off"}))  # so the app has to be confined
+        yield (first, believed), (second, parse_policy(audited, read=lambda _: b""))
+
+
+def test_an_app_is_released_to_the_image_that_was_predicted_and_answers(
+    machines: tuple[tuple[Guest, Policy], ...], sealed: Sealed
+) -> None:
+    machine, policy = machines[0]
+    assert machine.until("waiting")["event"] == "waiting", machine.events
+    sealed.release(machine.url, policy, WORD=SECRET)
+    assert machine.until("ready")["event"] == "ready", machine.events
+    with http_client(machine.url, policy=policy) as client:
+        assert client.get("/", timeout=120).text == SECRET[-4:]
+    assert SECRET not in str(machine.events)
+
+
+def test_one_changed_byte_of_the_command_line_gets_no_key(
+    machines: tuple[tuple[Guest, Policy], ...], sealed: Sealed
+) -> None:
+    machine, policy = machines[1]
+    assert machine.until("waiting")["event"] == "waiting", machine.events
+    with pytest.raises(VerificationFailed) as caught:
+        sealed.release(machine.url, policy, WORD=SECRET)
+    assert failing(caught.value) == {"measurement.pcr4", "measurement.pcr9", "measurement.pcr11"}
+    assert "opening" not in {event["event"] for event in machine.events}
+    assert SECRET.encode() not in machine.console.read_bytes()
