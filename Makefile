@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8484
 MODEL ?= default
 BIN := .venv/bin
+POOL := -n 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-system test-peers test-image test-app-image image check lint fix bench setup page lock clean
 
@@ -10,11 +11,11 @@ run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
 
 test: setup
-	$(BIN)/pytest -q -m "not system" -n 4 --dist loadfile
+	$(BIN)/pytest -q -m "not system" $(POOL)
 
 NODE_MODULES := $(patsubst %,web/%/node_modules/.package-lock.json,chat client interop)
 test-system: setup .venv-interop/.installed $(NODE_MODULES)  # needs Node.js and the packages of tools/ci-packages.txt; a missing one fails
-	$(BIN)/pytest -q -m "system and not peer and not image and not app_image" -n 3 --dist loadfile
+	$(BIN)/pytest -q -m "system and not peer and not image and not app_image" $(POOL)
 
 test-peers: setup  # builds llama-server first: minutes, once
 	$(BIN)/pytest -q -m peer

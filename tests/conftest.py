@@ -13,6 +13,24 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 
+_FIRST = (
+    "tests/verify/test_every_check_counts.py",
+    "tests/end_to_end/",
+    "tests/system/test_tools.py",
+    "tests/bench/",
+    "tests/cli/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first: of several processes none is left with one of them in the end."""
+
+    def turn(item: pytest.Item) -> int:
+        return next((at for at, begin in enumerate(_FIRST) if item.nodeid.startswith(begin)), len(_FIRST))
+
+    items.sort(key=turn)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

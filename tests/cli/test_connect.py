@@ -134,7 +134,9 @@ def test_a_required_key_is_made_once_and_shown_once_with_settings_that_work(
         headers = {"Authorization": f"Bearer {key}"}
         assert httpx2.post(f"{base}/chat/completions", json=QUESTION, headers=headers).status_code == 200
         process.send_signal(signal.SIGINT)
-        told, noted = process.communicate()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        told, noted = process.stdout.read(), process.stderr.read()  # `communicate` would lose what was read ahead
         shown.append((f"key {key}" in told.splitlines(), key in curl + noted, str(file) in noted))
     assert shown == [(True, False, True), (False, False, True)]
 

@@ -1,6 +1,7 @@
 """What `cloister deploy` decides and sends, against a host whose enclaves are scripted: they fail at once, so nothing is
 released. What follows a start is in tests/end_to_end/test_deploy.py."""
 
+import base64
 import hashlib
 import json
 import stat
@@ -14,11 +15,12 @@ from tests.host.conftest import Served, backend, served, stage
 from tests.host.stage import GIB, FakeBackend
 from typer.testing import Result
 
-from cloister.cli import image_gramine
+from cloister.cli import deployments, image_gramine
 from cloister.cli.deploy import _limits
 from cloister.cli.deployments import Deployment
 from cloister.cli.image_gramine import Image
 from cloister.enclave.boot import EnclaveConfig, parse_config
+from cloister.errors import WrongUse
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.verify import Policy, parse_policy
@@ -34,6 +36,7 @@ secrets = ["WORD"]
 expiry = "2d"
 """
 SECRET = "the-secret-itself"
+TDX = {"mr_td": "ab" * 48, "rtmr1": "cd" * 48, "rtmr2": "ef" * 48}
 
 
 @pytest.fixture
@@ -45,6 +48,9 @@ def deploy(run: Run, served: Served, backend: FakeBackend, monkeypatch: pytest.M
     Path("words").mkdir()
     Path("words/app.py").write_text("def app(environ, start_response): ...\n")
     Path("words/cloister.toml").write_text(APP_FILE)
+    entry = ", ".join(f'{name} = "{value}"' for name, value in TDX.items())
+    lines = ("version = 1", 'platforms = ["tdx"]', "[measurements]", f"tdx = [{{ {entry} }}]", "")
+    Path("words/tdx.toml").write_text("\n".join(lines))
     return lambda *options: run("deploy", "words", *options)
 
 
@@ -104,7 +110,8 @@ def test_the_owners_record_is_private_and_holds_no_secret(deploy: Callable[..., 
         (["--platform", "sim", "--bundle", "nothing"], 2, "cannot be read"),
         (["--platform", "sim", "--bundle", "words/app.py"], 4, "not a cloister bundle"),
         (["--platform", "sim", "--expires", "soon"], 2, "time"),
-        (["--platform", "tdx"], 2, "another platform"),
+        (["--platform", "tdx"], 2, "cloister image policy"),
+        (["--platform", "tdx", "--policy", "words/tdx.toml"], 2, "another platform"),
         (["--platform", "sim", "--name", "../words"], 2, "lower-case"),
         (["--platform", "sim", "--memory", "64GiB"], 5, "memory"),
         (["--model", "tiny"], 2, "name"),
@@ -119,6 +126,39 @@ def test_what_cannot_be_deployed_is_said_and_nothing_is_started(
     assert (done.exit_code, words in done.stderr) == (code, True), done.stderr
     assert served.stage.backend.started == []
     assert served.stage.store.apps() == []
+
+
+def test_a_restart_believes_what_was_believed_at_the_start(
+    deploy: Callable[..., Result], served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The policy that `deploy --policy` was given stands in no file of the app's: it is kept, and comes to nobody's harm."""
+    deploy("--platform", "sim")
+    record = deployments._folder() / "words.json"
+    found = json.loads(record.read_bytes())
+    config = json.loads(base64.b64decode(found["config"]))
+    found["config"] = base64.b64encode(json.dumps({**config, "platform": "tdx"}).encode()).decode()
+    record.write_text(json.dumps(found))
+    kept = deployments._folder() / "words.policy.toml"
+    kept.unlink()
+    with pytest.raises(WrongUse, match="not said"):
+        deployments.load_record("words", found["host"], None)
+    kept.write_text((Path("words/tdx.toml")).read_text())
+    loaded = deployments.load_record("words", found["host"], None)
+    assert loaded is not None
+    assert loaded.policy.measurements["tdx"] == (TDX,)
+    assert loaded.policy.owner_key == parse_launch(loaded.launch).owner_key
+
+
+def test_an_edit_of_the_apps_file_asks_for_no_other_secrets_than_the_bundles(
+    deploy: Callable[..., Result], served: Served
+) -> None:
+    deploy("--platform", "sim")
+    file = Path("words/cloister.toml")
+    file.write_text(file.read_text().replace('["WORD"]', '["WORD", "NEW"]'))
+    found = json.loads((deployments._folder() / "words.json").read_bytes())
+    loaded = deployments.load_record("words", found["host"], None)
+    assert loaded is not None
+    assert set(deployments.release_for(loaded, None).secrets) == {"WORD"}
 
 
 def test_a_secret_without_a_value_is_said_before_anything_leaves(

@@ -124,7 +124,7 @@ def add(
         deployment=deployment,
         app=head.sha256,
         keys=_bundle_keys(bundle_keys, head),
-        secrets=secret_file.read_secrets(app.secrets, os.environ, file),
+        secrets=secret_file.read_secrets(head.manifest.secrets, os.environ, file),
         settings=app.settings,
         api_keys=() if api_keys is None else tuple(ApiKeyHash(key.name, key.sha256) for key in read_keys(api_keys)),
         expires=_ends(app),

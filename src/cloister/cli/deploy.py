@@ -122,11 +122,11 @@ def _restart(
         made = load_record(name, client.url, policy)
         if made is not None:
             release_for(made, secrets)  # what is missing is said before anything is stopped
-            save_record(made, client.url)  # the code may be another than when it was deployed, and the policy with it
         started = client.post(client.app(name, "restart"))
         if made is None:
             shown, verified = _follow(client, started, wait), None
         else:
+            save_record(made, client.url)  # the code may be another than when it was deployed, and the policy with it
             shown, verified = _serve(client, made, started, secrets, wait)
     if verified is not None and made is not None:
         _tell(shown, made, verified, as_json)

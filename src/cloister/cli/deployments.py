@@ -99,6 +99,9 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
     if not platform:
         hint = f'platform = "{PLATFORM}" in cloister.toml, or --platform {PLATFORM}, to try it out without protection.'
         raise WrongUse("The app does not say which TEE it shall run in.", hint=hint, step="platform")
+    file = wishes.policy or app.policy
+    if platform != PLATFORM and file is None:
+        raise _no_policy()
     path = wishes.bundle or _packaged(app, folder / f"{app.name}.cloister", state)
     head_bytes, head = _head(path)
     if head.manifest.name != app.name:
@@ -118,7 +121,7 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
             name=name,
             launch=launch,
             config=config,
-            policy=_policy(launch, platform, wishes.policy or app.policy),
+            policy=_policy(launch, _read_policy(file, platform)),
             kind=head.manifest.kind,
             bundle=(path, _digest(path)),
             head=head_bytes,
@@ -197,10 +200,11 @@ def release_for(deployment: Deployment, secrets: Path | None) -> Release:
     if deployment.folder is None or not deployment.folder.is_dir():
         hint = "Deploy it again from where it is now."
         raise WrongUse("The app's folder is not here any more.", hint=hint, step="release")
-    app = read_appfile(deployment.folder)
+    app, head = read_appfile(deployment.folder), parse_bundle_head(deployment.head)
     beside = deployment.folder / secret_file.FILE
-    values = secret_file.read_secrets(app.secrets, os.environ, secrets or (beside if beside.is_file() else None))
-    keys = filekeys.load(state_directory(), parse_bundle_head(deployment.head))
+    named = head.manifest.secrets  # what the bundle asks for, whatever the app's file says by now
+    values = secret_file.read_secrets(named, os.environ, secrets or (beside if beside.is_file() else None))
+    keys = filekeys.load(state_directory(), head)
     hashes = () if deployment.api_keys is None else read_keys(deployment.api_keys)
     return contents(
         app,
@@ -261,7 +265,7 @@ def load_record(name: str, host: str, policy: Path | None) -> Deployment | None:
         name=name,
         launch=launch,
         config=config,
-        policy=_policy(launch, platform, policy or _named_policy(folder)),
+        policy=_policy(launch, _read_policy(policy or _named_policy(folder), platform, kept_as=name)),
         kind=deployed.app.kind,
         bundle=(Path(file), str(sha256)),
         head=head,
@@ -287,8 +291,26 @@ def _named_policy(folder: Path) -> Path | None:
     return read_appfile(folder).policy if folder.is_dir() else None
 
 
-def _policy(launch_bytes_: bytes, platform: str, file: Path | None) -> Policy:
-    """What the owner knows is pinned: on real hardware beside what the policy's file says, on simulated hardware beside
+def _read_policy(file: Path | None, platform: str, *, kept_as: str = "") -> Policy | None:
+    """What is believed of real hardware: the file's word, or else that of the deployment's last start. None where it is
+    simulated. Raises: WrongUse without either."""
+    if platform == PLATFORM:
+        return None
+    kept = _folder() / f"{kept_as}.policy.toml"
+    if file is not None:
+        return load_policy(file, configured_signers())
+    if kept_as and kept.is_file():
+        return load_policy(kept)
+    raise _no_policy()
+
+
+def _no_policy() -> WrongUse:
+    hint = '--policy FILE, or policy = "FILE" in cloister.toml; `cloister image policy` writes one.'
+    return WrongUse("What to believe of the host's hardware is not said.", hint=hint, step="policy")
+
+
+def _policy(launch_bytes_: bytes, believed: Policy | None) -> Policy:
+    """What the owner knows is pinned: on real hardware beside what is `believed` of it, on simulated hardware beside
     this machine's own simulator and the code that is installed here."""
     launch = parse_launch(launch_bytes_)
     pins: dict[str, Any] = {
@@ -300,8 +322,8 @@ def _policy(launch_bytes_: bytes, platform: str, file: Path | None) -> Policy:
         "config": launch.config_sha256,
         "models": frozenset(launch.models) or None,
     }
-    if platform != PLATFORM:
-        return replace(load_policy(file, configured_signers()) if file else Policy(platforms=(platform,)), **pins)
+    if believed is not None:
+        return replace(believed, **pins)
     device = Device.open(state_directory() / "sim")
     write_root(device)
     return Policy(
