@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.running import run
+from tests.owner.wheels import lock
 
 from cloister.cli.main import app
 from cloister.evidence.bundle import parse_bundle_head
@@ -38,6 +39,21 @@ def test_as_json_it_tells_the_digests_and_no_key(folder: Path, tmp_path: Path) -
     (keys,) = (tmp_path / "state" / "cloister" / "bundles").iterdir()
     key = json.loads(keys.read_text())["keys"]["code"]
     assert key not in ran.stdout + ran.stderr
+
+
+def test_which_python_its_requirements_are_for_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock(["itsdangerous"], tmp_path / "index", folder / "lock.txt")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    (folder / "cloister.toml").write_text(f'{TOML}requirements = "lock.txt"\nplatform = "sev-snp"\n')
+    ran = run(app, "package", str(folder))
+    assert "for Python 3.13\n" in ran.stderr
+    assert parse_bundle_head((folder / "hello.cloister").read_bytes()).manifest.python == "3.13"
+    (folder / "cloister.toml").write_text(f'{TOML}requirements = "lock.txt"\npython = "3.14"\n')
+    assert json.loads(run(app, "package", str(folder), "--json").stdout)["python"] == "3.14"
 
 
 def test_a_bundle_is_no_part_of_the_next_one(folder: Path) -> None:

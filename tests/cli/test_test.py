@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.running import run
+
+from cloister.cli import test as command
+from cloister.cli.main import app
+from cloister.errors import WrongUse
+from cloister.owner.appfile import AppFile
+from cloister.owner.requirements import HERE, target_of
 
 TOML = """
 name = "hello"
@@ -80,3 +87,20 @@ def test_a_secret_without_a_value_is_told_before_anything_starts(folder: Path) -
     assert ran.returncode == 2
     assert "TOKEN" in ran.stderr
     assert "measuring" not in ran.stderr
+
+
+def test_requirements_are_fetched_for_the_python_that_is_here_wherever_the_app_goes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[AppFile] = []
+
+    def pack(app: AppFile, *_: object) -> None:
+        packed.append(app)
+        raise WrongUse("Far enough.")
+
+    monkeypatch.setattr(command, "pack", pack)
+    lines = 'platform = "tdx"\nrequirements = "lock.txt"\npython = "3.14"\n'
+    (folder / "lock.txt").touch()
+    (folder / "cloister.toml").write_text((folder / "cloister.toml").read_text() + lines)
+    assert run(app, "test", str(folder)).exit_code == 2
+    assert [target_of(one.platform, one.python) for one in packed] == [HERE]

@@ -5,6 +5,7 @@ that passes through it: what it holds in memory, on disk and in its logs is sear
 """
 
 import base64
+import hashlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import httpx2
 import pytest
 from tests.end_to_end.tenants import ALICE, ALICE_HASH
 from tests.owner.wheels import FLASK, closure, lock
+from tests.vendors import intel
+from tests.verify import test_composition as composition
+from tests.verify.world import NONCE, NOW, failures
 
 from cloister.channel.release import ApiKeyHash
 from cloister.cli.local import owner_key
@@ -34,7 +38,8 @@ from cloister.owner.deployment import launch_bytes, owner_name
 from cloister.owner.package import Package, package
 from cloister.owner.provision import contents, provision
 from cloister.sim import Device, measure
-from cloister.verify import Policy
+from cloister.verify import Policy, verify
+from cloister.verify.key_configs import X_WING_PUBLIC
 
 CODE, SECRET, SETTING, PROMPT = (f"canary-{word}-7741-zanzibar" for word in ("code", "secret", "setting", "prompt"))
 
@@ -196,6 +201,9 @@ def owned(folder: Path, state: Path, toml: str, files: dict[str, str], *, deploy
 @contextmanager
 def hosted(own: Owned, state: Path, *, environment: dict[str, str] | None = None, **change: Any) -> Iterator[Hosted]:
     folder = own.made.path.parent
+    homes = {"HOME": folder / "home", "TMPDIR": folder / "tmp"}  # below what is searched
+    for home in homes.values():
+        home.mkdir(exist_ok=True)
     given = {
         "launch": base64.b64encode(own.launch).decode(),
         "config": base64.b64encode(own.config).decode(),
@@ -211,7 +219,7 @@ def hosted(own: Owned, state: Path, *, environment: dict[str, str] | None = None
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **{name: str(home) for name, home in homes.items()}, **(environment or {})},
         )
     assert process.stdout is not None
     try:
@@ -249,19 +257,35 @@ def files_below(*folders: Path) -> Iterator[Path]:
         yield from (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
+def written_by(hosted: Hosted) -> dict[Path, str]:
+    """What its host and its enclave have on disk, by digest; what the host records aside."""
+    recorded = (hosted.folder / "log", hosted.folder / "traffic")
+    return {
+        path: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files_below(hosted.folder)
+        if path not in recorded
+    }
+
+
 def assert_nowhere(hosted: Hosted, canaries: list[bytes]) -> None:
     """Not in what passed, what lies on disk, what was logged, what the host's process holds, nor in what any process can
-    read of another's start."""
+    read of another's start. That the search finds what is there is seen by what the host was given."""
+    given = str(hosted.folder / "app.cloister").encode()
     for canary in canaries:
         assert canary not in hosted.seen
+    found = False
     for path in [*files_below(hosted.folder), *files_below(Path("/dev/shm"))]:
         content = path.read_bytes()
+        found = found or content.startswith(b"cloister-bundle\0")
         assert [canary for canary in canaries if canary in content] == [], path
-    seen = 0
+    assert found
+    assert f"TMPDIR={hosted.folder / 'tmp'}".encode() in Path(f"/proc/{hosted.process.pid}/environ").read_bytes()
+    seen, found = 0, False
     for part in memory_of(hosted.process.pid):
         seen += len(part)
+        found = found or given in part
         assert [canary for canary in canaries if canary in part] == []
-    assert seen > 1 << 20
+    assert (seen > 1 << 20, found) == (True, True)
     for pid in descendants(hosted.enclave):
         for name in ("cmdline", "environ"):
             content = Path(f"/proc/{pid}/{name}").read_bytes()
@@ -373,8 +397,10 @@ def test_secrets_are_taken_from_nobody_but_the_owner_and_only_once(flask_app: Ow
     address = "/.well-known/cloister-release"
     headers = {"content-type": "application/octet-stream"}
     with hosted(flask_app, state) as host, httpx2.Client(base_url=host.url, timeout=60) as stranger:
+        before = written_by(host)
         for junk in (b"", b'{"TOKEN": "mine"}', os.urandom(2000)):
             assert stranger.post(address, content=junk, headers=headers).status_code == 403
+        assert written_by(host) == before != {}
         assert stranger.get("/readyz").json() == {"status": "waiting"}
         flask_app.release(host.url, {"TOKEN": SECRET})
         assert host.event()["event"] == "ready"
@@ -399,8 +425,10 @@ def test_a_release_that_was_recorded_does_not_open_the_next_start(
     body = recorded_release(served)
     with hosted(flask_app, state) as again, httpx2.Client(base_url=again.url, timeout=60) as host_itself:
         headers = {"content-type": "application/octet-stream"}
+        before = written_by(again)
         answer = host_itself.post("/.well-known/cloister-release", content=body, headers=headers)
         assert answer.status_code == 403
+        assert written_by(again) == before
         assert host_itself.get("/readyz").json() == {"status": "waiting"}
 
 
@@ -458,3 +486,23 @@ def test_a_local_app_is_what_the_owner_pins(flask_app: Owned, state: Path) -> No
         pinned = Policy(simulator_root=running.device.root_pem, app="00" * 32)
         with http_client(running.url, policy=pinned) as client, pytest.raises(NotTrusted):
             client.get("/health")
+
+
+def test_an_owner_releases_nothing_to_a_trust_domain_in_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of its evidence is genuine, and without the bit the owner accepts it."""
+    fields = {"purpose": "provision", "ohttp_keys": b"", "provision_key": bytes(X_WING_PUBLIC), "models": ()}
+    machine = composition.MACHINES["tdx"]
+    machine = replace(machine, statement=replace(machine.statement, **fields))  # type: ignore[arg-type]
+    believed = composition.policy("tdx")
+
+    def owners_view() -> bytes:
+        document, roots = machine.document(), composition.ROOTS
+        verified = verify(document, policy=believed, nonce=NONCE, now=NOW, roots=roots, purpose="provision")
+        return verified.provision_key
+
+    assert owners_view() == bytes(X_WING_PUBLIC)
+    attributes = bytes([intel.TD_ATTRIBUTES[0] | 1]) + intel.TD_ATTRIBUTES[1:]
+    monkeypatch.setattr(intel, "TD_ATTRIBUTES", attributes)
+    with pytest.raises(VerificationFailed) as caught:
+        owners_view()
+    assert set(failures(caught.value)) == {"evidence.debug"}

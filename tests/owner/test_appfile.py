@@ -12,6 +12,7 @@ app = "main:app"
 kind = "wsgi"
 code = "src"
 requirements = "requirements.txt"
+python = "3.13"
 health = "/health"
 tests = "python tests/check.py 'one word'"
 expiry = "12h"
@@ -53,6 +54,7 @@ def test_a_whole_file_is_read(folder: Path) -> None:
     )
     assert (app.health, app.tests, app.expiry) == ("/health", ("python", "tests/check.py", "one word"), 43_200)
     assert (app.secrets, app.egress) == (("API_TOKEN",), ("api.example.com", "db.example.com:5432"))
+    assert app.python == "3.13"
     assert (app.domain, app.platform) == ("hello.example.com", "sim")
     assert app.resources == Resources(memory=2048, cores=2, context=4096)
     assert app.settings == {"GREETING": "hi"}
@@ -76,31 +78,35 @@ def test_a_language_model_needs_two_lines(folder: Path) -> None:
         ('code = "src"', 'code = "../src"', 5, "Name a folder in it"),
         ('code = "src"', 'code = "nowhere"', 5, "Looked for"),
         ('requirements = "requirements.txt"', 'requirements = "src"', 6, "Looked for"),
-        ('health = "/health"', 'health = "health"', 7, 'health = "/health"'),
-        ("'one word'\"", "'one word\"", 8, "tests ="),
-        ('expiry = "12h"', "expiry = 12", 9, "in quotes"),
-        ('expiry = "12h"', 'expiry = "12 weeks"', 9, "30d"),
-        ('["API_TOKEN"]', '["API TOKEN"]', 10, "Names only"),
-        ('["API_TOKEN"]', '["GREETING"]', 10, "never stands in this file"),
-        ('["API_TOKEN"]', '{ API_TOKEN = "x" }', 10, "Names only"),
-        ('"db.example.com:5432"', '"https://db.example.com"', 11, "Hosts"),
-        ('"db.example.com:5432"', '"db.example.com:65536"', 11, "from 1 to 65535"),
-        ('"db.example.com:5432"', '"db.example.com:0"', 11, "from 1 to 65535"),
-        ('"db.example.com:5432"', '"127.0.0.1:5432"', 11, "without being allowed to"),
-        ('"db.example.com:5432"', '"169.254.169.254:80"', 11, "without being allowed to"),
-        ('"db.example.com:5432"', '"api.example.com"', 11, "Leave one of the two away"),
-        ('domain = "hello.example.com"', 'domain = "hello"', 12, "leads to the host"),
-        ('platform = "sim"', 'platform = "moon"', 13, "sev-snp"),
-        ('platform = "sim"', 'logs = "all"', 13, "none, public"),
-        ('policy = "policy.toml"', 'policy = "none.toml"', 14, "Looked for"),
-        ('memory = "2G"', 'memory = "2T"', 17, "gibibytes"),
-        ("cores = 2", "cores = 0", 18, "from 1 to 1024"),
-        ("cores = 2", "cores = true", 18, "from 1 to 1024"),
-        ("cores = 2", "core = 2", 18, "Known here: memory"),
-        ("context = 4096", "context = 1", 19, "from 64"),
-        ('GREETING = "hi"', "GREETING = 1", 22, "in quotes"),
-        ('GREETING = "hi"', '"A B" = "hi"', 22, "no digit first"),
-        ('domain = "hello.example.com"', 'domains = "x"', 12, "Known here"),
+        ('python = "3.13"', 'python = "3"', 7, 'python = "3.13"'),
+        ('python = "3.13"', "python = 3.13", 7, "in quotes"),
+        ('requirements = "requirements.txt"\n', "", 6, "Leave it away"),
+        ('health = "/health"', 'health = "health"', 8, 'health = "/health"'),
+        ("'one word'\"", "'one word\"", 9, "tests ="),
+        ('expiry = "12h"', "expiry = 12", 10, "in quotes"),
+        ('expiry = "12h"', 'expiry = "12 weeks"', 10, "30d"),
+        ('["API_TOKEN"]', '["API TOKEN"]', 11, "Names only"),
+        ('["API_TOKEN"]', '["GREETING"]', 11, "never stands in this file"),
+        ('["API_TOKEN"]', '{ API_TOKEN = "x" }', 11, "Names only"),
+        ('"db.example.com:5432"', '"https://db.example.com"', 12, "Hosts"),
+        ('"db.example.com:5432"', '"db.example.com:65536"', 12, "from 1 to 65535"),
+        ('"db.example.com:5432"', '"db.example.com:0"', 12, "from 1 to 65535"),
+        ('"db.example.com:5432"', '"127.0.0.1:5432"', 12, "without being allowed to"),
+        ('"db.example.com:5432"', '"169.254.169.254:80"', 12, "without being allowed to"),
+        ('"db.example.com:5432"', '"api.example.com"', 12, "Leave one of the two away"),
+        ('domain = "hello.example.com"', 'domain = "hello"', 13, "leads to the host"),
+        ('platform = "sim"', 'platform = "moon"', 14, "sev-snp"),
+        ('platform = "sim"', 'logs = "all"', 14, "none, public"),
+        ('policy = "policy.toml"', 'policy = "none.toml"', 15, "Looked for"),
+        ('memory = "2G"', 'memory = "2T"', 18, "gibibytes"),
+        ("cores = 2", "cores = 0", 19, "from 1 to 1024"),
+        ("cores = 2", "cores = true", 19, "from 1 to 1024"),
+        ("cores = 2", "core = 2", 19, "Known here: memory"),
+        ("context = 4096", "context = 1", 20, "from 64"),
+        ('GREETING = "hi"', "GREETING = 1", 23, "in quotes"),
+        ('GREETING = "hi"', '"A B" = "hi"', 23, "no digit first"),
+        ("require_pq = true", "require_pg = true", 26, "Known here: policy, policy_signer, require_pq"),
+        ('domain = "hello.example.com"', 'domains = "x"', 13, "Known here"),
         ('name = "hello"', "name = hello", 2, "text in quotes"),
     ],
 )
@@ -117,7 +123,7 @@ def test_each_fault_is_told_with_its_line_and_a_remedy(
     assert remedy in caught.value.hint
 
 
-@pytest.mark.parametrize("key", ["kind", "code", "requirements", "secrets", "settings", "logs"])
+@pytest.mark.parametrize("key", ["kind", "code", "requirements", "python", "secrets", "settings", "logs"])
 def test_what_means_nothing_for_the_built_in_app_is_refused(folder: Path, key: str) -> None:
     value = {"secrets": "[]", "settings": "{}"}.get(key, '"x"')
     with pytest.raises(MalformedApp, match=f"line 3: {key} means nothing"):
@@ -131,7 +137,7 @@ def test_an_apps_words_are_its_own_unless_it_says_otherwise(folder: Path) -> Non
 
 def test_a_key_of_the_same_name_in_another_table_is_not_taken_for_the_line(folder: Path) -> None:
     content = WHOLE.replace("cores = 2", 'cores = "2"').replace('GREETING = "hi"', 'cores = "1"')
-    with pytest.raises(MalformedApp, match="line 18"):
+    with pytest.raises(MalformedApp, match="line 19"):
         parse_appfile(content.encode(), folder)
 
 

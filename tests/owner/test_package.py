@@ -1,5 +1,6 @@
 import hashlib
 import os
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from cloister.channel.sections import SectionOpener
-from cloister.enclave.runtime.opening import SealedBundle
+from cloister.enclave.runtime.opening import SealedBundle, check_bundle
 from cloister.errors import MalformedApp, WrongUse
 from cloister.evidence.bundle import Resources, parse_bundle_head
+from cloister.evidence.launch import parse_launch
 from cloister.models.store import LocalModel
 from cloister.owner import filekeys
 from cloister.owner.appfile import AppFile
+from cloister.owner.deployment import launch_bytes
 from cloister.owner.package import Package, manifest_of, package
 
 CANARY = "canary-in-the-code-7741"
@@ -106,11 +109,27 @@ def test_what_was_packaged_opens(app: AppFile, tmp_path: Path, index: Path) -> N
     whole = replace(app, requirements=tmp_path / "lock.txt", model="toy.gguf")
     made = make(whole, tmp_path, model=LocalModel(weights, "toy", "here"))
     assert [one.name for one in made.head.manifest.sections] == ["code", "requirements", "model"]
-    assert made.head.manifest.python.startswith("3.")
+    assert made.head.manifest.python == "{}.{}".format(*sys.version_info)
+    assert manifest_of(replace(whole, platform="vtpm"), model=LocalModel(weights, "toy", "here")).python == "3.13"
     with SealedBundle(made.path) as bundle:
         bundle.open(made.keys)
         assert os.pread(bundle.files["model"], 1 << 23, 0) == weights.read_bytes()
         assert CANARY.encode() in os.pread(bundle.files["code"], 1 << 20, 0)
+
+
+def test_an_enclave_with_another_python_refuses_it_and_says_what_to_write(
+    app: AppFile, tmp_path: Path, index: Path
+) -> None:
+    other = "3.14" if sys.version_info[:2] != (3, 14) else "3.13"
+    for python, fits in (("", True), (other, False)):
+        head = make(replace(app, requirements=tmp_path / "lock.txt", python=python), tmp_path).head
+        launch = launch_bytes(head, owner_key="ed25519:" + "A" * 43, deployment="hello", release=1, config=b"{}")
+        if fits:
+            check_bundle(head, parse_launch(launch))
+        else:
+            with pytest.raises(WrongUse, match=f"for Python {other}") as caught:
+                check_bundle(head, parse_launch(launch))
+            assert 'python = "{}.{}"'.format(*sys.version_info) in caught.value.hint
 
 
 def test_a_module_that_is_not_there_is_told_before_anything_is_sealed(app: AppFile, tmp_path: Path) -> None:

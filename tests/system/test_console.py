@@ -8,6 +8,7 @@ from tests.host.conftest import Served, backend, served, stage
 from tests.host.stage import FakeBackend, asked, eventually
 from tests.system.chat_stage import AXE, Window, browsing, window
 
+from cloister.host.appraisal import Seen
 from cloister.host.store import Sample
 
 pytestmark = pytest.mark.system
@@ -51,8 +52,10 @@ def row(page: Page, name: str) -> str:
 
 
 def test_it_shows_apps_their_evidence_logs_and_resources(
-    served: Served, backend: FakeBackend, open_window: Window
+    served: Served, backend: FakeBackend, open_window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    verdicts = [Seen("refused", 1000.0, "Other code.", "sim", ("measurement",)), Seen("simulated", 1000.0, "", "sim")]
+    monkeypatch.setattr("cloister.host.fleet.look", lambda *_, **__: verdicts.pop())
     furnish(served, backend)
     page = open_window.page
     page.goto(address(served))
@@ -61,6 +64,8 @@ def test_it_shows_apps_their_evidence_logs_and_resources(
     assert "waiting" in row(page, "sealed")
     assert "release of keys" in row(page, "sealed")
     assert " days" in row(page, "public")
+    evidence = page.locator("#apps tbody td:nth-of-type(2)")
+    expect(evidence).to_contain_text(["simulated", "not looked at"])
     expect(page.get_by_text("The operator’s own word.")).to_be_visible()
     page.get_by_role("button", name="public").press("Enter")
     expect(page.locator("#app-title")).to_be_focused()
@@ -71,6 +76,8 @@ def test_it_shows_apps_their_evidence_logs_and_resources(
     expect(page.locator("#log")).to_contain_text("onerror")
     assert page.title() == "cloister host"
     assert page.locator("#log img").count() == 0
+    served.stage.fleet.restart("public")
+    expect(evidence).to_contain_text(["refusedOther code.: measurement", "not looked at"])
     assert all(url.startswith(served.url) for url in open_window.asked)
     assert open_window.complaints == []
 

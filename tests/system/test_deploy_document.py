@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from tests.system.shell import ROOT, Shell, free_port
 
+from cloister.owner.appfile import TABLES
+
 pytestmark = pytest.mark.system
 
 TEXT = (ROOT / "docs" / "deploy.md").read_text()
@@ -58,3 +60,10 @@ def test_every_command_of_an_apps_life_is_shown() -> None:
     assert shown >= {"host", "login", "logout", "init", "test", "deploy", "list", "status", "logs", "restart", "expire"}
     assert shown >= {"stop", "remove"}
     assert "cloister package" in TEXT
+
+
+def test_every_key_of_an_apps_file_is_shown_and_no_other() -> None:
+    section = TEXT.partition("\n## What stands in cloister.toml\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| `([a-z_.]+)` \|", section, re.MULTILINE)
+    known = [f"{table}.{key}" if table else key for table, keys in TABLES.items() for key in keys]
+    assert sorted(shown) == sorted({*known} - {"resources", "client"})

@@ -99,6 +99,7 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
     if not platform:
         hint = f'platform = "{PLATFORM}" in cloister.toml, or --platform {PLATFORM}, to try it out without protection.'
         raise WrongUse("The app does not say which TEE it shall run in.", hint=hint, step="platform")
+    app = replace(app, platform=platform)  # what its requirements are fetched for
     file = wishes.policy or app.policy
     if platform != PLATFORM and file is None:
         raise _no_policy()

@@ -37,12 +37,15 @@ def package(
                 "sha256": made.sha256,
                 "app_sha256": made.head.sha256,
                 "bytes": made.head.total,
+                "python": made.head.manifest.python,
                 "sections": [{"name": one.name, "sha256": one.sha256, "bytes": one.size} for one in sections],
             }
         )
         return
     for one in sections:
         output.note(f"{one.name:<13} {one.size:>14,} bytes  sha256:{one.sha256}", "dim")
+    if python := made.head.manifest.python:
+        output.note(f"requirements  for Python {python}", "dim")
     output.note(f"app           sha256:{made.head.sha256}  (the same for the same app: pin it)")
     output.line(str(made.path))
 

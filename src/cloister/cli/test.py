@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -17,6 +18,7 @@ from cloister.cli.sealed import LocalApp, config_for
 from cloister.cli.through import opened_through
 from cloister.client import Session
 from cloister.errors import WrongUse
+from cloister.evidence.simulated import PLATFORM
 from cloister.owner import secrets as secret_file
 from cloister.owner.appfile import AppFile, read_appfile
 from cloister.owner.package import Package
@@ -41,7 +43,8 @@ def test(
     app = read_appfile(folder)
     values = secret_file.read_secrets(app.secrets, os.environ, secrets or _beside(folder))
     with TemporaryDirectory(prefix="cloister-test-") as place:
-        made = pack(app, Path(place) / f"{app.name}.cloister", Path(place) / "state")
+        here = replace(app, platform=PLATFORM, python="")  # in an enclave of this machine, whatever runs it later
+        made = pack(here, Path(place) / f"{app.name}.cloister", Path(place) / "state")
         output.note("measuring the code that will run", "dim")
         with LocalApp(made.path, made.head, config_for(made.head), deployment=f"test-{app.name}"[:63]) as running:
             verified = _release(running, app, made, values)

@@ -15,34 +15,30 @@ from cloister.evidence.bundle import DOMAIN, ENTRY, HEALTH, NAME, SECRET_NAME, K
 from cloister.evidence.launch import NO_LOGS, PUBLIC
 from cloister.verify.policy import PLATFORMS
 
-__all__ = ["FILE", "AppFile", "parse_appfile", "read_appfile"]
+__all__ = ["FILE", "TABLES", "AppFile", "parse_appfile", "read_appfile"]
 
 FILE = "cloister.toml"
 MAX_BYTES = 256 * 1024
 
-_KNOWN = (
-    *(
-        "name",
-        "app",
-        "kind",
-        "code",
-        "requirements",
-        "model",
-        "health",
-        "tests",
-        "expiry",
-        "secrets",
-        "egress",
-        "domain",
-        "logs",
-    ),
-    *("platform", "policy", "resources", "settings", "client"),
+TABLES = MappingProxyType(
+    {
+        "": (
+            *("name", "app", "kind", "code", "requirements", "python", "model", "health", "tests", "expiry", "secrets"),
+            *("egress", "domain", "logs", "platform", "policy", "resources", "settings", "client"),
+        ),
+        "resources": ("memory", "cores", "context"),
+        "client": ("policy", "policy_signer", "require_pq"),
+    }
 )
+"""The keys of each table, "" for those outside of any; `settings` has names of the owner's own. `client` is for the commands
+of users, which judge its values."""
+
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"([1-9][0-9]{0,6})([MG])i?B?")
 _MIB = {"M": 1, "G": 1024}
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?(:[0-9]{1,5})?")
+_PYTHON = re.compile(r"3\.[1-9][0-9]")
 _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.-]+)\s*\]")
 _AT_LINE = re.compile(r"\(at line (\d+)")
 
@@ -50,7 +46,7 @@ _AT_LINE = re.compile(r"\(at line (\d+)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppFile:
     """`folder` holds the file, and its paths are relative to it. `entry` is `module:variable`, "" for the built-in app, which
-    has a `model`. `expiry` in seconds after the release, None: never. `settings` go into the app's environment, and so do
+    has a `model`. `python`: the minor version that its requirements are fetched for, "" as the platform has it. `expiry` in seconds after the release, None: never. `settings` go into the app's environment, and so do
     the secrets, of which only the names stand here. `logs`: whether what the app writes to its standard output is published."""
 
     folder: Path
@@ -60,6 +56,7 @@ class AppFile:
     model: str = ""
     code: Path | None = None
     requirements: Path | None = None
+    python: str = ""
     health: str = ""
     tests: tuple[str, ...] = ()
     expiry: int | None = None
@@ -203,7 +200,8 @@ class _App(_Table):
         self._folder = folder
 
     def read(self) -> AppFile:
-        self.known(*_KNOWN)
+        self.known(*TABLES[""])
+        self.table("client").known(*TABLES["client"])
         for key, example in (("name", 'name = "my-app"'), ("app", 'app = "llm", or app = "main:app"')):
             if not self.has(key):
                 self.refuse(key, "is missing", f"Add a line: {example}")
@@ -221,6 +219,7 @@ class _App(_Table):
             model=self.text("model", "default" if is_llm else ""),
             code=None if is_llm else self._path("code", Path.is_dir, "folder", "."),
             requirements=self._path("requirements", Path.is_file, "file") if self.has("requirements") else None,
+            python=self._python(),
             health=self.matching(
                 "health", HEALTH, 'A path that answers 2xx: health = "/health"', "/health" if is_llm else ""
             ),
@@ -239,7 +238,7 @@ class _App(_Table):
     def _kind(self) -> Kind:
         app = self.text("app")
         if app == "llm":
-            for key in ("kind", "code", "requirements", "secrets", "settings", "logs"):
+            for key in ("kind", "code", "requirements", "python", "secrets", "settings", "logs"):
                 if self.has(key):
                     self.refuse(key, "means nothing for the built-in app", "Leave it away.")
             return "llm"
@@ -248,6 +247,11 @@ class _App(_Table):
         if not self.has("kind"):
             self.refuse("kind", "is missing", 'Flask, Django: kind = "wsgi". FastAPI, Starlette: kind = "asgi".')
         return cast("Kind", self._one_of("kind", ("asgi", "wsgi")))
+
+    def _python(self) -> str:
+        if self.has("python") and not self.has("requirements"):
+            self.refuse("python", "means nothing without requirements", "Leave it away.")
+        return self.matching("python", _PYTHON, 'A minor version, as the enclave has it: python = "3.13"')
 
     def _one_of(self, key: str, choices: tuple[str, ...]) -> str:
         value = self.text(key)
@@ -284,7 +288,7 @@ class _App(_Table):
 
     def _resources(self) -> Resources:
         table = self.table("resources")
-        table.known("memory", "cores", "context")
+        table.known(*TABLES["resources"])
         return Resources(
             memory=table.counted("memory", _SIZE, _MIB, 'Mebibytes or gibibytes: memory = "2G"'),
             cores=table.number("cores", 1, 1024),

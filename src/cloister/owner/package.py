@@ -19,7 +19,7 @@ from cloister.owner import filekeys
 from cloister.owner.appfile import AppFile
 from cloister.owner.archive import Source, file_source, tar_source
 from cloister.owner.ignoring import app_files
-from cloister.owner.requirements import PYTHON, fetched
+from cloister.owner.requirements import fetched, target_of
 
 __all__ = ["Package", "Progress", "manifest_of", "package"]
 
@@ -104,7 +104,8 @@ def _sources(app: AppFile, model: LocalModel | None, stack: ExitStack) -> list[S
         _check_entry(app, [name for name, _ in files])
         sources.append(tar_source("code", files))
     if app.requirements is not None:
-        sources.append(tar_source("requirements", stack.enter_context(fetched(app.requirements))))
+        wheels = fetched(app.requirements, target_of(app.platform, app.python))
+        sources.append(tar_source("requirements", stack.enter_context(wheels)))
     if bool(app.model) != (model is not None):
         raise WrongUse("The app's model was not looked up.", step="package")
     if model is not None:
@@ -139,7 +140,7 @@ def _manifest(app: AppFile, sections: tuple[Section, ...], model: LocalModel | N
         entry=app.entry,
         model=called,
         health=app.health,
-        python=PYTHON if app.requirements is not None else "",
+        python=target_of(app.platform, app.python).python if app.requirements is not None else "",
         secrets=tuple(sorted(app.secrets)),
         egress=app.egress,
         logs=app.logs,

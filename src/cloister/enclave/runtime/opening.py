@@ -115,7 +115,7 @@ def check_bundle(head: BundleHead, launch: LaunchConfig) -> None:
         raise WrongUse(
             f"The app's requirements are for Python {manifest.python}, and this is {own}.",
             step="bundle",
-            hint=f"Package it with Python {own}.",
+            hint=f'Write python = "{own}" in cloister.toml, and deploy it anew.',
         )
 
 
