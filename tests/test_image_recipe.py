@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 
+from cloister.owner import requirements
 from cloister.sim.measure import ROOMS
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +119,25 @@ def test_the_lock_holds_no_way_in() -> None:
     locked = json.loads((HERE / "packages.json").read_text())
     assert {"python3.13", "systemd", "tpm2-tools"} <= locked.keys()
     assert locked.keys() & {"openssh-server", "openssh-client", "cloud-init", "apt", "sudo", "curl", "gdb"} == set()
+    assert [name for name in locked if "busybox" in name] == []
+
+
+@pytest.mark.parametrize("recipe", ["mkosi.conf", "mkosi.images/initrd/mkosi.conf"])
+def test_root_and_initrd_lose_their_shells_and_ask_for_none(recipe: str) -> None:
+    given = (HERE / recipe).read_text()
+    removed = set(settings(given, "RemoveFiles"))
+    assert {f"/usr/bin/{name}" for name in ("bash", "dash", "rbash", "sh", "dpkg*", "apt*", "su")} <= removed
+    asked = settings(given, "Packages")
+    assert "systemd" in asked
+    shells = r"(ba|da|z|k|mk|c|tc|fi)?sh|.*(busybox|openssh|dropbear).*"
+    assert [name for name in asked if re.fullmatch(shells, name)] == []
+
+
+def settings(recipe: str, name: str) -> list[str]:
+    """The indented words of one setting, comments left out."""
+    found = re.search(rf"^{name}=\n((?:[ \t]+.*\n)+)", recipe, re.MULTILINE)
+    assert found is not None
+    return [line.strip() for line in found[1].splitlines() if not line.strip().startswith("#")]
 
 
 def test_the_host_cannot_add_to_what_is_measured() -> None:
@@ -152,3 +172,11 @@ def test_the_portable_engine_has_nothing_of_this_machine_in_its_flags() -> None:
     assert "-DGGML_NATIVE=OFF" in flags
     assert "-DGGML_AVX2=ON" in flags
     assert engine.flags_of(engine.NATIVE) == engine.FLAGS
+
+
+def test_ci_boots_it() -> None:
+    assert "make test-app-image" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_owners_fetch_for_the_python_that_is_in_it() -> None:
+    assert (requirements.IMAGE_PYTHON, requirements.NEWEST_GLIBC) == (build.PYTHON, build.NEWEST_GLIBC)

@@ -13,14 +13,15 @@ from tempfile import TemporaryDirectory
 
 from cloister.errors import MalformedApp, NotTrusted, WrongUse
 
-__all__ = ["HERE", "Target", "fetched", "target_of"]
+__all__ = ["HERE", "IMAGE_PYTHON", "NEWEST_GLIBC", "Target", "fetched", "target_of"]
 
 _OPTIONS = ("--require-hashes", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet")
 _IMAGE_PLATFORMS = ("tdx", "sev-snp", "vtpm", "azure-tdx", "azure-sev-snp")
-_IMAGE_PYTHON = "3.13"
+IMAGE_PYTHON, NEWEST_GLIBC = "3.13", 41
+"""What the measured image has (packaging/image/build.py): glibc 2.41."""
 _IMAGE_TAGS = (
     *("linux_x86_64", "manylinux1_x86_64", "manylinux2010_x86_64", "manylinux2014_x86_64"),
-    *(f"manylinux_2_{minor}_x86_64" for minor in range(5, 42)),  # up to the image's glibc
+    *(f"manylinux_2_{minor}_x86_64" for minor in range(5, NEWEST_GLIBC + 1)),
 )
 _NOWHERE = re.compile(r"No matching distribution found for (\S{1,200})")
 _CONDITION = re.compile(r"^\s*[A-Za-z0-9][^#\n]*;", re.MULTILINE)
@@ -46,7 +47,7 @@ def target_of(platform: str, python: str = "") -> Target:
     """What an app meets on one of `verify.policy.PLATFORMS`: the image's Python in a virtual machine, else, and for "", this
     one. `python`: another minor version, "" for that one."""
     if platform in _IMAGE_PLATFORMS:
-        return Target(python or _IMAGE_PYTHON, _IMAGE_TAGS)
+        return Target(python or IMAGE_PYTHON, _IMAGE_TAGS)
     return Target(python or HERE.python)
 
 
@@ -143,7 +144,7 @@ def _refusal(lock: Path, target: Target, words: str) -> MalformedApp | NotTruste
         what = f"{lock.name}: {nowhere[1]} has no wheel for {target}."
         hint = "Lock a version that has one."
         if not target.tags:
-            hint += f' If another Python runs the app, say which in cloister.toml: python = "{_IMAGE_PYTHON}".'
+            hint += f' If another Python runs the app, say which in cloister.toml: python = "{IMAGE_PYTHON}".'
         return MalformedApp(what, step="requirements", got=got, hint=hint)
     hint = f"Lock it with hashes: pip-compile --generate-hashes -o {lock.name} requirements.in"
     return MalformedApp(f"{lock.name} cannot be fetched as wheels.", step="requirements", got=got, hint=hint)
