@@ -2,6 +2,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,6 +12,9 @@ from typer.testing import Result
 
 from cloister.cli.policy_file import key_name, load_policy, signed_by
 from cloister.deploy.entries import Start, predict_entries
+from cloister.enclave.boot import KeyHash
+from cloister.enclave.machine import Received, parse_line
+from cloister.host.qemu import GUEST_PORT, SECTOR, BootLine
 
 Run = Callable[..., Result]
 
@@ -183,3 +187,20 @@ def test_the_rest_works_where_an_enclaves_server_could_not(
     shown = run("image", "gramine", "DIR", "--preheat")
     assert shown.exit_code == 2
     assert "cloister[server]" in shown.stderr
+
+
+def test_the_image_reads_from_the_boot_disk_all_that_a_host_may_say() -> None:
+    said: dict[str, Any] = {
+        "launch": b'{"v":1}',
+        "config": b"{}",
+        "data": "model",
+        "data_bytes": 77,
+        "model_name": "tiny",
+        "endorsements": b"collateral",
+        "tls_port": 8443,
+        "tls_origins": ("https://a.example:8443",),
+        "founds_group": True,
+    }
+    disk_bytes = BootLine(api_keys=(("one", "ab" * 32),), **said).encode()
+    assert len(disk_bytes) % SECTOR == 0
+    assert parse_line(disk_bytes) == Received(port=GUEST_PORT, api_keys=(KeyHash("one", "ab" * 32),), **said)

@@ -68,17 +68,32 @@ _CPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootLine:
     """What the disk `cloister-boot` says. `launch`, `config`: exact bytes. `data`: what the disk `cloister-data` holds, and
-    `data_bytes` how much of it; None without such a disk. `model_name` is for people."""
+    `data_bytes` how much of it; None without such a disk. `model_name` is for people. `api_keys`: each one's name and its
+    SHA-256 in hex. `endorsements`: the vendor's collateral. `tls_port`, `tls_origins`: where the guest listens, and how
+    clients know it, where the configuration says `tls`. `founds_group`: this start begins the configuration's group."""
 
     launch: bytes
     config: bytes
     data: Literal["bundle", "model"] | None = None
     data_bytes: int = 0
     model_name: str = ""
+    api_keys: tuple[tuple[str, str], ...] = ()
+    endorsements: bytes = b""
+    tls_port: int | None = None
+    tls_origins: tuple[str, ...] = ()
+    founds_group: bool = False
 
     def encode(self) -> bytes:
         """Whole sectors."""
+        further = {
+            "api_keys": [{"name": name, "sha256": digest} for name, digest in self.api_keys],
+            "endorsements": base64.b64encode(self.endorsements).decode(),
+            "founds_group": self.founds_group,
+            "tls_origins": list(self.tls_origins),
+            "tls_port": self.tls_port,
+        }
         said = {
+            **{name: value for name, value in further.items() if value},
             "config": base64.b64encode(self.config).decode(),
             "data": self.data,
             "data_bytes": self.data_bytes,
