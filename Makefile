@@ -5,7 +5,7 @@ MODEL ?= default
 BIN := .venv/bin
 POOL := -n 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-system test-peers test-image test-app-image image check lint fix bench setup page lock clean
+.PHONY: run test test-system test-peers test-image test-image-twice test-app-image image check lint fix bench setup page lock clean
 
 run: setup
 	@exec $(BIN)/cloister up --port $(PORT) "$(MODEL)"
@@ -25,6 +25,11 @@ image: setup  # the measured image, from Debian's packages: as root; minutes the
 
 test-app-image: setup  # the image for Python apps, and an app in it: as root; needs the packages of tools/ci-packages.txt
 	$(BIN)/pytest -q -m app_image
+
+test-image-twice: setup  # two builds of that image, each from nothing, give the same bytes: as root; minutes
+	rm -rf build/twice
+	for n in 1 2; do XDG_CACHE_HOME=$(CURDIR)/build/twice/$$n $(BIN)/python packaging/image/build.py --no-engine --packages any --output build/twice/image-$$n || exit 1; done
+	cmp build/twice/image-1/cloister.json build/twice/image-2/cloister.json
 
 test-image: setup  # builds the image, then boots it under QEMU without KVM: minutes
 	$(BIN)/pytest -q -m image

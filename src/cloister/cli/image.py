@@ -76,6 +76,7 @@ def register(app: typer.Typer) -> None:
     app.callback()(_family)
     app.command("predict")(predict)
     app.command("policy")(policy)
+    app.command("boot")(boot)
     app.command("build", context_settings=_ANYTHING)(build)
     app.command("gramine", context_settings=_ANYTHING if (command := _gramine()) is _gramine_missing else {})(command)
 
@@ -196,6 +197,34 @@ def policy(
         write_file(signature_file(out), signature_of(text.encode(), private))
         output.line(f"wrote {signature_file(out)}")
         output.note(f"signed by {owner}")
+
+
+def boot(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where cloister.toml is.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="For boot.raw and data.raw.")],
+    broker: Annotated[
+        str, typer.Option("--broker", metavar="KEY", help="Who releases it: from `cloister broker init`.")
+    ],
+    platform: Annotated[str, typer.Option("--platform", metavar="NAME", help="Absent: as cloister.toml says.")] = "",
+    policy_: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="What to believe of the machine.", show_default=False),
+    ] = None,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Absent: as cloister.toml says.")] = "",
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", metavar="FILE", help="A bundle of this app that is there already.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option("--api-keys", metavar="FILE", help="Hashes of API keys, from `cloister keys new`.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Write the two disks that a machine of the image is given where no `cloister host` starts it, as in a cloud."""
+    from cloister.cli.deployments import Wishes  # what an enclave's server needs, as packaging does
+    from cloister.cli.image_boot import write_disks
+
+    wishes = Wishes(name=name, platform=platform, policy=policy_, bundle=bundle, api_keys=api_keys, broker=broker)
+    write_disks(folder, wishes, out, as_json=as_json)
 
 
 def build(context: typer.Context) -> None:
