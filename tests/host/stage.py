@@ -136,6 +136,7 @@ def open_stage(folder: Path, backend: FakeBackend, time_: list[float], ports: tu
         ports=ports,
         tick=0.01,
         sample=0.01,
+        sweep=0.01,
         backoff=Backoff(first=0.01, most=0.02),
     )
     fleet = Fleet(folder, store, bundles, backend, settings, clock=lambda: time_[0])

@@ -274,6 +274,12 @@ def test_a_console_ends_with_the_token_that_opened_it(served: Served) -> None:
     assert served.stranger.get("/v1/apps", headers={"authorization": f"Bearer {late}"}).status_code == 401
 
 
+def test_of_a_stranger_no_more_is_held_than_a_token_may_have(served: Served) -> None:
+    for spaces, status in ((3000, 401), (5000, 400)):
+        answer = served.stranger.post("/console/session", content=b'{"token": "x"' + b" " * spaces + b"}")
+        assert answer.status_code == status
+
+
 def test_a_consoles_time_ends(served: Served) -> None:
     headers = {"authorization": f"Bearer {console_session(served)}"}
     assert served.stranger.get("/v1/apps", headers=headers).status_code == 200

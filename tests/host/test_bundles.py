@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import hashlib
 import os
@@ -6,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,60 @@ def test_an_upload_under_way_is_not_swept_away(bundles: Bundles) -> None:
         bundles.drop_stale(4e9, [])
         sink.write(CONTENT)
     assert bundles.finish(NAME).complete
+
+
+def test_no_upload_begins_to_write_into_what_is_being_swept_away(
+    bundles: Bundles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.begin(NAME, len(CONTENT))
+    unlink, writing, ended = Path.unlink, threading.Event(), threading.Event()
+
+    def upload() -> None:
+        with contextlib.suppress(NotFound), bundles.appending(NAME, 0) as sink:
+            writing.set()
+            ended.wait(60)
+            sink.write(CONTENT)
+
+    thread = threading.Thread(target=upload)
+
+    def slow(path: Path, **more: Any) -> None:
+        thread.start()
+        writing.wait(0.2)
+        unlink(path, **more)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    bundles.drop_stale(4e9, [])
+    ended.set()
+    thread.join()
+    assert not writing.is_set()
+    with pytest.raises(NotFound):
+        bundles.state(NAME)
+
+
+def test_a_bundle_that_somebody_has_come_for_is_not_swept_away(bundles: Bundles, tmp_path: Path) -> None:
+    bundles.begin(NAME, len(CONTENT))
+    append(bundles, 0, CONTENT)
+    bundles.finish(NAME)
+    os.utime(tmp_path / NAME, (0, 0))
+    assert bundles.begin(NAME, len(CONTENT)).complete
+    bundles.drop_stale(1000.0, [])
+    assert bundles.path(NAME)
+
+
+def test_what_goes_while_it_is_looked_at_is_passed_over(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.begin(NAME, len(CONTENT))
+    append(bundles, 0, CONTENT[:1000])
+    gone = [tmp_path / ("0" * 64), tmp_path / f"{'1' * 64}.5.part"]
+    listed = [*tmp_path.iterdir(), *gone]
+    monkeypatch.setattr(Path, "iterdir", lambda _folder: iter(listed))
+    assert bundles.stored == 1000
+    assert bundles.begin(NAME, len(CONTENT)).offset == 1000
+    with pytest.raises(NotFound):
+        bundles.state("1" * 64)
+    bundles.drop_stale(4e9, [])
+    assert bundles.stored == 0
 
 
 _UPLOADER = """

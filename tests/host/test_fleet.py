@@ -1,10 +1,13 @@
 import contextlib
 import hashlib
+import os
+import resource
 import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.host.stage import (
@@ -26,6 +29,7 @@ from cloister.evidence.launch import parse_launch
 from cloister.host.appraisal import Seen
 from cloister.host.fleet import Deployment, Fleet
 from cloister.host.resources import Resources
+from cloister.host.supervisor import Supervisor
 from cloister.host.usage import Usage
 from cloister.verify import Policy
 
@@ -241,6 +245,31 @@ def test_an_app_ends_when_its_time_is_over_and_starts_when_it_gets_more(stage: S
     ready(stage)
 
 
+def test_one_that_gets_more_time_while_it_is_about_to_be_stopped_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.fleet.deploy(asked(expires_at=2000.0), "me")
+    ready(stage)
+    read = threading.Event()
+    enforcing = threading.Thread(target=stage.fleet._enforce)
+
+    def usage() -> dict[Supervisor, Usage]:
+        """After what the store says was read, and before anything is done about it."""
+        if threading.current_thread() is enforcing:
+            read.set()
+        return {}
+
+    monkeypatch.setattr(stage.fleet, "_usage", usage)
+    with stage.fleet._change:
+        stage.time[0] = 2000.0
+        enforcing.start()
+        assert read.wait(60)
+        stage.fleet.expire("one", 3000.0)
+    enforcing.join()
+    assert state_of(stage) == "ready"
+    assert not stage.backend.last.stopped.is_set()
+
+
 def test_a_time_that_ended_while_the_host_was_off_starts_nothing(stage: Stage) -> None:
     stage.fleet.deploy(asked(expires_at=2000.0), "me")
     ready(stage)
@@ -288,6 +317,18 @@ def test_a_port_that_somebody_took_is_one_apps_trouble_alone(stage: Stage, tmp_p
     ready(stage, "one")
     assert [line.kind for line in stage.store.lines("one")].count("failed") == 1
     close_stage(stage)
+
+
+def test_it_takes_as_many_descriptors_as_its_apps_connections_need(stage: Stage) -> None:
+    """What a shell or systemd gives at first is 1024: two apps' connections."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    try:
+        close_stage(reopen(stage))
+        wanted = 1 << 16 if before[1] == resource.RLIM_INFINITY else min(1 << 16, before[1])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (wanted, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_two_hosts_do_not_share_a_state(stage: Stage) -> None:
@@ -345,3 +386,67 @@ def test_the_operators_own_look_takes_what_the_app_was_launched_with(
     eventually(lambda: asked_with)
     assert (asked_with[0].broker_key, asked_with[0].logs) == (STRANGER, "public")
     assert stage.fleet.describe("one")["logs"] == "public"
+
+
+def test_what_was_seen_of_an_enclave_is_not_said_of_the_next_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is at its first start."""
+    seen = iter(("refused", "trusted"))
+
+    def looked(_port: int, _policy: Policy, **_: object) -> Seen:
+        verdict: Any = next(seen)
+        if verdict == "refused":
+            stage.fleet.deploy(asked(launch=launch_of(release=2), replace=True), "me")
+            ready(stage)
+        return Seen(verdict, stage.time[0])
+
+    monkeypatch.setattr("cloister.host.fleet.look", looked)
+    stage.fleet.deploy(asked(), "me")
+    eventually(lambda: stage.fleet.describe("one")["evidence"])
+    described = stage.fleet.describe("one")
+    assert (described["release"], described["starts"], described["evidence"]["verdict"]) == (2, 1, "trusted")
+
+
+def test_an_enclave_that_ends_while_it_is_looked_at_is_no_error(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage.fleet.deploy(asked(), "me")
+    ready(stage)
+    app, enclave = stage.store.app("one"), stage.backend.last
+    enclave.pid = os.getpgrp()
+    running: list[Any] = [enclave]
+
+    class Vanishing:
+        """An app whose supervisor is there once."""
+
+        trouble = ""
+        reads = 0
+
+        @property
+        def supervisor(self) -> Any:
+            self.reads += 1
+            return supervisor if self.reads == 1 else None
+
+    supervisor = stage.fleet._live["one"].supervisor
+    assert stage.fleet._status(app, Vanishing()).state == "ready"  # type: ignore[arg-type]
+    only = threading.current_thread()
+
+    def vanishing(_supervisor: Supervisor) -> Any:
+        if threading.current_thread() is not only:
+            return enclave
+        return running.pop() if running else None
+
+    monkeypatch.setattr(Supervisor, "running", property(vanishing))
+    assert list(stage.fleet._usage()) == [supervisor]
+
+
+def test_what_nobody_came_for_goes_while_the_host_runs(stage: Stage) -> None:
+    used, unused = str(sealed(stage, words="used").bundle), str(sealed(stage, words="unused").bundle)
+    stage.fleet.deploy(sealed(stage, words="used"), "me")
+    other = hashlib.sha256(b"whole").hexdigest()
+    stage.bundles.begin(other, 5)
+    for path in (stage.folder / "bundles").iterdir():
+        os.utime(path, (0, 0))
+    with stage.bundles.appending(other, 0) as sink:
+        stage.time[0] = 8 * 86400.0
+        eventually(lambda: not (stage.folder / "bundles" / unused).exists())
+        sink.write(b"whole")
+    assert stage.bundles.finish(other).complete
+    assert stage.bundles.path(used)

@@ -204,9 +204,13 @@ def test_stopping_does_not_wait_for_a_start_that_takes_long_nor_does_its_end_tou
     supervisor.start()
     eventually(lambda: supervisor.status.state == "starting")
     supervisor.stop()
+    told = list(watched.told)
+    assert told[-1] == ("stopped", "")
     fetched.set()
     eventually(lambda: backend.started and backend.last.stopped.is_set())
+    supervisor._thread.join()
     assert watched.ports == []
+    assert watched.told == told  # its successor has the log by now
 
 
 def test_an_app_is_not_forgotten_when_following_it_goes_wrong(backend: FakeBackend, watched: Watched) -> None:

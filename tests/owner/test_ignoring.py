@@ -35,6 +35,15 @@ def test_rules(rule: str, path: str, is_folder: bool, left_out: bool) -> None:
     assert ((path, is_folder) in Ignored([rule])) is left_out
 
 
+@pytest.mark.parametrize("rule", ["[z-a]*", "[!]"])
+def test_a_rule_that_is_none_is_told_with_its_line(tmp_path: Path, rule: str) -> None:
+    (tmp_path / "main.py").touch()
+    (tmp_path / ".cloisterignore").write_text(f"# notes\n*.log\n{rule}\n")
+    with pytest.raises(MalformedApp, match=r"\.cloisterignore, line 3") as caught:
+        app_files(tmp_path)
+    assert (caught.value.got, "[a-z]" in caught.value.hint) == (rule, True)
+
+
 def test_the_last_rule_that_fits_decides() -> None:
     ignored = Ignored(["*.log", "!keep.log"])
     assert ("a.log", False) in ignored

@@ -40,12 +40,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 class Enclave:
-    """`document` makes evidence for a nonce; `posted` is all that it was sent."""
+    """`document` makes evidence for a nonce; `posted` is all that it was sent. `busy`, `full`: so many times it gives no
+    evidence, and takes no release."""
 
-    def __init__(self, document: Callable[[bytes], bytes], *, status: int = 204, busy: int = 0) -> None:
+    def __init__(self, document: Callable[[bytes], bytes], *, status: int = 204, busy: int = 0, full: int = 0) -> None:
         self.document = document
         self.status = status
         self.busy = busy
+        self.full = full
         self.nonce = b""
         self.posted: list[bytes] = []
 
@@ -53,6 +55,9 @@ class Enclave:
         if request.method == "POST":
             self.posted.append(request.content)
             assert request.url.path == "/.well-known/cloister-release"
+            if self.full:
+                self.full -= 1
+                return httpx2.Response(503)
             return httpx2.Response(self.status, json={"title": "as the enclave says"} if self.status != 204 else None)
         if self.busy:
             self.busy -= 1
@@ -172,6 +177,21 @@ def test_an_enclave_that_starts_still_is_waited_for(world: World, monkeypatch: p
     assert len(enclave.posted) == 1
     with pytest.raises(ConnectionFailed):
         hand_over(world, Enclave(genuine(world), busy=3))
+
+
+def test_an_enclave_that_reads_others_releases_is_asked_again_with_the_same_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloister.owner.provision._PAUSE", 0.0)
+    enclave = Enclave(genuine(world), full=3)
+    with enclave.client() as client:
+        provision(
+            URL, policy=policy(world), owner=OWNER, release=RELEASE, client=client, patience=30.0, clock=lambda: NOW
+        )
+    assert len(enclave.posted) == 4
+    assert len(set(enclave.posted)) == 1
+    with pytest.raises(ConnectionFailed, match="did not get through"):
+        hand_over(world, Enclave(genuine(world), full=3))
 
 
 @pytest.mark.parametrize(

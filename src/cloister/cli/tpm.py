@@ -29,9 +29,10 @@ from cloister.errors import MalformedEvidence, VerificationFailed, WrongUse
 from cloister.evidence.strict_json import Fields, load_object
 from cloister.evidence.tpm import parse_public
 from cloister.verify import Policy
-from cloister.verify.certificates import load_certificate
+from cloister.verify.certificates import issued, load_certificate
 from cloister.verify.enrol import SECRET_SIZE, Credential, check_activation, check_endorsement, make_credential
 from cloister.verify.factors import Factor
+from cloister.verify.vtpm import check_attributes
 
 __all__ = ["register"]
 
@@ -79,15 +80,17 @@ def challenge(
     keep: Annotated[Path, typer.Option("--keep", metavar="SECRET", help="Where this side of it is kept.")],
     crl: Lists = None,
 ) -> None:
-    """Check the maker's certificate, and print what only that TPM can answer, with that attestation key in it."""
+    """Check the maker's certificate and what its keys are for, and print what only that TPM can answer, with that
+    attestation key in it."""
     said = _read(tpm, "show")
     ek, certificate, ak = (_bytes(said, name) for name in ("ek", "ek_certificate", "ak"))
     said.end()
     chain = _chain(certificate, [one for path in ca for one in _certificates(path)])
     roots = frozenset({load_certificate(chain[-1], what="--ca").fingerprint(hashes.SHA256()).hex()})
     lists = [_file(path) for path in crl or ()]
-    _require(check_endorsement(ek, chain, policy=Policy(), now=time.time(), roots=roots, crls=lists))
     name, secret = parse_public(ak), os.urandom(SECRET_SIZE)
+    endorsed = check_endorsement(ek, chain, policy=Policy(), now=time.time(), roots=roots, crls=lists)
+    _require([*endorsed, check_attributes(name)])
     made: Credential = make_credential(ek, name.name, secret, os.urandom)
     kept = {"v": 1, "ak": name.name_digest, "secret": _text(secret)}
     try:
@@ -128,16 +131,23 @@ def _require(factors: Sequence[Factor]) -> None:
 
 def _chain(leaf: bytes, given: Sequence[bytes]) -> tuple[bytes, ...]:
     """From the leaf up to the one that issued itself. Raises: WrongUse when none of the given goes on there."""
-    certificates = {load_certificate(one, what="--ca").subject: one for one in given}
+    known = [load_certificate(one, what="--ca") for one in given]
     chain, at = [leaf], load_certificate(leaf, what="tpm.ek_certificate")
     while at.issuer != at.subject and len(chain) <= _MOST_CERTIFICATES:
-        if (issuer := certificates.get(at.issuer)) is None:
+        if (issuer := _issuer(at, known)) is None:
             hint = "Give the maker's certificates with --ca, up to the root."
             got = output.one_line(at.issuer.rfc4514_string())
             raise WrongUse("The certificate of the TPM's issuer is missing.", step="enrol", hint=hint, got=got)
-        chain.append(issuer)
-        at = load_certificate(issuer, what="--ca")
+        chain.append(issuer.public_bytes(Encoding.DER))
+        at = issuer
     return tuple(chain)
+
+
+def _issuer(certificate: x509.Certificate, known: Sequence[x509.Certificate]) -> x509.Certificate | None:
+    """Of several with the issuer's name, as makers issue their own anew, the one that signed it; of several such, the one
+    that is valid for longest."""
+    named = [one for one in known if one.subject == certificate.issuer]
+    return max(named, key=lambda one: (issued(certificate, one), one.not_valid_after_utc), default=None)
 
 
 def _certificates(path: Path) -> list[bytes]:

@@ -31,6 +31,7 @@ from cloister.host.store import Restart, Store
 __all__ = ["Host", "create_host"]
 
 _MAX_BODY = 1 << 20
+_MAX_TOKEN = 4 << 10  # of the one body that strangers may send
 _BLOCK = 1 << 20  # bytes handed to the disk at once
 _IDLE = 30.0  # seconds in which a body must go on
 _LONGEST_WAIT = 25.0  # seconds that a question for new log lines may stay open
@@ -139,7 +140,7 @@ class _Doors:
         return _json({"path": f"/console#{self._host.sessions.token(opener)}"})
 
     async def begin_session(self, request: Request) -> Response:
-        session = self._host.sessions.begin(_text(await _object(request), "token"))
+        session = self._host.sessions.begin(_text(await _object(request, _MAX_TOKEN), "token"))
         if session is None:
             return problem(
                 401,
@@ -252,14 +253,14 @@ async def _blocks(request: Request) -> AsyncIterator[list[bytes]]:
     yield pieces
 
 
-async def _object(request: Request) -> dict[str, Any]:
+async def _object(request: Request, most: int = _MAX_BODY) -> dict[str, Any]:
     """Raises: WrongUse for what is no JSON object, or a large one."""
     body = bytearray()
     async with asyncio.timeout(_IDLE):
         async for piece in request.stream():
             body += piece
-            if len(body) > _MAX_BODY:
-                raise WrongUse("The request's body is too large.", expected=f"at most {_MAX_BODY} bytes")
+            if len(body) > most:
+                raise WrongUse("The request's body is too large.", expected=f"at most {most} bytes")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

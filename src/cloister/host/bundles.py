@@ -4,6 +4,7 @@ An upload grows in a file of its own, `SHA256.SIZE.part`, and is renamed to its 
 to it and is synced. One that broke off goes on from its file's size, after a restart of the host too.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -95,6 +96,7 @@ class Bundles:
             if known is not None and known.size != size:
                 raise Conflict("That upload was begun with another size.", step="upload", expected=str(known.size))
             if known is not None and known.complete:
+                os.utime(self._folder / sha256)  # somebody has come for it
                 return known
             self._check_room(sha256, size, size - (known.offset if known else 0))
             with _translated():
@@ -158,16 +160,18 @@ class Bundles:
 
     def drop(self, sha256: str) -> None:
         """Removes a whole bundle; nothing happens where there is none."""
-        (self._folder / _checked(sha256)).unlink(missing_ok=True)
+        with self._lock:
+            (self._folder / _checked(sha256)).unlink(missing_ok=True)
 
     def drop_stale(self, older_than: float, used: Iterable[str]) -> None:
         """Removes uploads, and bundles that no app uses, whose last byte came before that time (Unix seconds)."""
         kept = set(used)
         for upload in self._all():
             path = self._folder / upload.sha256 if upload.complete else self._part(upload.sha256, upload.size)
-            if upload.sha256 not in kept | self._busy and path.stat().st_mtime < older_than:
-                self._hashed.pop(upload.sha256, None)
-                path.unlink()
+            with self._lock, contextlib.suppress(FileNotFoundError):  # none begins or goes on meanwhile
+                if upload.sha256 not in kept | self._busy and path.stat().st_mtime < older_than:
+                    self._hashed.pop(upload.sha256, None)
+                    path.unlink()
 
     @property
     def stored(self) -> int:
@@ -210,17 +214,12 @@ class Bundles:
             )
 
     def _all(self) -> Iterator[Upload]:
-        for path in sorted(self._folder.iterdir()):
-            if _SHA256.fullmatch(path.name):
-                yield _whole(path)
-            elif match := _PART.fullmatch(path.name):
-                yield Upload(match[1], int(match[2]), path.stat().st_size, complete=False)
+        return filter(None, map(_found, sorted(self._folder.iterdir())))
 
     def _find(self, sha256: str) -> Upload | None:
-        path = self._folder / sha256
-        if path.is_file():
-            return _whole(path)
-        return next((upload for upload in self._all() if upload.sha256 == sha256), None)
+        whole = self._folder / sha256
+        part = next((upload for upload in self._all() if upload.sha256 == sha256 and not upload.complete), None)
+        return _found(whole) or part
 
     def _part(self, sha256: str, size: int) -> Path:
         return self._folder / f"{sha256}.{size}.part"
@@ -259,9 +258,20 @@ def _checked(sha256: str) -> str:
     return sha256
 
 
-def _whole(path: Path) -> Upload:
-    size = path.stat().st_size
-    return Upload(path.name, size, size, complete=True)
+def _found(path: Path) -> Upload | None:
+    """None for what is no upload, or has gone since it was listed."""
+    part = _PART.fullmatch(path.name)
+    if part is None and not _SHA256.fullmatch(path.name):
+        return None
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return None
+    return (
+        Upload(path.name, size, size, complete=True)
+        if part is None
+        else Upload(part[1], int(part[2]), size, complete=False)
+    )
 
 
 @contextmanager

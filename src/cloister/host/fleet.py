@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import resource
 import sys
 import threading
 import time
@@ -33,6 +34,7 @@ from cloister.host.usage import Usage, usage_of
 __all__ = ["Deployment", "Fleet", "FleetSettings"]
 
 _MAX_CONFIG = 64 << 10
+_DESCRIPTORS = 1 << 16
 _STALE = 7 * 86400.0  # seconds for which an upload may wait for its rest, or for its app
 
 
@@ -40,7 +42,7 @@ _STALE = 7 * 86400.0  # seconds for which an upload may wait for its rest, or fo
 class FleetSettings:
     """`listen`: the address that apps' ports are on. `ports`: the first and last of them. `address`: how clients reach an
     app, with `{name}` and `{port}`. `tick`: seconds between looks at expiry and memory; `sample`: between samples;
-    `evidence`: between looks at evidence that did not change."""
+    `evidence`: between looks at evidence that did not change; `sweep`: between looks for uploads that nobody went on with."""
 
     capacity: Capacity
     listen: str = "127.0.0.1"
@@ -49,6 +51,7 @@ class FleetSettings:
     tick: float = 1.0
     sample: float = 15.0
     evidence: float = 600.0
+    sweep: float = 3600.0
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -115,8 +118,8 @@ class Fleet:
             self._lock_file.close()
             hint = "Stop it, or name another folder with --state."
             raise WrongUse("Another host runs on this state folder.", hint=hint, step="state") from error
-        used = [app.bundle for app in self._store.apps() if app.bundle]
-        self._bundles.drop_stale(self._clock() - _STALE, used)
+        _allow_descriptors()
+        self._sweep()
         with self._change:
             for app in self._store.apps():
                 self._open(app)
@@ -124,6 +127,7 @@ class Fleet:
             (self._settings.tick, self._enforce),
             (self._settings.sample, self._sample),
             (self._settings.tick, self._appraise),
+            (self._settings.sweep, self._sweep),
         ):
             thread = threading.Thread(target=self._repeat, args=(seconds, work), name="fleet", daemon=True)
             thread.start()
@@ -157,8 +161,8 @@ class Fleet:
 
     def deploy(self, wanted: Deployment, by: str) -> dict[str, Any]:
         """Raises: WrongUse, MalformedEvidence for what cannot be run here; Conflict for a name that is taken; HostFull."""
-        launch = self._judged(wanted)
         with self._change:
+            launch = self._judged(wanted)  # and its bundle stays, from here on
             before = self._before(wanted, launch)
             given = self._settings.capacity.admit(
                 wanted.resources,
@@ -284,9 +288,8 @@ class Fleet:
             return Status("expired", app.expires_at or 0.0, "Its time is over.")
         if live is not None and live.trouble:
             return Status("failed", app.changed_at, live.trouble)
-        if live is None or live.supervisor is None:
-            return Status("stopped", app.changed_at)
-        return live.supervisor.status
+        supervisor = live.supervisor if live is not None else None
+        return Status("stopped", app.changed_at) if supervisor is None else supervisor.status
 
     # Making it so
 
@@ -413,33 +416,33 @@ class Fleet:
         for name, live, supervisor in self._supervised():
             app = apps.get(name)
             if app is not None and self._over(app):
-                with self._change:
-                    if live.supervisor is supervisor:
+                with self._change:  # by now it may have been given more time
+                    if live.supervisor is supervisor and self._over(self._store.app(name)):
                         self._halt(name)
                         self._store.log(name, self._clock(), "expired")
-            elif app is not None and name in usage and self._is_too_large(usage[name], app):
+            elif app is not None and supervisor in usage and self._is_too_large(usage[supervisor], app):
                 limit = f"its limit is {app.memory_bytes >> 20} MiB"
-                supervisor.end(f"It took {usage[name].memory_bytes >> 20} MiB of memory; {limit}.")
+                supervisor.end(f"It took {usage[supervisor].memory_bytes >> 20} MiB of memory; {limit}.")
 
     def _is_too_large(self, usage: Usage, app: App) -> bool:
         """A virtual machine that uses what it was given takes that, and QEMU's own beside it: never too much."""
         return not self._backend.bounds_memory and usage.memory_bytes > app.memory_bytes
 
-    def _usage(self) -> dict[str, Usage]:
+    def _usage(self) -> dict[Supervisor, Usage]:
         """Of the apps that run."""
-        leaders = {
-            name: supervisor.running.pid
-            for name, _, supervisor in self._supervised()
-            if supervisor.running is not None and supervisor.running.pid is not None
-        }
+        leaders: dict[Supervisor, int] = {}
+        for _, _, supervisor in self._supervised():
+            running = supervisor.running  # which may end at any time
+            if running is not None and running.pid is not None:
+                leaders[supervisor] = running.pid
         found = usage_of(leaders.values())
-        return {name: found[pid] for name, pid in leaders.items() if pid in found}
+        return {supervisor: found[pid] for supervisor, pid in leaders.items() if pid in found}
 
     def _sample(self) -> None:
         usage = self._usage()
-        for name, live, _ in self._supervised():
-            if name in usage:
-                took, relay = usage[name], live.relay
+        for name, live, supervisor in self._supervised():
+            if supervisor in usage:
+                took, relay = usage[supervisor], live.relay
                 passed = (relay.connections, relay.received, relay.sent)
                 self._store.sample(name, Sample(self._clock(), took.memory_bytes, took.cpu_seconds, *passed))
 
@@ -453,7 +456,24 @@ class Fleet:
             if not fresh or self._clock() - (live.seen.at if live.seen else 0.0) > self._settings.evidence:
                 launch = parse_launch(apps[name].launch)
                 policy = replace(self._backend.policy(launch), broker_key=launch.broker_key, logs=launch.logs)
-                live.seen, live.seen_of = look(running.port, policy, clock=self._clock), status.starts
+                seen = look(running.port, policy, clock=self._clock)
+                with self._change:
+                    if live.supervisor is supervisor:  # another one counts its starts from the beginning
+                        live.seen, live.seen_of = seen, status.starts
+
+    def _sweep(self) -> None:
+        """Uploads that nobody went on with, and bundles that no app came for."""
+        with self._change:
+            used = [app.bundle for app in self._store.apps() if app.bundle]
+            self._bundles.drop_stale(self._clock() - _STALE, used)
+
+
+def _allow_descriptors() -> None:
+    """As many as this process may have, up to what all its apps' connections take."""
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(_DESCRIPTORS, most)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _check_bundle(path: Path, launch: LaunchConfig) -> None:

@@ -15,13 +15,21 @@ from typing import Literal
 __all__ = ["Record", "Relay"]
 
 _CHUNK = 64 * 1024
-_PROBLEM = json.dumps(
-    {"type": "about:blank", "status": 503, "title": "Service Unavailable", "detail": "The app is not running now."}
-).encode()
-_NOBODY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 5\r\n"
-    b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_PROBLEM), _PROBLEM)
-)
+_MOST = 512
+"""Connections at once, of two descriptors each: who opens many to one app leaves some to the host and to other apps."""
+
+
+def _unavailable(detail: str) -> bytes:
+    problem = {"type": "about:blank", "status": 503, "title": "Service Unavailable", "detail": detail}
+    body = json.dumps(problem).encode()
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 5\r\n"
+        b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+
+
+_NOBODY = _unavailable("The app is not running now.")
+_FULL = _unavailable("Too many are connected to the app.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +44,8 @@ class Record:
 @dataclass(slots=True)
 class Relay:
     """Listens on a free loopback port, or on the `listener` given, and passes every byte on to `upstream_port`,
-    remembering the last `keep` bytes. `upstream_port` may change; while it is 0, the answer is HTTP's 503. `received`
-    and `sent` count bytes from and to clients."""
+    remembering the last `keep` bytes. `upstream_port` may change; while it is 0, or when too many are connected, the answer
+    is HTTP's 503. `received` and `sent` count bytes from and to clients."""
 
     upstream_port: int
     keep: int = 4 << 20
@@ -48,6 +56,7 @@ class Relay:
     _records: list[Record] = field(default_factory=list, init=False)
     _kept: int = field(default=0, init=False)
     _connections: int = field(default=0, init=False)
+    _open: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
     _stopping: asyncio.Event | None = field(default=None, init=False)
@@ -90,32 +99,42 @@ class Relay:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         number = self._connections
-        if not self.upstream_port:
-            await self._answer_nobody(reader, writer)
-            return
-        try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
-        except OSError:
+        if self._open >= _MOST:
+            writer.write(_FULL)
             writer.close()
             return
+        self._open += 1
         try:
-            await asyncio.gather(
-                self._pump(number, "to-enclave", reader, up_writer),
-                self._pump(number, "from-enclave", up_reader, writer),
-            )
+            if self.upstream_port:
+                await self._carry(number, reader, writer)
+            else:
+                await self._answer_nobody(reader, writer)
         except asyncio.CancelledError:
             pass  # the relay stops; asyncio's own callback would complain about a cancelled task
         finally:  # stopping the relay cuts what is still open
+            self._open -= 1
             writer.close()
+
+    async def _carry(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until the enclave has said all: a client that says no more may wait for its answer still."""
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+        except OSError:
+            return
+        asking = asyncio.create_task(self._pump(number, "to-enclave", reader, up_writer))
+        try:
+            await self._pump(number, "from-enclave", up_reader, writer)
+        finally:
+            asking.cancel()
             up_writer.close()
+            await asyncio.wait([asking])
 
     async def _answer_nobody(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """After the first bytes, of which no notice is taken: who is answered before it asked may not listen."""
-        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(OSError, TimeoutError):
             await asyncio.wait_for(reader.read(_CHUNK), 10)
             writer.write(_NOBODY)
             await writer.drain()
-        writer.close()
 
     async def _pump(
         self,
@@ -129,8 +148,7 @@ class Relay:
                 self._remember(Record(number, direction, data))
                 writer.write(data)
                 await writer.drain()
-        with contextlib.suppress(OSError):
-            writer.close()
+            writer.write_eof()
 
     def _remember(self, record: Record) -> None:
         if record.direction == "to-enclave":

@@ -120,6 +120,8 @@ class Supervisor:
             running.stop()
         if self._thread.is_alive():
             self._thread.join(None if running is not None else _LONGEST_START)
+        if self._thread.is_alive():  # what it says later would stand among its successor's words
+            self._say("stopped", "")
 
     def end(self, reason: str) -> None:
         """Ends the enclave that runs now, as if it had ended by itself (it took too much, say)."""
@@ -191,10 +193,13 @@ class Supervisor:
 
     def _say(self, state: State, detail: str, event: Event | None = None, *, starts: int | None = None) -> None:
         """The log is told of changes, not of every step of a progress."""
-        if state != self._status.state or starts is not None:
-            self._log(state, "" if event is not None and state == "loading" else detail)
         ready = _described(event) if event is not None and state == "ready" else {}
-        self._status = Status(state, self._clock(), detail, self._status.starts if starts is None else starts, ready)
+        with self._lock:
+            if state != self._status.state or starts is not None:
+                self._log(state, "" if event is not None and state == "loading" else detail)
+            self._status = Status(
+                state, self._clock(), detail, self._status.starts if starts is None else starts, ready
+            )
 
 
 def _text(event: Event, name: str) -> str:

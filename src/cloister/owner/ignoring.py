@@ -46,8 +46,11 @@ class _Rule:
 
 
 class Ignored:
+    """What `ALWAYS` and the lines of a file leave out. Raises: MalformedApp for a line that is no rule."""
+
     def __init__(self, lines: Iterable[str]) -> None:
-        self._rules = [rule for line in (*ALWAYS, *lines) if (rule := _rule(line))]
+        numbered = [*((0, line) for line in ALWAYS), *enumerate(lines, 1)]
+        self._rules = [rule for number, line in numbered if (rule := _rule(line, number))]
 
     def __contains__(self, place: tuple[str, bool]) -> bool:
         """`place`: a path from the top with slashes, and whether it is a folder."""
@@ -59,7 +62,7 @@ class Ignored:
         return left_out
 
 
-def _rule(line: str) -> _Rule | None:
+def _rule(line: str, number: int) -> _Rule | None:
     text = line.rstrip()
     if not text or text.startswith("#"):
         return None
@@ -69,7 +72,16 @@ def _rule(line: str) -> _Rule | None:
         return None
     anywhere = "/" not in text
     pattern = _translate(text.removeprefix("/"))
-    return _Rule(re.compile(f"(?:.*/)?{pattern}" if anywhere else pattern), folders_only, keeps)
+    try:
+        compiled = re.compile(f"(?:.*/)?{pattern}" if anywhere else pattern)
+    except re.error as error:
+        raise MalformedApp(
+            f"{FILE}, line {number}: what is between [ and ] is no set of letters.",
+            step=FILE,
+            got=line[:80],
+            hint="Letters and ranges that go upwards, as in [a-z] or [!0-9]; a [ itself is [[].",
+        ) from error
+    return _Rule(compiled, folders_only, keeps)
 
 
 def _translate(text: str) -> str:
@@ -95,7 +107,7 @@ def _translate(text: str) -> str:
 def app_files(folder: Path) -> list[tuple[str, Path]]:
     """Every file that is the app's: (path with slashes, file), sorted.
 
-    Raises: MalformedApp for a link, what is no file, or a folder without any.
+    Raises: MalformedApp for a link, what is no file, a folder without any, or a rule that is none.
     """
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()

@@ -29,7 +29,8 @@ _PATIENCE = 60.0
 _PAUSE = 0.2
 _MOST_PROBLEM = 4096
 _TIMEOUT = httpx2.Timeout(30.0)
-_NOT_YET = frozenset({429, 502, 503, 504})
+_BUSY = 503
+_NOT_YET = frozenset({429, 502, _BUSY, 504})
 
 
 def contents(
@@ -93,16 +94,17 @@ def provision(
     client: httpx2.Client | None = None,
     clock: Callable[[], float] = time.time,
 ) -> VerifiedProvision:
-    """Waits up to `patience` seconds for the enclave at `url`, verifies it, and hands over the release. Nothing of it leaves
-    before the verification, and only its sealed form after. `clock` gives Unix seconds. `release` may be what decides about
+    """Waits up to `patience` seconds for the enclave at `url`, verifies it, and hands over the release, again and again while
+    the enclave is busy with others. Nothing of it leaves before the verification, and only its sealed form after. `clock` gives Unix seconds. `release` may be what decides about
     the enclave that was verified, by what it returns or raises.
 
     Raises: VerificationFailed and what else `verify` raises; NotTrusted when the enclave refuses; ConnectionFailed.
     """
     own = client or httpx2.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=not _is_loopback(url))
+    until = time.monotonic() + patience
     try:
         nonce = os.urandom(32)
-        document = parse_document(_fetch(own, url, nonce, patience))
+        document = parse_document(_fetch(own, url, nonce, until))
         now = clock()
         if complete is not None:
             document = complete(document, now)
@@ -110,16 +112,17 @@ def provision(
         if verified.simulated and not _is_loopback(url):
             raise NotTrusted("A simulated platform on another machine: anybody can simulate one.", step="simulator")
         given = release(verified) if callable(release) else release
-        _post(own, url, message_for(verified, nonce, given, owner))
+        message = message_for(verified, nonce, given, owner)
+        while not _post(own, url, message, last=time.monotonic() > until):
+            time.sleep(_PAUSE)
     finally:
         if client is None:
             own.close()
     return verified
 
 
-def _fetch(client: httpx2.Client, url: str, nonce: bytes, patience: float) -> bytes:
+def _fetch(client: httpx2.Client, url: str, nonce: bytes, until: float) -> bytes:
     address = f"{url.rstrip('/')}/.well-known/cloister-attestation?nonce={b64url(nonce)}"
-    until = time.monotonic() + patience
     while True:
         try:
             with client.stream("GET", address) as response:
@@ -150,7 +153,8 @@ def _evidence(response: httpx2.Response) -> bytes:
     return bytes(content)
 
 
-def _post(client: httpx2.Client, url: str, message: bytes) -> None:
+def _post(client: httpx2.Client, url: str, message: bytes, *, last: bool) -> bool:
+    """Whether it was taken. False: it was not read, and may be sent again; never after the `last` try, which raises."""
     address = f"{url.rstrip('/')}/.well-known/cloister-release"
     kind = {"content-type": "application/octet-stream"}
     try:
@@ -160,8 +164,8 @@ def _post(client: httpx2.Client, url: str, message: bytes) -> None:
     except httpx2.HTTPError as error:
         hint = "Whether it was taken is not known: see `cloister status` before you try again."
         raise ConnectionFailed("The release did not get through.", step="release", hint=hint) from error
-    if status == 204:
-        return
+    if status == 204 or (status == _BUSY and not last):
+        return status == 204
     got = f"status {status}"
     if status == 409:
         hint = "Somebody was first, with your key. Restart the app, and release it anew."

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -6,11 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.enclave.pyapp.archives import ask, python_app, shared, tar, wheel
 
-from cloister.enclave.pyapp.app import can_confine
+from cloister.enclave.pyapp.app import _Running, can_confine
 from cloister.errors import EngineDied, WrongUse
 
 pytestmark = pytest.mark.anyio
@@ -289,6 +291,77 @@ async def test_it_is_started_again_when_it_dies() -> None:
         assert (await ask(app))[0] == 201
     finally:
         await app.close()
+
+
+async def test_one_that_did_not_start_in_time_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[Any] = []
+    start = _Running.start
+
+    async def late(*given: Any) -> Any:
+        starts.append(given)
+        if len(starts) == 1:
+            monkeypatch.setattr("cloister.enclave.pyapp.app._START_SECONDS", 0.0)
+        else:
+            monkeypatch.setattr("cloister.enclave.pyapp.app._START_SECONDS", 60.0)
+        return await start(*given)
+
+    app = python_app(ECHO)
+    await app.start()
+    first = app.pid
+    try:
+        monkeypatch.setattr(_Running, "start", late)
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while app.pid in (0, first):  # noqa: ASYNC110 (another process)
+                await asyncio.sleep(0.02)
+        assert len(starts) == 2
+    finally:
+        await app.close()
+
+
+async def test_too_slow_a_start_is_nobodys_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.enclave.pyapp.app._START_SECONDS", 0.0)
+    before = shared()
+    with pytest.raises(EngineDied, match="in time"):
+        await python_app(ECHO).start()
+    assert shared() == before
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_machine_that_has_no_room_for_it_keeps_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    app = python_app(ECHO)
+    before = shared(), descriptors()
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
+    with pytest.raises(OSError, match="unavailable"):
+        await app.start()
+    assert (shared(), descriptors()) == before
+
+
+async def test_closed_while_one_that_died_is_tidied_up_it_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = shared()
+    tidying, stop = asyncio.Event(), _Running.stop
+
+    async def slow(running: _Running) -> None:
+        if not tidying.is_set():
+            tidying.set()
+            await asyncio.Event().wait()
+        await stop(running)
+
+    monkeypatch.setattr(_Running, "stop", slow)
+    app = python_app(ECHO)
+    await app.start()
+    os.kill(app.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        await tidying.wait()
+        assert shared() - before
+        await app.close()
+    assert shared() == before
 
 
 async def test_nothing_is_left_behind() -> None:

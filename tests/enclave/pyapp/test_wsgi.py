@@ -1,5 +1,6 @@
 """The WSGI adapter, held against the standard library's own validator."""
 
+import asyncio
 import sys
 import threading
 from typing import Any
@@ -81,6 +82,45 @@ async def test_a_head_can_be_replaced_before_it_left_and_not_after() -> None:
     assert (await ask(Wsgi(early)))[0] == 500
     with pytest.raises(KeyError):
         await ask(Wsgi(late))
+
+
+async def test_a_reader_that_does_not_read_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.enclave.pyapp.wsgi._SEND_SECONDS", 0.05)
+    closed = threading.Event()
+
+    class Parts(list[bytes]):
+        def close(self) -> None:
+            closed.set()
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return Parts([b"part"])
+
+    one = Wsgi(app, threads=1)
+
+    async def stuck(_scope: Any, receive: Any, _send: Any) -> None:
+        async def send(_message: Any) -> None:
+            await asyncio.Event().wait()
+
+        await one(_scope, receive, send)
+
+    async with asyncio.timeout(20):
+        with pytest.raises(TimeoutError):
+            await ask(stuck)
+        assert closed.is_set()
+        assert (await ask(one))[2] == [b"part"]
+
+
+async def test_a_large_answer_has_its_time_piece_by_piece() -> None:
+    whole = bytes(range(256)) * 1000
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [whole]
+
+    parts = (await ask(Wsgi(app)))[2]
+    assert b"".join(parts) == whole
+    assert max(map(len, parts)) == 1 << 16
 
 
 async def test_an_app_that_never_starts_a_response_fails() -> None:

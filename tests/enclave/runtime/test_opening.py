@@ -1,14 +1,18 @@
+import contextlib
+import errno
 import hashlib
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.enclave.runtime.world import bundle, owned
 
 from cloister.channel.sections import CHUNK
 from cloister.enclave.runtime.opening import SealedBundle, check_bundle
-from cloister.errors import MalformedEvidence, NotTrusted, WrongUse
+from cloister.errors import EngineDied, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import App, parse_launch
 
@@ -29,6 +33,67 @@ def test_each_section_opens_into_memory_that_nobody_can_change(tmp_path: Path) -
                 os.pwrite(descriptor, b"x", 0)
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("call", ["readv", "write"])
+def test_what_another_start_may_mend_is_no_wrong_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A disk that fails, memory that there is not just now: the host starts it again."""
+    content, keys = bundle({"code": CODE})
+    path = tmp_path / "app.cloister"
+    path.write_bytes(content)
+
+    def fail(*_: Any) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with SealedBundle(path) as sealed:
+        monkeypatch.setattr(os, call, fail)
+        with pytest.raises(EngineDied):
+            sealed.open(keys)
+        monkeypatch.undo()
+
+
+def test_closed_while_it_is_opened_it_reads_and_writes_nothing_more(tmp_path: Path) -> None:
+    """The numbers of its descriptors are other files' at once."""
+    content, keys = bundle({"code": CODE, "model": MODEL}, model="toy")
+    path = tmp_path / "app.cloister"
+    path.write_bytes(content)
+    sealed = SealedBundle(path)
+    taken: list[int] = []
+
+    def close(_share: float) -> None:
+        if not taken:
+            sealed.close()
+            taken.extend(os.memfd_create("other") for _ in range(4))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(EngineDied, match="stopped"):
+        sealed.open(keys, close)
+    assert [os.fstat(descriptor).st_size for descriptor in taken] == [0] * 4
+    for descriptor in taken:
+        os.close(descriptor)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before - 1  # the bundle's own
+
+
+def test_closing_waits_for_the_plaintext_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, keys = bundle({"code": CODE})
+    path = tmp_path / "app.cloister"
+    path.write_bytes(content)
+    sealed = SealedBundle(path)
+    closing, alive = threading.Thread(target=sealed.close), []
+
+    def slow(_descriptor: int, view: memoryview) -> int:
+        closing.start()
+        closing.join(0.1)
+        alive.append(closing.is_alive())
+        return len(view)
+
+    monkeypatch.setattr(os, "write", slow)
+    with contextlib.suppress(EngineDied):  # or it was the last of it
+        sealed.open(keys)
+    closing.join()
+    assert alive == [True]
 
 
 def changes(content: bytes) -> dict[str, bytes]:

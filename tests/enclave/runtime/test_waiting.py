@@ -255,6 +255,38 @@ def test_half_a_release_is_none(own: Owned) -> None:
     assert asyncio.run(half()) == 408
 
 
+def test_releases_that_never_end_fill_no_memory_and_the_owners_is_taken_after_them(
+    own: Owned, release: Release
+) -> None:
+    taken: list[Release] = []
+    door = Door("waiting", waiting(own), taken.append)
+
+    async def play() -> None:
+        message = own.message((await knock(door, "GET", EVIDENCE))[1], NONCE, release)
+        ended = asyncio.Event()
+
+        async def receive() -> Any:
+            await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(_message: Any) -> None:
+            pass
+
+        headers = [(b"content-type", b"application/octet-stream")]
+        scope = {"type": "http", "method": "POST", "path": RELEASE, "query_string": b"", "headers": headers}
+        slow = [asyncio.create_task(door(scope, receive, send)) for _ in range(16)]
+        await asyncio.sleep(0)
+        status, body = await knock(door, "POST", RELEASE, message)
+        assert (status, json.loads(body)["type"].rpartition("/")[2]) == (503, "busy")
+        assert (await knock(door, "GET", "/readyz"))[0] == 503
+        ended.set()
+        await asyncio.gather(*slow)
+        assert (await knock(door, "POST", RELEASE, message))[0] == 204
+
+    asyncio.run(play())
+    assert taken == [release]
+
+
 def test_evidence_is_not_made_without_end(own: Owned) -> None:
     door = Door("waiting", waiting(own))
     statuses = [answer(door, "GET", EVIDENCE)[0] for _ in range(40)]

@@ -107,7 +107,8 @@ class PythonApp:
     async def start(self) -> None:
         """Returns when the app has been imported and its lifespan has begun.
 
-        Raises: WrongUse when it cannot start or be confined; OSError when the machine has no room for it.
+        Raises: WrongUse when it cannot start or be confined; EngineDied when that takes too long; OSError when the machine
+        has no room for it.
         """
         self._running = await _Running.start(self._config, self._tell, self._dial)
         self._keeper = asyncio.create_task(self._keep())
@@ -152,12 +153,16 @@ class PythonApp:
         while self._running is not None:
             await self._running.process.wait()
             dead, self._running = self._running, None
-            await dead.stop()
+            try:
+                await dead.stop()
+            except asyncio.CancelledError:
+                await dead.stop()  # nobody else knows of it, and what it leaves holds code and secrets
+                raise
             while self._running is None:
                 crashes.append(loop.time())
                 often = len(crashes) == _CRASH_LOOP and loop.time() - crashes[0] < _CRASH_WINDOW
                 await asyncio.sleep(_LONGEST_DELAY if often else 0.1 * len(crashes))
-                with contextlib.suppress(WrongUse, OSError):  # OSError: the machine has no room for it just now
+                with contextlib.suppress(WrongUse, EngineDied, OSError):  # the last: there is no room for it just now
                     self._running = await _Running.start(self._config, self._tell, self._dial)
 
 
@@ -206,19 +211,26 @@ class _Running:
 
     @classmethod
     async def start(cls, config: AppConfig, tell: Tell | None, dial: Dial) -> "_Running":
-        """Raises: WrongUse, OSError."""
+        """Raises: WrongUse, EngineDied, OSError."""
         targets = parse_targets(config.egress) if config.confined else ()
         events, their_events = socket.socketpair()
         requests, their_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         folder = "" if config.confined else tempfile.mkdtemp(prefix=f"cloister-app-{os.getpid()}-", dir="/dev/shm")
-        with their_events, their_requests:
-            given = (their_events.fileno(), their_requests.fileno())
-            process = await asyncio.create_subprocess_exec(
-                *_argv(_RUN),
-                *map(str, given),
-                pass_fds=(*given, *config.files.values()),
-                **(_QUIET if tell is None else _QUIET | _PUBLIC),
-            )
+        try:
+            with their_events, their_requests:
+                given = (their_events.fileno(), their_requests.fileno())
+                process = await asyncio.create_subprocess_exec(
+                    *_argv(_RUN),
+                    *map(str, given),
+                    pass_fds=(*given, *config.files.values()),
+                    **(_QUIET if tell is None else _QUIET | _PUBLIC),
+                )
+        except BaseException:
+            events.close()
+            requests.close()
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         running = cls(process, events, requests, folder, Egress(dial))
         if tell is not None and process.stdout is not None:
             running.telling = asyncio.create_task(_pass_on(process.stdout, tell))
@@ -230,7 +242,8 @@ class _Running:
         except BaseException as error:
             await running.stop()
             if isinstance(error, TimeoutError):
-                raise WrongUse("The app did not start in time.", step="app") from None
+                hint = "Try it with `cloister test`."
+                raise EngineDied("The app did not start in time.", step="app", hint=hint) from None
             raise
         return running
 

@@ -14,6 +14,9 @@ __all__ = ["Wsgi"]
 
 THREADS = 32
 """Requests that run at the same time; others wait."""
+_PIECE = 1 << 16
+_SEND_SECONDS = 60.0
+"""For which so many bytes of an answer may wait for their reader. Then it breaks off, and its thread is another request's."""
 
 
 class Wsgi:
@@ -42,7 +45,9 @@ class Wsgi:
 
 
 async def _awaited(send: Send, message: Message) -> None:
-    await send(message)
+    """Raises: TimeoutError."""
+    async with asyncio.timeout(_SEND_SECONDS):
+        await send(message)
 
 
 class _Call:
@@ -88,7 +93,8 @@ class _Call:
 
     def _write(self, part: bytes) -> None:
         self._begin()
-        self._tell({"type": "http.response.body", "body": part, "more_body": True})
+        for at in range(0, len(part), _PIECE):
+            self._tell({"type": "http.response.body", "body": part[at : at + _PIECE], "more_body": True})
 
 
 def environ(scope: dict[str, Any], body: bytes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cloister.enclave.llm.tenants import ApiKey
 from cloister.enclave.pyapp.app import AppConfig, PythonApp
 from cloister.enclave.pyapp.words import Tell
 from cloister.enclave.runtime.opening import SealedBundle
-from cloister.errors import EngineLoading, WrongUse
+from cloister.errors import EngineDied, EngineLoading, WrongUse
 from cloister.evidence.bundle import Manifest
 from cloister.evidence.statement import EngineStatement, ModelStatement
 
@@ -173,7 +173,7 @@ class Python:
 
 
 async def wait_healthy(app: Inner, path: str, seconds: float = _HEALTH_SECONDS) -> None:
-    """Until a GET of `path` is answered with 2xx. Raises: WrongUse when it never is."""
+    """Until a GET of `path` is answered with 2xx. Raises: EngineDied when it never is: another start may go better."""
     status = 0
     try:
         async with asyncio.timeout(seconds):
@@ -181,7 +181,10 @@ async def wait_healthy(app: Inner, path: str, seconds: float = _HEALTH_SECONDS) 
                 await asyncio.sleep(_HEALTH_PAUSE)
     except TimeoutError:
         got = f"status {status}" if status else "no answer"
-        raise WrongUse("The app does not become healthy.", step="health", expected="2xx", got=got) from None
+        hint = "Try it with `cloister test`."
+        raise EngineDied(
+            "The app does not become healthy.", step="health", expected="2xx", got=got, hint=hint
+        ) from None
 
 
 async def _status(app: Inner, path: str) -> int:

@@ -37,6 +37,8 @@ _LIFE = 3600
 """Seconds for which one statement is valid; half of it is used for new nonces."""
 _MOST_NONCES = 4096
 _RELEASE_SECONDS = 30.0
+_READ_AT_ONCE = 16
+"""Releases that are read at the same time: each may have 1 MiB, and anybody may send one."""
 
 _OURS = "https://cloister.invalid/problems/"
 NOT_SERVING = Problem(503, _OURS + "not-serving", "This enclave waits for its owner, or its time is over.", close=True)
@@ -161,6 +163,7 @@ class Door:
         self._waiting = waiting
         self._released = released
         self._quotes = Ration()
+        self._reading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -203,7 +206,7 @@ class Door:
         if dict(scope["headers"]).get(b"content-type", b"").strip().lower() != _MEDIA_TYPE:
             await RELEASE_TYPE.answer(send)
             return
-        message = await read_body(receive, MAX_RELEASE, RELEASE_SIZE)
+        message = await self._read(receive)
         if isinstance(message, Problem):
             await message.answer(send)
             return
@@ -217,6 +220,15 @@ class Door:
             self._released(release)
             await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
             await send({"type": "http.response.body", "body": b""})
+
+    async def _read(self, receive: Receive) -> bytes | Problem:
+        if self._reading >= _READ_AT_ONCE:
+            return problems.BUSY
+        self._reading += 1
+        try:
+            return await read_body(receive, MAX_RELEASE, RELEASE_SIZE)
+        finally:
+            self._reading -= 1
 
 
 async def read_body(receive: Receive, most: int, too_large: Problem) -> bytes | Problem:
