@@ -1,4 +1,5 @@
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from cloister.errors import (
     VerificationFailed,
     WrongUse,
 )
-from cloister.host.process import EnclaveProcess
+from cloister.host.process import EnclaveProcess, listen
 
 
 @pytest.mark.parametrize("name", ["runpy", "cloister", "json", "httptools", "sitecustomize", "usercustomize"])
@@ -57,3 +58,11 @@ def test_what_the_enclave_says_went_wrong_is_raised_as_what_it_was(
         enclave.wait_ready()
     assert type(caught.value) is kind
     assert (caught.value.message, caught.value.hint, caught.value.step) == ("The policy.", "Mend it.", "group")
+
+
+def test_what_is_accepted_sends_small_pieces_at_once() -> None:
+    """Otherwise the second one waits 40 ms for the other side to say that it has the first."""
+    with listen("127.0.0.1", 0) as sock, socket.create_connection(sock.getsockname()):
+        accepted, _ = sock.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

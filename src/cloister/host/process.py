@@ -46,10 +46,14 @@ _FAILURES: dict[str, type[CloisterError]] = {
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound, listening TCP socket (port 0: any free one). Raises WrongUse when the port is taken."""
+    """A bound, listening TCP socket (port 0: any free one), whose connections send small pieces at once. Raises WrongUse when
+    the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+    )  # inherited; asyncio sets it only where the protocol is named
     try:
         sock.bind((host, port))
         sock.listen(1024)
