@@ -16,11 +16,11 @@ from tests.host.stage import GIB, FakeBackend
 from typer.testing import Result
 
 from cloister.cli import deployments, image_gramine
-from cloister.cli.deploy import _limits
+from cloister.cli.deploy import _follow, _limits
 from cloister.cli.deployments import Deployment
 from cloister.cli.image_gramine import Image
 from cloister.enclave.boot import EnclaveConfig, parse_config
-from cloister.errors import WrongUse
+from cloister.errors import EngineDied, WrongUse
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.verify import Policy, parse_policy
@@ -169,6 +169,30 @@ def test_a_secret_without_a_value_is_said_before_anything_leaves(
     assert done.exit_code == 2
     assert "WORD" in done.stderr
     assert served.stage.bundles.stored == 0
+
+
+class Told:
+    """A host that tells one state after the other."""
+
+    def __init__(self, *states: tuple[str, int, str]) -> None:
+        self.apps = [{"name": "words", "state": state, "starts": n, "detail": detail} for state, n, detail in states]
+
+    def app(self, name: str) -> str:
+        return name
+
+    def get(self, _path: str) -> dict[str, Any]:
+        return self.apps.pop(0)
+
+
+def test_an_app_that_ends_after_its_release_is_told_and_not_released_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may never be ready, and the host would start it without end."""
+    monkeypatch.setattr("cloister.cli.deploy._POLL", 0.0)
+    released: list[Any] = []
+    never = ("opening", 1, ""), ("restarting", 1, "The app does not become healthy."), ("waiting", 2, "")
+    client = Told(("starting", 1, ""), ("restarting", 1, "No room."), ("waiting", 1, ""), *never)
+    with pytest.raises(EngineDied, match="does not become healthy"):
+        _follow(client, client.get(""), 60.0, released.append)  # type: ignore[arg-type]
+    assert len(released) == 1
 
 
 def test_a_tier_is_a_word_for_a_size(deploy: Callable[..., Result], served: Served) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from cloister.cli import deployments
 from cloister.enclave.machine import Disks, parse_line
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import parse_launch
@@ -36,7 +37,7 @@ def test_the_disks_are_what_the_image_takes(write: Callable[..., Result], tmp_pa
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     disks = tmp_path / "disks"
-    assert sorted(path.name for path in disks.iterdir()) == ["boot.raw", "data.raw"]
+    assert sorted(path.name for path in disks.iterdir()) == ["boot.raw", "data.raw", "policy.toml"]
     devices = tmp_path / "devices"
     for name, disk in (("vda", "boot.raw"), ("vdb", "data.raw")):
         (devices / name).mkdir(parents=True)
@@ -52,6 +53,7 @@ def test_the_disks_are_what_the_image_takes(write: Callable[..., Result], tmp_pa
     assert parse_bundle_head(bundle).sha256 == launch.app.sha256
     assert "ab" * 48 in Path(told["policy"]).read_text()
     assert f"--policy {told['policy']} --watch " in told["release"][1]
+    assert list(deployments._folder().iterdir()) == []  # what runs on a host under that name is another matter
 
 
 def test_each_writing_is_a_release_of_its_own(write: Callable[..., Result]) -> None:

@@ -167,31 +167,21 @@ def test_the_broker_of_the_launch_config_signs_and_what_decides_is_asked_after_t
     assert len(asked) == 2  # not of the one that did not verify
 
 
-def test_an_enclave_that_starts_still_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloister.owner.provision._PAUSE", 0.0)
-    enclave = Enclave(genuine(world), busy=3)
-    with enclave.client() as client:
-        provision(
-            URL, policy=policy(world), owner=OWNER, release=RELEASE, client=client, patience=30.0, clock=lambda: NOW
-        )
-    assert len(enclave.posted) == 1
-    with pytest.raises(ConnectionFailed):
-        hand_over(world, Enclave(genuine(world), busy=3))
-
-
-def test_an_enclave_that_reads_others_releases_is_asked_again_with_the_same_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("state", "posts"), [({"busy": 3}, 1), ({"full": 3}, 4)], ids=["starting", "full"])
+def test_an_enclave_that_starts_still_or_reads_others_releases_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch, state: dict[str, int], posts: int
 ) -> None:
     monkeypatch.setattr("cloister.owner.provision._PAUSE", 0.0)
-    enclave = Enclave(genuine(world), full=3)
+    enclave = Enclave(genuine(world), **state)
     with enclave.client() as client:
         provision(
             URL, policy=policy(world), owner=OWNER, release=RELEASE, client=client, patience=30.0, clock=lambda: NOW
         )
-    assert len(enclave.posted) == 4
-    assert len(set(enclave.posted)) == 1
-    with pytest.raises(ConnectionFailed, match="did not get through"):
-        hand_over(world, Enclave(genuine(world), full=3))
+    assert len(enclave.posted) == posts
+    assert len(set(enclave.posted)) == 1  # the same one each time
+    with pytest.raises(ConnectionFailed) as caught:
+        hand_over(world, Enclave(genuine(world), **state))
+    assert ("did not get through" in caught.value.message) == (posts > 1)
 
 
 @pytest.mark.parametrize(

@@ -541,6 +541,8 @@ def assert_they_say_the_same(terminal: str, panel: str, told: dict[str, Any]) ->
     texts += [row[name] for row in explained["forecast"] for name in ("when", "date", "word")]
     texts += [row["what"][:59] for row in explained["forecast"]]
     assert [text for text in texts if text not in flat] == []
+    lines = (told.get("error") or {}).get("policy_change", "").splitlines()
+    assert [line for line in lines if flattened(line) not in flat] == []
     steps = steps_of(terminal)
     assert steps.keys() == {(step["result"], step["step"]) for step in explained["steps"]}
     for step in explained["steps"]:

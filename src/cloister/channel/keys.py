@@ -379,7 +379,8 @@ def _after(secret: EpochSecret, seconds: int, entropy: Entropy) -> EpochSecret:
 
 
 def _another_chain(number: int, starts: int, entropy: Entropy) -> EpochSecret:
-    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers."""
+    """With a number from there on that is drawn, so that two replicas' new chains seldom share key identifiers, and that is
+    none of an epoch before it which still lives: no request need be tried with two keys of one replica's own."""
     return begin_chain(number + entropy(1)[0] % (_KEY_NUMBERS - _MAX_EPOCHS), starts, entropy)
 
 

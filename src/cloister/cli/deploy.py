@@ -237,6 +237,14 @@ def _follow(
                 hint=f"cloister logs {app['name']}",
                 step="deploy",
             )
+        if (
+            state == "restarting" and released
+        ):  # it was not ready in time, say: with another release it would be no better
+            raise EngineDied(
+                f"The app ended before it was ready. {output.one_line(str(app['detail']), 300)}",
+                hint=f"cloister logs {app['name']}; then `cloister restart`.",
+                step="deploy",
+            )
         if state != told:
             output.note(f"{output.one_line(state, 20)}  {output.one_line(str(app['detail']))}", "dim")
             told = state

@@ -38,7 +38,16 @@ from cloister.owner.provision import contents
 from cloister.sim import Device, measure
 from cloister.verify import Policy
 
-__all__ = ["Deployment", "Wishes", "load_record", "prepare", "prepare_public", "release_for", "save_record"]
+__all__ = [
+    "Deployment",
+    "Wishes",
+    "load_record",
+    "prepare",
+    "prepare_public",
+    "release_for",
+    "save_record",
+    "write_policy",
+]
 
 _UNCONFINED = "app-unconfined"
 
@@ -224,7 +233,7 @@ def save_record(deployment: Deployment, host: str) -> None:
     to release. Raises: OSError."""
     if deployment.bundle is None or deployment.folder is None:
         if deployment.policy.simulator_root is None:
-            _write_policy(deployment)
+            write_policy(deployment, deployment.policy_file)
         return
     members = {
         "v": 1,
@@ -237,13 +246,14 @@ def save_record(deployment: Deployment, host: str) -> None:
         "api_keys": None if deployment.api_keys is None else str(deployment.api_keys),
     }
     write_private(_folder() / f"{deployment.name}.json", json.dumps(members, indent=1).encode())
-    _write_policy(deployment)
+    write_policy(deployment, deployment.policy_file)
 
 
-def _write_policy(deployment: Deployment) -> None:
+def write_policy(deployment: Deployment, path: Path) -> None:
+    """What a client needs to know. Raises: OSError."""
     root = state_directory() / "sim-root.pem" if deployment.policy.simulator_root is not None else None
     text = to_toml(deployment.policy, comment=f"Everything that is known of {deployment.name}, as deployed.", root=root)
-    write_file(deployment.policy_file, text)
+    write_file(path, text)
 
 
 def load_record(name: str, host: str, policy: Path | None) -> Deployment | None:

@@ -201,7 +201,7 @@ def policy(
 
 def boot(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where cloister.toml is.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="For boot.raw and data.raw.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="For boot.raw, data.raw and policy.toml.")],
     broker: Annotated[
         str, typer.Option("--broker", metavar="KEY", help="Who releases it: from `cloister broker init`.")
     ],

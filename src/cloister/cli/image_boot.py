@@ -6,18 +6,15 @@ import shutil
 from pathlib import Path
 
 from cloister.cli import output
-from cloister.cli.deployments import Deployment, Wishes, prepare, save_record
+from cloister.cli.deployments import Deployment, Wishes, prepare, write_policy
 from cloister.errors import WrongUse
 from cloister.host.qemu import GUEST_PORT, SECTOR, BootLine
 
 __all__ = ["write_disks"]
 
-_NOWHERE = "image"
-"""In the place of a host's address: `cloister restart` finds no such deployment."""
-
 
 def write_disks(folder: Path, wishes: Wishes, out: Path, *, as_json: bool) -> None:
-    """Packages the app as `deploy` does, counts one release more, and keeps the deployment's policy.
+    """Packages the app as `deploy` does, and counts one release more. The deployment's policy is written beside the disks.
 
     Raises: WrongUse; what `prepare` raises.
     """
@@ -28,17 +25,18 @@ def write_disks(folder: Path, wishes: Wishes, out: Path, *, as_json: bool) -> No
     try:
         out.mkdir(parents=True, exist_ok=True)
         boot, data = _write(made, out)
-        save_record(made, _NOWHERE)
+        policy = out / "policy.toml"
+        write_policy(made, policy)
     except OSError as error:
         raise WrongUse(f"{out} cannot be written.", got=error.strerror) from error
     address = f"http://ADDRESS:{GUEST_PORT}"
     told = {
         "boot": str(boot),
         "data": str(data),
-        "policy": str(made.policy_file),
+        "policy": str(policy),
         "release": [
             f"cloister broker add {made.name} {folder}",
-            f"cloister broker serve --policy {made.policy_file} --watch {address}",
+            f"cloister broker serve --policy {policy} --watch {address}",
         ],
         "url": f"{address}/{made.fragment}",
     }
@@ -47,7 +45,7 @@ def write_disks(folder: Path, wishes: Wishes, out: Path, *, as_json: bool) -> No
         return
     output.line(f"boot    {boot}")
     output.line(f"data    {data}")
-    output.line(f"policy  {made.policy_file}")
+    output.line(f"policy  {policy}")
     output.note("Attach both, read-only, to a machine that boots the image; then, where the broker's key is:")
     for line in told["release"]:
         output.line(line)

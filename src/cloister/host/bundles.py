@@ -218,6 +218,7 @@ class Bundles:
 
     def _find(self, sha256: str) -> Upload | None:
         whole = self._folder / sha256
+        # The part is looked for first: it may become the whole one meanwhile, and never the other way.
         part = next((upload for upload in self._all() if upload.sha256 == sha256 and not upload.complete), None)
         return _found(whole) or part
 

@@ -46,8 +46,9 @@ _AT_LINE = re.compile(r"\(at line (\d+)")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppFile:
     """`folder` holds the file, and its paths are relative to it. `entry` is `module:variable`, "" for the built-in app, which
-    has a `model`. `python`: the minor version that its requirements are fetched for, "" as the platform has it. `expiry` in seconds after the release, None: never. `settings` go into the app's environment, and so do
-    the secrets, of which only the names stand here. `logs`: whether what the app writes to its standard output is published."""
+    has a `model`. `python`: the minor version that its requirements are fetched for, "" as the platform has it. `expiry` in
+    seconds after the release, None: never. `settings` go into the app's environment, and so do the secrets, of which only the
+    names stand here. `logs`: whether what the app writes to its standard output is published."""
 
     folder: Path
     name: str

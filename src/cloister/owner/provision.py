@@ -95,8 +95,8 @@ def provision(
     clock: Callable[[], float] = time.time,
 ) -> VerifiedProvision:
     """Waits up to `patience` seconds for the enclave at `url`, verifies it, and hands over the release, again and again while
-    the enclave is busy with others. Nothing of it leaves before the verification, and only its sealed form after. `clock` gives Unix seconds. `release` may be what decides about
-    the enclave that was verified, by what it returns or raises.
+    the enclave is busy with others. Nothing of it leaves before the verification, and only its sealed form after. `clock`
+    gives Unix seconds. `release` may be what decides about the enclave that was verified, by what it returns or raises.
 
     Raises: VerificationFailed and what else `verify` raises; NotTrusted when the enclave refuses; ConnectionFailed.
     """

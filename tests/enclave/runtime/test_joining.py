@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.enclave.runtime.slow import Slow
 from tests.verify.world import MEASUREMENT, OTHER_OWNER, OWNER
 
-from cloister.channel.group import Admission, Join, Request, parse_admission, parse_request, seal_secrets
+from cloister.channel.group import MAX_MESSAGE, Admission, Join, Request, parse_admission, parse_request, seal_secrets
 from cloister.channel.hpke import KEM_XWING, generate
 from cloister.channel.keys import GroupRing, KeyRing
 from cloister.enclave.attestation import Attestation, Runs, Witness
@@ -760,28 +761,22 @@ def test_a_policy_without_measurements_is_none_for_a_group(site: Site) -> None:
         site.replica(policy=without)
 
 
-def test_messages_that_never_end_do_not_shut_the_door(site: Site) -> None:
+def test_messages_that_never_end_do_not_shut_the_door(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloister.enclave.runtime.bodies._LARGEST_AT_ONCE", 2)
+
     async def play() -> None:
         member = Entrance(await founded(site), behind)
-        ended = asyncio.Event()
-
-        async def receive() -> Any:
-            await ended.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            pass
-
-        headers = [(b"content-type", b"application/octet-stream")]
-        scope: Any = {"type": "http", "method": "POST", "path": f"{GROUP_PATH}/admit", "headers": headers}
-        slow = [asyncio.create_task(member(scope, receive, send)) for _ in range(15)]
+        admit = f"{GROUP_PATH}/admit"
+        idle, large = Slow(), Slow(bytes(MAX_MESSAGE))
+        slow = [asyncio.create_task(idle.ask(member, admit)) for _ in range(5)]
         await asyncio.sleep(0)
-        assert (await knock(member, "POST", f"{GROUP_PATH}/admit", b"junk"))[0] == 400
-        slow.append(asyncio.create_task(member(scope, receive, send)))
+        assert (await knock(member, "POST", admit, b"junk"))[0] == 400
+        slow += [asyncio.create_task(large.ask(member, admit)) for _ in range(2)]
         await asyncio.sleep(0)
-        assert (await knock(member, "POST", f"{GROUP_PATH}/admit", b"junk"))[0] == 503
+        assert (await knock(member, "POST", admit, b"junk"))[0] == 503
         assert (await knock(member, "POST", f"{GROUP_PATH}/challenge"))[0] == 200
-        ended.set()
+        large.end()
+        idle.end()
         await asyncio.gather(*slow)
 
     run(play())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.enclave.runtime.slow import Slow
 from tests.enclave.runtime.world import Hardware, Owned, owned, statement_of
 
 from cloister.channel.release import MAX_RELEASE, Release
@@ -263,25 +264,19 @@ def test_releases_that_never_end_fill_no_memory_and_the_owners_is_taken_after_th
 
     async def play() -> None:
         message = own.message((await knock(door, "GET", EVIDENCE))[1], NONCE, release)
-        ended = asyncio.Event()
-
-        async def receive() -> Any:
-            await ended.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            pass
-
-        headers = [(b"content-type", b"application/octet-stream")]
-        scope = {"type": "http", "method": "POST", "path": RELEASE, "query_string": b"", "headers": headers}
-        slow = [asyncio.create_task(door(scope, receive, send)) for _ in range(16)]
+        large = Slow(bytes(MAX_RELEASE))
+        slow = [asyncio.create_task(large.ask(door, RELEASE)) for _ in range(16)]
         await asyncio.sleep(0)
         status, body = await knock(door, "POST", RELEASE, message)
         assert (status, json.loads(body)["type"].rpartition("/")[2]) == (503, "busy")
         assert (await knock(door, "GET", "/readyz"))[0] == 503
-        ended.set()
+        large.end()
+        idle = Slow()
+        slow += [asyncio.create_task(idle.ask(door, RELEASE)) for _ in range(100)]
+        await asyncio.gather(*slow[:16])
+        assert (await knock(door, "POST", RELEASE, message))[0] == 204  # who sends nothing keeps nobody out
+        idle.end()
         await asyncio.gather(*slow)
-        assert (await knock(door, "POST", RELEASE, message))[0] == 204
 
     asyncio.run(play())
     assert taken == [release]

@@ -11,9 +11,10 @@ from cloister.channel.group import MAX_MESSAGE
 from cloister.channel.keys import KeyRing, replica_of
 from cloister.enclave.gateway import problems
 from cloister.enclave.gateway.problems import Problem
+from cloister.enclave.runtime.bodies import Bodies
 from cloister.enclave.runtime.joining import Group
 from cloister.enclave.runtime.ration import Ration
-from cloister.enclave.runtime.waiting import Door, read_body, reply
+from cloister.enclave.runtime.waiting import Door, reply
 from cloister.errors import CloisterError, Malformed, NotTrusted
 
 __all__ = ["GROUP_PATH", "Entrance"]
@@ -23,8 +24,6 @@ GROUP_PATH = "/.well-known/cloister-group"
 _MEDIA_TYPE = b"application/octet-stream"
 _AT_ONCE = 4
 """Messages that are judged at the same time."""
-_READ_AT_ONCE = 16
-"""Messages that are read at the same time, for half a minute each: each may have 4 MiB."""
 _CHALLENGE = "/challenge"
 """The step that needs no message."""
 
@@ -46,7 +45,8 @@ class Entrance:
         self._make = gateway
         self._gateway: App | None = None
         self._ration = Ration()
-        self._reading = self._busy = 0
+        self._bodies = Bodies(MAX_MESSAGE, MESSAGE_SIZE)
+        self._busy = 0
         self._steps: dict[str, Callable[[bytes], Awaitable[bytes]]] = {
             _CHALLENGE: self._challenge,
             "/request": group.request,
@@ -82,20 +82,11 @@ class Entrance:
         elif not self._ration.take():
             await problems.BUSY.answer(send)
         else:
-            message = b"" if step == _CHALLENGE else await self._read(receive)
+            message = b"" if step == _CHALLENGE else await self._bodies.read(receive)
             if isinstance(message, Problem):
                 await message.answer(send)
             else:
                 await self._do(work, message, send)
-
-    async def _read(self, receive: Receive) -> bytes | Problem:
-        if self._reading >= _READ_AT_ONCE:
-            return problems.BUSY
-        self._reading += 1
-        try:
-            return await read_body(receive, MAX_MESSAGE, MESSAGE_SIZE)
-        finally:
-            self._reading -= 1
 
     async def _do(self, work: Callable[[bytes], Awaitable[bytes]], message: bytes, send: Send) -> None:
         if self._busy >= _AT_ONCE:

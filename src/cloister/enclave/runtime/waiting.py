@@ -5,7 +5,6 @@ that in hardware), for this enclave's statement and a nonce that evidence was ma
 a second owner, and a message played again, find nobody who could open theirs.
 """
 
-import asyncio
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from cloister.channel.release import MAX_RELEASE, Context, Release, nonce_of, op
 from cloister.enclave.attestation import Witness
 from cloister.enclave.gateway import problems
 from cloister.enclave.gateway.problems import Problem
+from cloister.enclave.runtime.bodies import Bodies
 from cloister.enclave.runtime.ration import Ration
 from cloister.errors import CloisterError, Malformed, MalformedEvidence, NotTrusted
 from cloister.evidence.bundle import Manifest
@@ -28,7 +28,7 @@ from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.evidence.statement import EngineStatement, Statement
 from cloister.evidence.strict_json import from_b64url
 
-__all__ = ["RELEASE_PATH", "Door", "Waiting", "read_body", "reply"]
+__all__ = ["RELEASE_PATH", "Door", "Waiting", "reply"]
 
 RELEASE_PATH = "/.well-known/cloister-release"
 _EVIDENCE_PATH = "/.well-known/cloister-attestation"
@@ -36,9 +36,6 @@ _MEDIA_TYPE = b"application/octet-stream"
 _LIFE = 3600
 """Seconds for which one statement is valid; half of it is used for new nonces."""
 _MOST_NONCES = 4096
-_RELEASE_SECONDS = 30.0
-_READ_AT_ONCE = 16
-"""Releases that are read at the same time: each may have 1 MiB, and anybody may send one."""
 
 _OURS = "https://cloister.invalid/problems/"
 NOT_SERVING = Problem(503, _OURS + "not-serving", "This enclave waits for its owner, or its time is over.", close=True)
@@ -163,7 +160,7 @@ class Door:
         self._waiting = waiting
         self._released = released
         self._quotes = Ration()
-        self._reading = 0
+        self._bodies = Bodies(MAX_RELEASE, RELEASE_SIZE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -206,7 +203,7 @@ class Door:
         if dict(scope["headers"]).get(b"content-type", b"").strip().lower() != _MEDIA_TYPE:
             await RELEASE_TYPE.answer(send)
             return
-        message = await self._read(receive)
+        message = await self._bodies.read(receive)
         if isinstance(message, Problem):
             await message.answer(send)
             return
@@ -220,34 +217,6 @@ class Door:
             self._released(release)
             await send({"type": "http.response.start", "status": 204, "headers": [(b"cache-control", b"no-store")]})
             await send({"type": "http.response.body", "body": b""})
-
-    async def _read(self, receive: Receive) -> bytes | Problem:
-        if self._reading >= _READ_AT_ONCE:
-            return problems.BUSY
-        self._reading += 1
-        try:
-            return await read_body(receive, MAX_RELEASE, RELEASE_SIZE)
-        finally:
-            self._reading -= 1
-
-
-async def read_body(receive: Receive, most: int, too_large: Problem) -> bytes | Problem:
-    """A message of at most `most` bytes that came whole within half a minute; what to answer where it did not."""
-    content = bytearray()
-    more = True
-    try:
-        async with asyncio.timeout(_RELEASE_SECONDS):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return problems.LATE
-                content += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(content) > most:
-                    return too_large
-    except TimeoutError:
-        return problems.LATE
-    return bytes(content)
 
 
 def _nonce(query: bytes) -> bytes | None:

@@ -1,4 +1,8 @@
-from cloister.enclave.llm.llama.sequences import Sequences, common_prefix
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.enclave.llm.llama.sequences import Sequences, common_prefix, divide
 
 ALICE, BOB = b"a" * 32, b"b" * 32
 
@@ -124,3 +128,35 @@ def test_the_last_sequence_left_is_taken_over_for_what_it_shares() -> None:
     kept = keep(sequences, ALICE, [1, 2, 3, 4, 5, 6])
     place = sequences.place(ALICE, [1, 2, 7], 10, {})
     assert (place.sequence, place.evict, place.source, place.reused) == (kept, (), kept, 2)
+
+
+def cost(group: range, held: dict[int, int], cell: float) -> float:
+    return 1 + len(group) * (0.1 + (max(held[at] for at in group) // 64 + 1) * 64 * cell)
+
+
+def divisions(running: list[int]) -> list[list[range]]:
+    if not running:
+        return [[]]
+    return [
+        [range(running[0], running[end - 1] + 1), *rest]
+        for end in range(1, len(running) + 1)
+        for rest in divisions(running[end:])
+    ]
+
+
+@given(
+    st.lists(st.integers(0, 11), min_size=1, max_size=7, unique=True).map(sorted),
+    st.lists(st.sampled_from([0, 3, 63, 64, 500, 4000]), min_size=12, max_size=12),
+    st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]),
+)
+def test_of_all_divisions_the_cheapest_is_taken(running: list[int], cells: list[int], cell: float) -> None:
+    held = dict(enumerate(cells))
+    found = divide(running, held, cell=cell, most=8192)
+    assert [at for group in found for at in running if at in group] == running
+    cheapest = min(sum(cost(group, held, cell) for group in groups) for groups in divisions(running))
+    assert sum(cost(group, held, cell) for group in found) == pytest.approx(cheapest)
+
+
+def test_what_has_no_room_for_a_row_is_never_between_two() -> None:
+    assert divide([0, 2], {0: 1, 1: 9, 2: 1}, cell=0.0, most=10) == [range(3)]
+    assert divide([0, 2], {0: 1, 1: 10, 2: 1}, cell=0.0, most=10) == [range(1), range(2, 3)]

@@ -29,7 +29,7 @@ from cloister.enclave.llm.engine import Delta, Done, Event, Sampling, Started
 from cloister.enclave.llm.grammar import Grammar
 from cloister.enclave.llm.llama.model import AbortedError, Model
 from cloister.enclave.llm.llama.sampling import Sampler, logprob_of
-from cloister.enclave.llm.llama.sequences import Sequences, common_prefix
+from cloister.enclave.llm.llama.sequences import Sequences, common_prefix, divide
 from cloister.enclave.llm.llama.text import TextStream
 from cloister.errors import CloisterError, WrongUse
 
@@ -60,10 +60,6 @@ before it (measured at depth 3,000: 63 rows 4.8 s, 64 rows 0.6 s)."""
 _SMALLEST_PARTED = 32
 """Rows, where the cache has a part for each stream: there llama.cpp does without flash attention, and few rows are cheap."""
 _DEEP = 512
-_ROW = 0.1
-"""What one row more costs beside its attention, where reading the weights costs 1."""
-_PADDING = 64
-"""Cells: llama.cpp, as it is patched here, looks at whole ones of these (docs/adr/0014)."""
 _GROWTH = 256
 """Cells that a stream reserves beyond what it holds. Most answers end long before the most that they might become."""
 
@@ -385,43 +381,19 @@ class DecodeLoop:
             self._next_token(stream, places[stream.sequence])
 
     def _groups(self, running: Sequence[_Stream]) -> list[tuple[list[_Stream], list[tuple[int, int]]]]:
-        """Who had better be evaluated together, and with which fillers: sequences in between, and how many cells they hold.
-
-        llama.cpp evaluates parts of the cache together only where they are neighbours, and then each as deep as the
-        deepest; for every group it reads the weights anew. A row in a gap, that is forgotten again, costs less than that,
-        unless what is kept there is long. Of all divisions the one that costs least.
-        """
+        """Who is evaluated together, and with which fillers: sequences in between, and how many cells they hold."""
         if not self._model.parted or len(running) < 2:
             return [(list(running), [])] if running else []
-        ordered = sorted(running, key=lambda stream: stream.sequence)
+        streams = {stream.sequence: stream for stream in running}
         own = {stream.sequence: stream.past for stream in self._streams.values()}
-        lowest, highest = ordered[0].sequence, ordered[-1].sequence
-        held = {at: own[at] if at in own else self._sequences.held(at) for at in range(lowest, highest + 1)}
+        between = range(min(streams), max(streams) + 1)
+        held = {at: own[at] if at in own else self._sequences.held(at) for at in between}
         cell = self._model.cell_size / self._model.weights_size
-        pasts = [stream.past for stream in ordered]
-        if len(held) == len(ordered) and len(held) * (max(pasts) - min(pasts) + _PADDING) * cell <= 1:
-            return [(ordered, [])]  # what is saved by any division is less than what it costs
-        best: list[tuple[float, int]] = [
-            (0.0, 0)
-        ]  # of the first streams: what they cost, and where the last group begins
-        for end in range(1, len(ordered) + 1):
-            depth, at, choices = 0, ordered[end - 1].sequence + 1, list[tuple[float, int]]()
-            for begin in range(end - 1, -1, -1):
-                first = ordered[begin].sequence
-                depth, at = max(depth, *(held[one] for one in range(first, at))), first
-                if depth >= self._model.context_length:
-                    break
-                rows, cells = ordered[end - 1].sequence - first + 1, (depth // _PADDING + 1) * _PADDING
-                choices.append((best[begin][0] + 1 + rows * (_ROW + cells * cell), begin))
-            best.append(min(choices))
-        groups, end = list[tuple[list[_Stream], list[tuple[int, int]]]](), len(ordered)
-        while end:
-            begin = best[end][1]
-            group, end = ordered[begin:end], begin
-            taken = {stream.sequence for stream in group}
-            gaps = [one for one in range(group[0].sequence, group[-1].sequence) if one not in taken]
-            groups.append((group, [(one, held[one]) for one in gaps]))
-        return groups[::-1]
+        groups = divide(sorted(streams), held, cell=cell, most=self._model.context_length)
+        return [
+            ([streams[at] for at in group if at in streams], [(at, held[at]) for at in group if at not in streams])
+            for group in groups
+        ]
 
     def _prefill(self) -> None:
         """One chunk: the prompt whose turn it is, and, if room is left, the beginning of the next ones."""

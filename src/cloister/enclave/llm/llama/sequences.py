@@ -4,10 +4,15 @@ Pure bookkeeping: it names sequences and counts cells; the loop carries out what
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Place", "Sequences", "common_prefix"]
+__all__ = ["Place", "Sequences", "common_prefix", "divide"]
+
+_ROW = 0.1
+"""What one row more costs beside its attention, where reading the weights costs 1."""
+_PADDING = 64
+"""Cells: llama.cpp, as it is patched here, looks at whole ones of these (docs/adr/0014)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,3 +162,33 @@ def common_prefix(one: Sequence[int], other: Sequence[int], limit: int) -> int:
         else:
             end = half - 1
     return known
+
+
+def divide(running: Sequence[int], held: Mapping[int, int], *, cell: float, most: int) -> list[range]:
+    """Which sequences had better be evaluated together: ranges that hold all of `running`, which ascend, and what lies
+    between them.
+
+    Where every sequence has a part of the cache, llama.cpp evaluates neighbours together, each as deep as the deepest; for
+    every group it reads the weights anew. A row for what lies between, which is forgotten again, costs less than that,
+    unless much is held there. Of all divisions the one that costs least. `held`: cells, of the first to the last; who
+    holds `most`, which is none of `running`, has room for no row more. `cell`: a cell's bytes over those of the weights.
+    """
+    whole, depths = range(running[0], running[-1] + 1), [held[at] for at in running]
+    if len(whole) == len(running) and len(whole) * (max(depths) - min(depths) + _PADDING) * cell <= 1:
+        return [whole]  # no division saves what it costs
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of the first ones: what they cost, and where their last group begins
+    for end in range(1, len(running) + 1):
+        after, depth, at, choices = running[end - 1] + 1, 0, running[end - 1] + 1, list[tuple[float, int]]()
+        for begin in range(end - 1, -1, -1):
+            depth, at = max(depth, *(held[one] for one in range(running[begin], at))), running[begin]
+            if depth >= most:
+                break
+            cells = (depth // _PADDING + 1) * _PADDING
+            choices.append((best[begin][0] + 1 + (after - at) * (_ROW + cells * cell), begin))
+        best.append(min(choices))
+    groups, end = list[range](), len(running)
+    while end:
+        begin = best[end][1]
+        groups.append(range(running[begin], running[end - 1] + 1))
+        end = begin
+    return groups[::-1]
