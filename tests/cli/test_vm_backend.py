@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.deploy.efi import firmware, uki
 
-from cloister.cli.vm_backend import VmBackend, VmSettings, guest_events
+from cloister.cli.vm_backend import VmBackend, VmSettings, guest_events, listens
 from cloister.deploy.entries import Start, predict_entries
 from cloister.enclave.boot import EnclaveConfig
 from cloister.enclave.machine import parse_line
@@ -292,3 +293,14 @@ def test_whatever_else_a_guest_says_is_skipped() -> None:
     lines = b'[ 0.0] Linux\r\n{"event": "loading"}\r\n[]\n{"event"\n' + b"[" * 100_000 + b'\n{"event": "ready"}\n\xff'
     assert [event["event"] for event in guest_events(io.BytesIO(lines))] == ["loading", "ready"]
     assert [*guest_events(None)] == []
+
+
+def test_a_socket_counts_once_somebody_listens_there(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    assert not listens(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(path))
+        assert path.exists()
+        assert not listens(path)
+        server.listen()
+        assert listens(path)

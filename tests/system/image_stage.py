@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.system.shell import ROOT, Shell, free_port, tool
 
 from cloister.cli.sealed import config_for
-from cloister.cli.vm_backend import VmBackend, guest_events
+from cloister.cli.vm_backend import VmBackend, guest_events, listens
 from cloister.cli.vm_backend import _Running as Running
 from cloister.deploy.predict import predict_pcrs
 from cloister.deploy.uki import parse_image
@@ -95,16 +95,16 @@ def served(folder: Path) -> Iterator[str]:
     channels = ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"]
     process = subprocess.Popen([*command, *channels], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until_there(process, Path(f"{path}.ctrl"))
+        _until(process, lambda: listens(path))
         yield f"swtpm:path={path}"
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _until_there(process: "subprocess.Popen[bytes]", path: Path) -> None:
+def _until(process: "subprocess.Popen[bytes]", ready: Callable[[], bool]) -> None:
     until = time.monotonic() + 20
-    while not path.exists():
+    while not ready():
         assert process.poll() is None, "swtpm ended"
         assert time.monotonic() < until, "swtpm was not ready in time"
         time.sleep(0.02)
@@ -184,7 +184,7 @@ def running(folder: Path, command: list[str], tpm: SoftwareTpm, port: int) -> It
         tpm_command(tpm.state, folder / "tpm"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        _until_there(chip, folder / "tpm")
+        _until(chip, (folder / "tpm").exists)
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         guest = Guest(port, folder / "console", process)
         listening = threading.Thread(target=guest.listen, args=(guest_events(process.stdout),))

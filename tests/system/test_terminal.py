@@ -42,8 +42,9 @@ class Terminal:
         return self._do("capture-pane", "-t", self._name, "-p", "-J")
 
     def until(self, text: str, *, count: int = 1, patience: float = 60) -> str:
+        """The screen, when the text stands there so often, be it over the end of a line."""
         deadline = time.monotonic() + patience
-        while (seen := self.screen()).count(text) < count:
+        while (seen := self.screen()).count(text) < count and " ".join(seen.split()).count(text) < count:
             assert time.monotonic() < deadline, f"{text!r} did not appear:\n{seen}"
             time.sleep(0.1)
         return seen

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -45,7 +46,7 @@ from cloister.models.store import LocalModel
 from cloister.verify import Policy
 from cloister.verify.policy import Limits
 
-__all__ = ["VmBackend", "VmSettings", "attestation_key", "guest_events"]
+__all__ = ["VmBackend", "VmSettings", "attestation_key", "guest_events", "listens"]
 
 _MAX_LINE = 64 * 1024
 _GRACE = 5.0
@@ -172,7 +173,7 @@ class _Running:
         before = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, spawn.cores)  # of this thread: its children inherit it
-            self._tpm = _start_tpm(tpm_command(tpm, machine.tpm), machine.tpm) if tpm and machine.tpm else None
+            self._tpm = _start_tpm(tpm_command(tpm, machine.tpm), machine.tpm.exists) if tpm and machine.tpm else None
             try:
                 self._process = _start(machine_command(machine), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             except OSError:
@@ -278,7 +279,7 @@ def attestation_key(state: Path) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="cloister-vm-") as folder:
         path = Path(folder) / "s"
-        process = _start_tpm(tpm_server_command(state, path), Path(f"{path}.ctrl"))
+        process = _start_tpm(tpm_server_command(state, path), lambda: listens(path))
         try:
             return parse_public(Tpm(SubprocessTools(f"swtpm:path={path}")).own_ak().public).name_digest
         finally:
@@ -300,11 +301,18 @@ def _make_tpm(state: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_tpm(command: Sequence[str], control: Path) -> subprocess.Popen[bytes]:
-    """Returns when it can be talked to. Raises: ConnectionFailed."""
+def listens(path: Path) -> bool:
+    """Whether somebody takes connections at this Unix socket. That it exists does not say so: swtpm makes the one for its
+    commands after the other, and listens a moment later."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _start_tpm(command: Sequence[str], ready: Callable[[], bool]) -> subprocess.Popen[bytes]:
+    """Returns when it is. Raises: ConnectionFailed."""
     process = _start(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + _TOOL_SECONDS
-    while not control.exists():
+    while not ready():
         if process.poll() is not None or time.monotonic() > until:
             _end(process)
             raise ConnectionFailed("The software TPM did not start.", hint=_INSTALL, step="tpm")
