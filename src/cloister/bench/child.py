@@ -5,6 +5,7 @@ A model file may make llama.cpp abort, and what one measurement leaves in memory
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from cloister.enclave.llm.llama.process import HUGE_PAGES
 from cloister.enclave.llm.llama.wire import decode_error, encode_error
 from cloister.errors import CloisterError, EngineDied
 
@@ -70,14 +72,16 @@ def module(name: str, *arguments: object) -> list[str]:
 
 
 @contextmanager
-def start_child(argv: Sequence[str], *, hint: str = _HINT, quiet: bool = True) -> Iterator[Child]:
-    """A command whose process tells as `tell` does. `quiet`: its standard error is nobody's business.
+def start_child(argv: Sequence[str], *, hint: str = _HINT, quiet: bool = True, engine: bool = False) -> Iterator[Child]:
+    """A command whose process tells as `tell` does. `quiet`: its standard error is nobody's business. `engine`: memory
+    is given to it as to the engine's own process.
 
     When the block is left, its standard input is closed, which ends whoever reads it; whoever does not is killed, and at
     once when the block was left by an exception.
     """
     pipe, errors = subprocess.PIPE, subprocess.DEVNULL if quiet else None
-    with subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:
+    environment = {**os.environ, **HUGE_PAGES} if engine else None
+    with subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as process:
         try:
             yield Child(process, hint)
             _close(process)

@@ -240,7 +240,7 @@ class Overhead:
 @contextmanager
 def loop_of(argv: Sequence[str], hint: str) -> Iterator[RawLoop]:
     """The loop of a process that is asked as `bench.raw` is. Raises: EngineDied when it does not start."""
-    with start_child(argv, hint=hint, quiet=False) as child:
+    with start_child(argv, hint=hint, quiet=False, engine=True) as child:
         child.hear()
         yield lambda streams, tokens, prompt_tokens: Run.decode(child.answer(f"{streams} {tokens} {prompt_tokens}"))
 

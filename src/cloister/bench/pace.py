@@ -53,7 +53,7 @@ class Runner:
 @contextmanager
 def runner(model: Path, context: int) -> Iterator[Runner]:
     """`model` loaded once, in a child. `context`: tokens of prompt and answer. Raises: MalformedModel, EngineDied."""
-    with start_child(module("cloister.bench.pace", model, context)) as child:
+    with start_child(module("cloister.bench.pace", model, context), engine=True) as child:
         yield Runner(child, child.hear()["resident"], context)
 
 

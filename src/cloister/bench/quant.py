@@ -3,8 +3,8 @@
 1. For each type: quantize with llama.cpp's own quantizer into a file that is removed afterwards.
 2. With a text: its perplexity, on the same chunks for all types.
 3. Load it in a child as the engine would; time a long prompt, and every token that follows a short one. Medians.
-4. Between those runs of tokens, read the memory's bandwidth. What decoding takes of it: the best of these runs against the
-   best of these readings, for a machine that others share may give half as much a minute later.
+4. What decoding takes of the memory's bandwidth: short runs and readings in turn, the best token of each run against the
+   best readings before and after it, for a machine that others share may give half as much a second later. The median.
 5. Recommend one.
 """
 
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ TOLERANCE = 0.005
 
 _RUNS = 5
 _TOKENS = 64
+_ROUNDS, _FEW_TOKENS = 16, 10  # as many tokens as a reading has repeats: the best of either has the same luck
 _SHORT_PROMPT, _LONG_PROMPT = 32, 512
 _SAFE = "q8_0"  # where no text tells the types apart: this one's loss was never found to matter
 
@@ -53,8 +55,8 @@ class Text:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One type. `resident`: bytes in memory, with a cache for the comparison's context. `read`: bytes that a token of the
-    timed runs read. `token`: seconds for one, and `prompt`: tokens per second of a prompt; medians. `best`: seconds for a
-    token of the best run, and `bandwidth`: bytes per second, the best reading between the runs."""
+    timed runs read. `token`: seconds for one, and `prompt`: tokens per second of a prompt; medians. `shares`: of what memory
+    could give, how much decoding took, once for each round. `bandwidth`: bytes per second, the best reading of them."""
 
     type: str
     file_size: int
@@ -62,14 +64,14 @@ class Row:
     read: float
     token: float
     prompt: float
-    best: float
+    shares: tuple[float, ...]
     bandwidth: float
     perplexity: Perplexity | None
 
     @property
     def share(self) -> float:
         """Of what memory can give, how much decoding takes."""
-        return self.read / self.best / self.bandwidth
+        return statistics.median(self.shares)
 
     @property
     def tokens_per_second(self) -> float:
@@ -151,6 +153,7 @@ class Comparison:
             "bytes_read_per_token": row.read,
             "bandwidth_bytes_per_second": row.bandwidth,
             "roofline_share": row.share,
+            "roofline_shares": list(row.shares),
         }
         if row.perplexity is not None:
             loss, error = self.loss(row)
@@ -241,18 +244,23 @@ def _measure(path: Path, kind: str, context: int, text: Text | None, stage: _Sta
         stage("speed", 0.7)
         firsts = [model.run(long_prompt, 1).first_token for _ in range(_RUNS)]
         stage("speed", 0.85)
-        runs, bandwidths = [], [read_bandwidth()]
-        for _ in range(_RUNS):
-            runs.append(model.run(short_prompt, tokens).tokens)
+        runs = [model.run(short_prompt, tokens).tokens for _ in range(_RUNS)]
+        stage("roofline", 0.9)
+        bandwidths, best = [read_bandwidth()], []
+        for _ in range(_ROUNDS):
+            best.append(min(model.run(short_prompt, 1 + min(_FEW_TOKENS, tokens)).tokens))
             bandwidths.append(read_bandwidth())
+    cell = kv_bytes(description, 1)
+    weights = weight_bytes_per_token(description)
+    least = weights + cell * short_prompt
     return Row(
         type=kind,
         file_size=description.file_size,
         resident=model.resident,
-        read=weight_bytes_per_token(description) + kv_bytes(description, 1) * (short_prompt + tokens / 2),
+        read=weights + cell * (short_prompt + tokens / 2),
         token=statistics.median(second for run in runs for second in run),
         prompt=long_prompt / statistics.median(firsts),
-        best=min(statistics.median(run) for run in runs),
+        shares=tuple(2 * least / token / sum(around) for token, around in zip(best, pairwise(bandwidths), strict=True)),
         bandwidth=max(bandwidths),
         perplexity=found,
     )

@@ -126,7 +126,7 @@ def _measure_one(subject: Subject, plan: Plan, deadline: float, watch: Watch) ->
             subject.name, subject.path is None, read_description(path).quantization.lower(), size=path.stat().st_size
         )
         watch.doing(subject.name, "loading")
-        with start_child(module("cloister.bench.timed", path, plan.slots, plan.context)) as child:
+        with start_child(module("cloister.bench.timed", path, plan.slots, plan.context), engine=True) as child:
             return _run_all(child, found, plan, deadline, watch)
 
 

@@ -98,7 +98,7 @@ def _show(model: LocalModel, result: Comparison, *, random: bool) -> None:
     show(table)
     output.line(
         f"memory: resident with a cache of {result.context} tokens. tokens/s: one stream, medians. roofline: the share of "
-        "the memory's bandwidth that decoding takes, best run against best reading between the runs."
+        "the memory's bandwidth that decoding takes, runs and readings in turn."
     )
     if min(row.read for row in result.rows) < last_cache():
         output.line("Some of these weights fit the processor's last-level cache: there the roofline says nothing.")

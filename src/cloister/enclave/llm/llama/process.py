@@ -17,12 +17,14 @@ import cloister
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service
 from cloister.enclave.llm.llama.config import LoopSettings
 
-__all__ = ["EXIT_DIED", "EXIT_HUNG", "Running", "spawn"]
+__all__ = ["EXIT_DIED", "EXIT_HUNG", "HUGE_PAGES", "Running", "spawn"]
 
 EXIT_DIED = 70
 """In thread mode this process ends with this code when the engine fails."""
 EXIT_HUNG = 71
 """And with this one when it hangs."""
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""In an engine's environment: memory is asked for in huge pages, where the kernel gives them."""
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); sys.pycache_prefix = json.loads(sys.argv.pop(1)); "
     "import runpy; runpy.run_module('cloister.enclave.llm.llama.child', run_name='__main__')"
@@ -89,8 +91,7 @@ def _start_child(
     words = [str(number) for number in (theirs.fileno(), model_fd, beat_fd, os.getpid())]
     words += [f"{name}={value}" for name, value in settings.encode().items()]
     start = [json.dumps(_search_path()), json.dumps(sys.pycache_prefix)]
-    environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ}
-    environment["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # asks for huge pages where the kernel gives them
+    environment = {name: os.environ[name] for name in ("CLOISTER_ENGINE_DIR",) if name in os.environ} | HUGE_PAGES
     return subprocess.Popen(
         [sys.executable, "-I", "-S", *_bytecode_flag(), "-c", _START, *start, *words],
         env=environment,
