@@ -6,6 +6,7 @@ import re
 import stat
 import sys
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -172,6 +173,15 @@ def test_the_portable_engine_has_nothing_of_this_machine_in_its_flags() -> None:
     assert "-DGGML_NATIVE=OFF" in flags
     assert "-DGGML_AVX2=ON" in flags
     assert engine.flags_of(engine.NATIVE) == engine.FLAGS
+
+
+def test_what_the_recipe_puts_in_it_does_not_take_out_again() -> None:
+    removed = re.findall(r"^ {8}(/\S+)$", (HERE / "mkosi.conf").read_text().split("RemoveFiles=")[1], re.MULTILINE)
+    assert "/usr/bin/sh" in removed
+    tree = HERE / "tree"
+    for path in tree.rglob("*"):
+        place = Path("/") / path.relative_to(tree)
+        assert not [one for one in removed if fnmatch(str(place), one) or place.is_relative_to(one)], path
 
 
 def test_ci_boots_it() -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import stat
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_two_keys_of_one_name_are_refused_and_nothing_is_lost(tmp_path: Path) ->
 
 def test_list_shows_names_and_no_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    key = run(app, "keys", "new", str(file), "alice").stdout.strip()
+    key = json.loads(run(app, "keys", "new", str(file), "alice", "--json").stdout)["key"]
     listed = run(app, "keys", "list", str(file)).stdout
     assert "alice" in listed
     assert key not in listed

@@ -209,9 +209,12 @@ def test_quantizes_into_a_named_file(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "small.gguf"
     assert run("models", "quantize", "tiny", "Q4_0", "--out", out, "--threads", "1").exit_code == 0
     assert read_description(out).quantization == "Q4_0"
-    twice = run("models", "quantize", out, "Q8_0", "--out", tmp_path / "b.gguf", "--requantize", "--threads", "1")
+    twice = run(
+        "models", "quantize", out, "Q8_0", "--out", tmp_path / "b.gguf", "--requantize", "--threads", "1", "--json"
+    )
+    assert json.loads(twice.stdout)["quantization"] == "Q8_0"
     assert "warning: small.gguf is quantized already" in twice.stderr
-    assert run("models", "rm", out, input="y\n").exit_code == 0
+    assert json.loads(run("models", "rm", out, "--json", input="y\n").stdout)["removed"] == out.name
     assert not out.exists()
     assert not lineage_path(out).exists()
 

@@ -54,7 +54,7 @@ def disks(folder: Path, **content: bytes) -> Disks:
 
 
 def prepared(found: Disks, fake: FakeTpm) -> Boot:
-    return parse_boot(prepare(found, Tpm(fake), engine_dir="/engine"))
+    return parse_boot(prepare(found, Tpm(fake), engine_dir="/engine").encode())
 
 
 def close(boot: Boot) -> None:

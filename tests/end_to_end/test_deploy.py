@@ -9,17 +9,11 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from tests.certificate import self_signed
 from tests.end_to_end.hosting import (
     ANSWER,
     CODE_CANARY,
@@ -136,25 +130,9 @@ def test_a_killed_enclave_waits_for_a_new_release_and_nobody_else_can_give_it(ho
     assert {"logs"} <= {factor["step"] for factor in told_of(refused)["factors"] if factor["verdict"] == "fail"}
 
 
-def certificate(folder: Path) -> None:
-    """For 127.0.0.1, signed by itself: `host.pem` and `host.key`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "host")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "host.pem").write_bytes(made.public_bytes(Encoding.PEM))
-    (folder / "host.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
 def test_a_host_with_a_certificate_speaks_tls_and_only_to_who_knows_it(tmp_path: Path) -> None:
-    certificate(tmp_path)
+    for name, content in zip(("host.pem", "host.key"), self_signed("127.0.0.1"), strict=True):
+        (tmp_path / name).write_bytes(content)
     host = Host(Shell(tmp_path), "--cert host.pem --key host.key", "https")
     host.start()
     try:

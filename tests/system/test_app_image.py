@@ -1,6 +1,8 @@
 """The measured image without the engine, for Python apps: built, predicted, booted, verified, released to, asked; and refused
 when a byte of its command line is another one. Minutes: run by `make test-app-image`."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,6 +22,7 @@ from tests.system.image_stage import (
     seal,
     with_changed_command_line,
 )
+from tests.system.outside_stage import Outside, outside
 
 from cloister.cli.vm_backend import VmBackend, VmSettings
 from cloister.client import http_client
@@ -32,14 +35,42 @@ from cloister.verify import Policy, parse_policy
 pytestmark = [pytest.mark.system, pytest.mark.app_image]
 
 SECRET = "canary-in-a-secret-91ab"
-APP_TOML = 'name = "words"\napp = "words:app"\nkind = "asgi"\nsecrets = ["WORD"]\n'
+APP_TOML = """
+name = "words"
+app = "words:app"
+kind = "asgi"
+secrets = ["WORD"]
+egress = ["api.example.com:PORT"]
+"""
 APP = """
-import os
+import asyncio, json, os, socket, ssl, urllib.request
+from pathlib import Path
+
+TRUSTED = ssl.create_default_context(cafile=Path(__file__).with_name("outside.crt"))
+MEASURED = ssl.create_default_context()
+
+def ask(context, host="api.example.com"):
+    try:
+        with urllib.request.urlopen(f"https://{host}:PORT/", context=context, timeout=100) as answer:
+            return answer.read().decode()
+    except OSError as error:
+        return type(getattr(error, "reason", error)).__name__
+
+def outside():
+    return {
+        "trusted": ask(TRUSTED),
+        "stranger": ask(MEASURED),
+        "undeclared": ask(TRUSTED, "www.example.com"),
+        "authorities": len(MEASURED.get_ca_certs()),
+    }
 
 async def app(scope, receive, send):
     if scope["type"] == "http":
+        body = os.environ["WORD"][-4:]
+        if scope["path"] == "/outside":
+            body = json.dumps(await asyncio.to_thread(outside))
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": os.environ["WORD"][-4:].encode()})
+        await send({"type": "http.response.body", "body": body.encode()})
 """
 
 
@@ -49,10 +80,18 @@ def built() -> Built:
 
 
 @pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> Sealed:
+def beyond(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
+    with outside(tmp_path_factory.mktemp("outside")) as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{found.programs}:{os.environ['PATH']}")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def sealed(beyond: Outside, tmp_path_factory: pytest.TempPathFactory) -> Sealed:
     folder = tmp_path_factory.mktemp("words")
-    (folder / "cloister.toml").write_text(APP_TOML)
-    (folder / "words.py").write_text(APP)
+    for name, content in (("cloister.toml", APP_TOML), ("words.py", APP)):
+        (folder / name).write_text(content.replace("PORT", str(beyond.port)))
+    shutil.copy(beyond.authority, folder / "outside.crt")
     return seal(folder, read_appfile(folder))
 
 
@@ -111,6 +150,17 @@ def test_an_app_is_released_to_the_image_that_was_predicted_and_answers(
     with http_client(machine.url, policy=policy) as client:
         assert client.get("/", timeout=120).text == SECRET[-4:]
     assert SECRET not in str(machine.events)
+
+
+def test_an_app_in_the_image_reaches_what_it_declared_by_name_and_knows_the_worlds_certificate_authorities(
+    machines: tuple[tuple[Guest, Policy], ...],
+) -> None:
+    machine, policy = machines[0]
+    assert machine.until("ready")["event"] == "ready", machine.events
+    with http_client(machine.url, policy=policy) as client:
+        told = client.get("/outside", timeout=300).json()
+    assert told.pop("authorities") > 100  # certifi's, which the image measures
+    assert told == {"trusted": "from outside", "stranger": "SSLCertVerificationError", "undeclared": "gaierror"}
 
 
 def test_one_changed_byte_of_the_command_line_gets_no_key(

@@ -9,17 +9,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from tests.certificate import self_signed
 from tests.host.stage import eventually
 from tests.system.shell import ROOT, free_port, tool
 
@@ -32,23 +27,6 @@ NAMES = ("host.example.org", "chat.example.org")
 def shown(kind: str) -> str:
     (block,) = re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
     return str(block)
-
-
-def certificate(path: Path) -> None:
-    """For both names, with its key behind it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "example.org")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in NAMES]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(made.public_bytes(Encoding.PEM) + private)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -143,7 +121,7 @@ def asking(client: httpx2.Client, port: int, name: str) -> Iterator[httpx2.Respo
 
 @pytest.mark.parametrize("front", FRONTS, ids=lambda front: front.kind)
 def test_each_name_leads_to_its_own_and_pieces_arrive_one_by_one(front: Front, tmp_path: Path) -> None:
-    certificate(tmp_path / "both.pem")
+    (tmp_path / "both.pem").write_bytes(b"".join(self_signed(*NAMES)))
     trusted = ssl.create_default_context(cafile=str(tmp_path / "both.pem"))
     with (
         answering() as host,

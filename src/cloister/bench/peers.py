@@ -24,6 +24,7 @@ from cloister.bench.load import Run, as_client, completion_body, over_http, plai
 from cloister.bench.overhead import CONTEXT, RawLoop, loop_of
 from cloister.client import async_http_client
 from cloister.enclave.llm.llama.config import physical_cores
+from cloister.enclave.pyapp.confinement import die_with_parent
 from cloister.errors import ConnectionFailed
 from cloister.host.process import listen
 from cloister.verify import Policy
@@ -293,7 +294,8 @@ def llama_server(program: Path, model: Path, slots: int) -> Iterator[OverHttp]:
     argv += ["--threads", threads, "--threads-batch", threads, "--parallel", str(slots), "--cont-batching"]
     argv += ["--ctx-size", str(slots * CONTEXT), "--no-webui", "--cache-prompt", "--cache-ram", str(_CACHE_MIB)]
     argv += ["--cache-type-k", "f16", "--cache-type-v", "f16"]
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(argv, stdout=quiet, stderr=quiet, preexec_fn=die_with_parent) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_served(process, url)

@@ -11,6 +11,7 @@ from cloister.bench.child import Child, module, start_child
 from cloister.bench.load import PROMPT_TOKENS
 from cloister.bench.shapes import SHAPES, TYPES, describe, write_random
 from cloister.bench.timed import SLACK, Timing
+from cloister.enclave.llm.llama.model import PART
 from cloister.errors import CloisterError, WrongUse
 from cloister.models.gguf import Description, read_description
 from cloister.models.memory import available_memory, estimate, kv_bytes
@@ -60,7 +61,9 @@ class Plan:
 
     @property
     def context(self) -> int:
-        return PROMPT_TOKENS + self.tokens + SLACK * self.slots
+        """Whole parts of the cache, so that every stream gets one: as the engine serves where memory allows it."""
+        needed = PROMPT_TOKENS + self.tokens + SLACK * self.slots
+        return -(-needed // PART) * PART
 
 
 @dataclass(frozen=True, slots=True)

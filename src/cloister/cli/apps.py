@@ -7,12 +7,11 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.operator import AppName, HostOption, connect
+from cloister.cli.output import AsJson
 from cloister.cli.quantities import parse_moment, show_moment, show_size
 from cloister.errors import WrongUse
 
 __all__ = ["expire_command", "list_command", "remove_command", "show_app", "status_command", "stop_command"]
-
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 STYLES = {"ready": "green", "failed": "bold red", "restarting": "red", "expired": "dim", "stopped": "dim"}
 
@@ -87,6 +86,7 @@ def _remove(
     name: AppName,
     host: HostOption = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """End it, and forget the app, its log, and its bundle if no other app uses it."""
     if not yes:
@@ -95,7 +95,10 @@ def _remove(
         typer.confirm(f"Remove {name} from the host?", abort=True, err=True)
     with connect(host) as client:
         client.delete(client.app(name))
-    output.note(f"removed {name}")
+    if as_json:
+        output.json_value({"removed": name})
+    else:
+        output.note(f"removed {name}")
 
 
 def _expire(

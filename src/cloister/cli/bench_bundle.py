@@ -28,6 +28,7 @@ from cloister.bench.child import module, run_child, start_child
 from cloister.cli import output
 from cloister.cli.measuring import machine, measuring_bar, show
 from cloister.cli.operator import HostClient, Login
+from cloister.cli.output import AsJson
 from cloister.cli.quantities import parse_size, show_size
 from cloister.errors import Conflict, EngineDied
 from cloister.host.store import Store
@@ -49,7 +50,7 @@ def bundle(
         Path | None,
         typer.Option(metavar="DIR", help="Where four times as much has room; absent: among temporary files."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How fast a large app is packaged, uploaded to a host here, and opened, and how much memory that takes."""
     with TemporaryDirectory(prefix="cloister-bundle-", dir=folder) as place, measuring_bar(_STEPS) as step:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloister.bench.perplexity import WINDOW, Perplexity, measure
 from cloister.cli import output
+from cloister.cli.output import AsJson
 from cloister.models.download import resolve
 
 __all__ = ["perplexity"]
@@ -23,7 +24,7 @@ def perplexity(
     chunks: Annotated[
         int | None, typer.Option(min=1, help=f"Only the first so many chunks of {WINDOW} tokens; absent: all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """How well a model foretells a text, measured exactly as llama.cpp measures it; lower is better."""
     with output.download_bar() as bar:

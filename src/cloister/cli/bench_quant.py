@@ -17,6 +17,7 @@ from cloister.bench.roofline import last_cache
 from cloister.bench.shapes import SHAPES, write_random
 from cloister.cli import output
 from cloister.cli.measuring import machine, show
+from cloister.cli.output import AsJson
 from cloister.errors import WrongUse
 from cloister.models.download import resolve
 from cloister.models.quantizer import parse_type
@@ -32,7 +33,7 @@ def quant(
     chunks: Annotated[int, typer.Option(min=0, help="Chunks of 512 tokens of the text; 0: all.")] = 100,
     context: Annotated[int, typer.Option(min=128, help="Tokens that memory is shown for.")] = 2048,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots here, as PNG and SVG.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """One model in every quantization: size, memory, speed, share of what memory gives, perplexity; and which to take."""
     wanted = _types(types)

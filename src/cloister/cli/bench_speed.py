@@ -17,6 +17,7 @@ from cloister.bench.speed import DEFAULT, FULL, Plan, Result, Subject, Watch, me
 from cloister.bench.timed import Timing
 from cloister.cli import output
 from cloister.cli.measuring import machine, show, stream_counts
+from cloister.cli.output import AsJson
 from cloister.models.download import resolve
 from cloister.models.store import cache_directory
 
@@ -37,7 +38,7 @@ def speed(
     ] = 0,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write speed.png and speed.svg here.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the models that are written for this.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """First token, time between tokens, and tokens per second of whole models, by number of streams."""
     if plot is not None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from cloister.bench import steady as measurements
 from cloister.cli import output
 from cloister.cli.measuring import machine, measuring_bar, random_model, show
+from cloister.cli.output import AsJson
 from cloister.models.download import resolve
 
 __all__ = ["steady"]
@@ -21,7 +22,7 @@ _HEAVY_TOKENS = 4096
 
 def steady(
     requests: Annotated[int, typer.Option(min=400, max=1_000_000, help="For growth.")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fairness beside a long prompt, cancelling in the midst of one, memory, and growth over many requests."""
     light, heavy = random_model(_SHAPE), random_model(_HEAVY)

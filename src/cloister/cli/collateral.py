@@ -12,6 +12,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.judgement import moment
+from cloister.cli.output import AsJson
 from cloister.cli.trust import AmdService, IntelService, NvidiaService, Offline
 from cloister.cli.verify import Saved, is_address, read_saved
 from cloister.client import Session
@@ -80,7 +81,7 @@ def fetch(
     _show_found({found.piece.key: found.piece for completed in fetched for found in completed.found})
 
 
-def show(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def show(as_json: AsJson = False) -> None:
     """What is kept on this machine, for which platform, and until when. Everything is checked again; nobody is asked."""
     now = _now()
     reviewed = review(Cache(), roots=PINNED, now=now)

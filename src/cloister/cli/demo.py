@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +22,7 @@ from cloister.channel.keys import KeyRing
 from cloister.cli import output
 from cloister.cli.dialogue import Asking, Conversation
 from cloister.cli.local import LocalEnclave, Plan, file_digest
+from cloister.cli.output import AsJson
 from cloister.cli.trust import open_client
 from cloister.client import Session
 from cloister.enclave.llm.llama.library import library_dir
@@ -76,7 +77,7 @@ def _family() -> None:
     """See for yourself."""
 
 
-def attack(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def attack(as_json: AsJson = False) -> None:
     """Play the hostile host. Exit code 0 when every attack was blocked, 1 when one went through."""
     outcomes = []
     output.note("a real enclave (simulated hardware) behind a hostile host, which now:", "dim")

@@ -1,11 +1,11 @@
 """`cloister doctor`: what confidential computing this machine has, and what was looked for."""
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
 from cloister.cli import output
+from cloister.cli.output import AsJson
 from cloister.enclave.attest.detect import Detection, Machine, detect
 
 __all__ = ["register"]
@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Say which TEE this machine is, and what was looked for. Makes no evidence, changes nothing."""
     found = detect(Machine())
     if as_json:

@@ -18,6 +18,7 @@ from cloister.cli.backend import ProcessBackend
 from cloister.cli.gramine_backend import GramineBackend
 from cloister.cli.local import state_directory
 from cloister.cli.operator import HostOption, connect
+from cloister.cli.output import AsJson
 from cloister.cli.quantities import parse_size
 from cloister.cli.vm_backend import VmBackend, VmSettings
 from cloister.errors import WrongUse
@@ -80,7 +81,6 @@ StateFolder = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="The host's state. Absent: `host` in cloister's own state folder."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -223,12 +223,17 @@ def _bracketed(host: str) -> str:
 
 
 def _add_token(
-    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)], state: StateFolder = None
+    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)],
+    state: StateFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a token, print it once, and keep its hash. It counts at once, the host need not be started anew."""
     token, record = make_token(name, time.time())
     with closing(Store(_folder(state) / "host.db")) as store:
         store.add_token(record)
+    if as_json:
+        output.json_value({"name": name, "token": token})
+        return
     output.line(token)
     output.note("Shown once. Its holder types it into: cloister login URL", "dim")
 
@@ -246,12 +251,17 @@ def _list_tokens(state: StateFolder = None, as_json: AsJson = False) -> None:
 
 
 def _remove_token(
-    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)], state: StateFolder = None
+    name: Annotated[str, typer.Argument(help="Whose it is.", show_default=False)],
+    state: StateFolder = None,
+    as_json: AsJson = False,
 ) -> None:
     """From now on it opens nothing."""
     with closing(Store(_folder(state) / "host.db")) as store:
         store.remove_token(name)
-    output.note(f"removed {name}")
+    if as_json:
+        output.json_value({"removed": name})
+    else:
+        output.note(f"removed {name}")
 
 
 def _console(host: HostOption = "", as_json: AsJson = False) -> None:

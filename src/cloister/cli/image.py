@@ -11,6 +11,7 @@ import typer
 
 import cloister
 from cloister.cli import output
+from cloister.cli.output import AsJson
 from cloister.cli.policy_file import (
     fingerprint,
     grouped,
@@ -95,7 +96,7 @@ def predict(
     vcpus: Vcpus = None,
     cpu: Cpu = SNP_CPU,
     pin: Pins = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what evidence will say of a machine that booted this image, without booting it.
 
@@ -217,7 +218,7 @@ def boot(
     api_keys: Annotated[
         Path | None, typer.Option("--api-keys", metavar="FILE", help="Hashes of API keys, from `cloister keys new`.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the two disks that a machine of the image is given where no `cloister host` starts it, as in a cloud."""
     from cloister.cli.deployments import Wishes  # what an enclave's server needs, as packaging does

@@ -14,6 +14,7 @@ from cloister import private_file
 from cloister.cli import output
 from cloister.cli.keys import read_keys
 from cloister.cli.local import Plan, state_directory
+from cloister.cli.output import AsJson
 from cloister.cli.policy_file import read_file
 from cloister.cli.quantities import parse_size
 from cloister.deploy.gramine import (
@@ -194,7 +195,7 @@ def gramine_command(
         bool, typer.Option("--unsigned", help="Only write it, for a machine that has Gramine to sign.")
     ] = False,
     dangerously_without_api_keys: Annotated[bool, typer.Option(help="Let everybody ask who can reach it.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Build an SGX enclave for Gramine, sign it, and say what it measures."""
     if kv_type not in KV_TYPES:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cloister.cli import output
+from cloister.cli.output import AsJson
 from cloister.enclave.boot import KeyHash
 from cloister.enclave.llm.tenants import new_key
 from cloister.errors import WrongUse
@@ -47,7 +48,11 @@ def read_keys(path: Path) -> tuple[KeyHash, ...]:
     return tuple(keys)
 
 
-def new(file: KeyFile, name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)]) -> None:
+def new(
+    file: KeyFile,
+    name: Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
     """Make a key, print it once, and add its hash to FILE."""
     plain, digest = new_key()
     if not _LINE.fullmatch(f"{name} {digest}"):
@@ -60,14 +65,17 @@ def new(file: KeyFile, name: Annotated[str, typer.Argument(help="Whose key it is
             lines.write(f"{name} {digest}\n")
     except OSError as error:
         raise WrongUse(f"{file} cannot be written: {error.strerror}.") from error
+    if as_json:
+        output.json_value({"name": name, "key": plain, "sha256": digest})
+        return
     output.line(plain)
     output.note(f"Shown once. {file} holds its hash: cloister serve --api-keys {file}", "dim")
 
 
-def list_keys(file: KeyFile, json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def list_keys(file: KeyFile, as_json: AsJson = False) -> None:
     """Names and the first digits of their hashes."""
     keys = read_keys(file)
-    if json:
+    if as_json:
         output.json_value([{"name": key.name, "sha256": key.sha256} for key in keys])
         return
     for key in keys:

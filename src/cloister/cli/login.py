@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.operator import HostClient, Login, Logins, normal
+from cloister.cli.output import AsJson
 from cloister.errors import WrongUse
 
 __all__ = ["login_command", "logout_command"]
@@ -30,7 +31,7 @@ def _login(
         Path | None,
         typer.Option("--ca", metavar="FILE", help="Who vouches for the host's certificate, if not a public one."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Ask for the token (or read it from standard input), try it, and keep it. From then on this is the host that other
     commands mean."""
@@ -49,12 +50,17 @@ def _login(
 
 def _logout(
     url: Annotated[str, typer.Argument(metavar="[URL]", help="Absent: every host.", show_default=False)] = "",
+    as_json: AsJson = False,
 ) -> None:
     """Forget the token. It stays good until the operator removes it: cloister host token remove NAME."""
     logins = Logins()
-    for known in [normal(url)] if url else list(logins.all()):
+    forgotten = [normal(url)] if url else list(logins.all())
+    for known in forgotten:
         logins.drop(known)
-        output.note(f"logged out of {known}")
+        if not as_json:
+            output.note(f"logged out of {known}")
+    if as_json:
+        output.json_value({"logged_out": forgotten})
 
 
 def _token() -> str:

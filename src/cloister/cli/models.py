@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloister.cli import output
 from cloister.cli.description import Shown
+from cloister.cli.output import AsJson
 from cloister.enclave.llm.llama.config import physical_cores
 from cloister.enclave.llm.llama.library import library_digest, library_dir
 from cloister.errors import MalformedModel, WrongUse
@@ -57,6 +58,7 @@ def _family() -> None:
 
 def _pull(
     reference: Annotated[str, typer.Argument(metavar="REF", help="hf.co/org/repo or hf.co/org/repo:Q4_K_M")],
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub, or the newer revision of one that is here. Goes on after a cut."""
     model = parse_reference(reference)
@@ -64,11 +66,14 @@ def _pull(
         raise WrongUse(f"{reference} is on this machine already.", hint=f"cloister serve {reference}")
     with output.download_bar() as progress:
         record = pull(model, progress=progress)
+    if as_json:
+        output.json_value(_fetched_row(record))
+        return
     output.line(f"{record.file}  {record.size:,} bytes  sha256 {record.sha256}")
     output.note(f"cloister serve {model}", "dim")
 
 
-def _list(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def _list(as_json: AsJson = False) -> None:
     """List the models that were fetched, and those that were quantized here."""
     found = [*map(_fetched_row, records()), *map(_quantized_row, quantized_models())]
     if as_json:
@@ -135,7 +140,7 @@ def _show(
     streams: Annotated[int, typer.Option(min=1, max=64, help="Conversations at the same time.")] = 16,
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     template: Annotated[bool, typer.Option("--template", help="Print the chat template and nothing else.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a model is, where it comes from, and what memory it will take; without loading it."""
     found = _find(reference)
@@ -174,6 +179,7 @@ def _quantize(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, max=256, help="0: one for each physical core.")] = 0,
     requantize: Annotated[bool, typer.Option("--requantize", help="From a model that is quantized already.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a smaller model of one that is here, with llama.cpp's own quantizer, and record how it was made."""
     wanted = parse_type(type)
@@ -201,6 +207,10 @@ def _quantize(
             progress=progress,
             requantize=requantize,
         )
+    if as_json:
+        told = {"file": str(target), "size": lineage.size, "sha256": lineage.sha256, "quantization": wanted}
+        output.json_value(told)
+        return
     share = f"{lineage.size / before.file_size:.1%}"
     output.line(f"{target.name}  {before.file_size:,} -> {lineage.size:,} bytes ({share})  sha256 {lineage.sha256}")
     kept = {kind: count for kind, (count, _) in read_description(target).by_type().items()}
@@ -223,6 +233,7 @@ def _tensor_bar(text: str) -> Iterator[Callable[[int, int], None]]:
 def _rm(
     reference: Local,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Remove a model from this machine: its file, and what is recorded of it."""
     path = _find(reference).path
@@ -234,4 +245,7 @@ def _rm(
             output.note("Nothing was removed.")
             raise typer.Exit(1)
     remove(path)
+    if as_json:
+        output.json_value({"removed": path.name, "size": size})
+        return
     output.line(f"removed {path.name}  {size:,} bytes")

@@ -13,8 +13,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
@@ -22,6 +23,7 @@ from rich.text import Text
 from cloister.errors import CloisterError, VerificationFailed
 
 __all__ = [
+    "AsJson",
     "download_bar",
     "is_terminal",
     "json_value",
@@ -33,6 +35,9 @@ __all__ = [
     "styled",
     "write",
 ]
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+"""The option of every command that tells something."""
 
 # C0 without tab and newline, DEL and C1; soft hyphen; Arabic letter mark; Mongolian vowel separator; zero width space,
 # left-to-right and right-to-left marks; line and paragraph separator, bidi embeddings and overrides; word joiner,

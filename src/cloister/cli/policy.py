@@ -9,6 +9,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.judgement import refusal_json, show_refusal
+from cloister.cli.output import AsJson
 from cloister.cli.policy_file import (
     canonical,
     fingerprint,
@@ -303,7 +304,7 @@ def _parse(file: Path, data: bytes) -> Policy:
     return parse_policy(data, read=lambda name: read_file(file.parent / name))
 
 
-def show(file: File, as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+def show(file: File, as_json: AsJson = False) -> None:
     """What a policy allows, in words; its fingerprint; who signed it. Exit code 3 for a signature that does not fit."""
     data = read_file(file)
     policy = _parse(file, data)
@@ -395,7 +396,7 @@ def check(
         str, typer.Option("--signer", metavar="ed25519:…", help="Demand this person's signature in FILE.sig.")
     ] = "",
     dangerously_trust_simulator: SimulatorRoot = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Whether a policy is well formed, signed by whom it must be, and (with a target) what would fail under it.
 

@@ -8,6 +8,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.judgement import moment
+from cloister.cli.output import AsJson
 from cloister.cli.receipt_file import Kept, parse_kept
 from cloister.cli.trust import PolicyFile, RequirePq, SimulatorRoot, Trust
 from cloister.cli.verify import examine
@@ -51,7 +52,7 @@ def verify(
     policy: PolicyFile = None,
     dangerously_trust_simulator: SimulatorRoot = None,
     require_pq: RequirePq = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say whether an enclave that is trusted under the policy gave this answer to this request, and with which model.
 

@@ -3,7 +3,8 @@ boot line.
 
 Order: (1) no dumps; (2) the boot disk read; (3) the launch config extended into PCR 14, where that is what holds it:
 before anything is listened to or asked for; (4) the data disk found, a model on it copied into sealed memory;
-(5) listening; (6) the boot line, as a host's, to `enclave.main`.
+(5) listening; (6) the network's name servers asked, where the launch config names hosts to connect to; (7) the boot line, as a
+host's, to `enclave.main`.
 
 The disks are the host's, who may change them while they are read: what is kept is read once, and nothing on them is
 mounted or run. It counts only as far as the launch config, in hardware, names it.
@@ -23,6 +24,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cloister.enclave import main as front
+from cloister.enclave import names
 from cloister.enclave.attest.tpm import SubprocessTools, Tpm, extend_launch
 from cloister.enclave.boot import Boot, KeyHash, parse_config
 from cloister.enclave.hardening import forbid_dumps, quiet_logs
@@ -202,8 +205,8 @@ def seal_model(path: Path, size: int) -> int:
     return fd
 
 
-def prepare(disks: Disks, tpm: Tpm, *, engine_dir: str) -> bytes:
-    """Steps (2) to (5): the boot line that a host would have written. The model and the socket stay open.
+def prepare(disks: Disks, tpm: Tpm, *, engine_dir: str) -> Boot:
+    """Steps (2) to (5): what a host would have said. The model and the socket stay open.
 
     Raises: CloisterError.
     """
@@ -226,7 +229,7 @@ def prepare(disks: Disks, tpm: Tpm, *, engine_dir: str) -> bytes:
         tls_fd=None if received.tls_port is None else _listen(received.tls_port),
         tls_origins=received.tls_origins,
         founds_group=received.founds_group,
-    ).encode()
+    )
 
 
 def _read(path: Path) -> Received:
@@ -269,11 +272,13 @@ def main() -> None:
     quiet_logs()
     _speak_to(EVENTS)
     try:
-        line = prepare(Disks(), Tpm(SubprocessTools()), engine_dir=_engine_dir())
+        boot = prepare(Disks(), Tpm(SubprocessTools()), engine_dir=_engine_dir())
     except CloisterError as error:
         _fail(error)
-    _as_standard_input(line)
-    front.main()  # (6)
+    if parse_launch(boot.launch).egress:
+        threading.Thread(target=names.follow, daemon=True).start()  # (6)
+    _as_standard_input(boot.encode())
+    front.main()  # (7)
 
 
 def _engine_dir() -> str:

@@ -49,8 +49,8 @@ _WAITING_COUNTS = 2.0
 """How many that have an answer weigh as much as one that waits for its first token."""
 _QUIET_SECONDS = 1.0
 """How long a chunk may take while there are prompts only: large chunks are read faster."""
-_ALONE_SECONDS = 5.0
-"""How long it may run when there are no others: there is no sign of life in the midst of a chunk."""
+_ALONE_SECONDS = 2.0
+"""How long it may run when there are no others: whoever comes meanwhile waits for its end."""
 _GATHERING = 0.05
 """Seconds in which a chunk that nobody's answer waits for is begun again when another prompt comes, to be read with it:
 together they cost little more than the one alone, and clients that ask at the same moment arrive one by one."""

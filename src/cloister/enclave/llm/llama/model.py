@@ -18,13 +18,13 @@ from cloister.enclave.llm.reasoning import thinking_of
 from cloister.enclave.llm.toolcalls import MARKERS, call_form_of
 from cloister.errors import MalformedModel, WrongUse
 
-__all__ = ["AbortedError", "Model", "SelfTestError"]
+__all__ = ["PART", "AbortedError", "Model", "SelfTestError"]
 
 _CONTROL_ATTRIBUTES = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL
 _LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32  # bytes
 _MOST_SCORES = 1 << 28  # bytes
-_PADDING = 256
-"""Cells: llama.cpp fills every part up to a multiple of it."""
+PART = 256
+"""Cells: llama.cpp fills every part of a cache up to a multiple of it."""
 _MOST_CONTEXT = 16384
 _SMALL_MODEL = 1 << 26
 """Bytes. Below this, threads spend more time waiting for each other than computing, most of all on a busy machine."""
@@ -188,7 +188,7 @@ class Model:
         self.reuses_prefixes = not (lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model))
         parts = min(settings.slots, lib.llama_max_parallel_sequences())
         within = settings.kv_tokens or int(_cache_budget(_MOST_PARTED) / cell)
-        self.parted = parts * -(-self.context_length // _PADDING) * _PADDING <= within and self._may_be_parted(settings)
+        self.parted = parts * -(-self.context_length // PART) * PART <= within and self._may_be_parted(settings)
         if self.parted:
             self.sequences: int = parts
             self.kv_tokens: int = parts * self.context_length
