@@ -199,7 +199,7 @@ def test_measures_every_way_against_the_bare_loop(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(overhead, "FIRST_TOKEN_PAIRS", 3)
     monkeypatch.setattr(overhead, "FREED_SLOT_PAIRS", 2)
     options = ("--shape", "pythia-70m", "--streams", "1,2", "--tokens", "8", "--repeats", "1", "--json")
-    ran = run(app, "bench", "overhead", *options)
+    ran = run(app, "bench", "overhead", *options, "--plot", str(tmp_path / "plots"))
     assert ran.exit_code == 0, ran.output
     told = json.loads(ran.stdout)
     runs = told["runs"]
@@ -217,3 +217,4 @@ def test_measures_every_way_against_the_bare_loop(monkeypatch: pytest.MonkeyPatc
     assert [(one["way"], one["verifications"]) for one in told["evidence"]] == [("sealed", 1), ("proxied", 1)]
     assert all(one["requests"] > 10 for one in told["evidence"])
     assert told["native"]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"overhead.png", "overhead.svg"}

@@ -130,6 +130,18 @@ def test_the_command_prints_a_line_and_json(tmp_path: Path) -> None:
     told = json.loads(run(app, "bench", "perplexity", str(file), "--model", "tiny", "--chunks", "2", "--json").stdout)
     assert plain.stdout.startswith(f"perplexity {told['perplexity']:.4f} ± {told['error']:.4f}, ")
     assert (told["chunks"], told["scored_tokens"], told["model"]) == (2, 2 * 255, "tiny")
+    drawn = run(
+        app, "bench", "perplexity", str(file), "--model", "tiny", "--chunks", "1", "--plot", str(tmp_path / "p")
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {"perplexity.png", "perplexity.svg"}
+
+
+def test_the_course_ends_at_the_value() -> None:
+    found = Perplexity((SCORED * 2.0, SCORED * 4.0, SCORED * 3.0), 0.0, 1, 1, adds_bos=False, seconds=1.0)
+    assert [count for count, _ in found.course] == [1, 2, 3]
+    assert found.course[0][1] == pytest.approx(math.exp(2))
+    assert found.course[-1][1] == found.value
 
 
 @pytest.mark.skipif(

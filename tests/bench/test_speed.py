@@ -7,9 +7,21 @@ from tests.cli.running import run
 
 from cloister.bench.load import PROMPT_TOKENS
 from cloister.bench.shapes import SHAPES, describe, write_random
-from cloister.bench.speed import DEFAULT, FULL, Plan, Result, Subject, Watch, choose_type, measure, needed_memory
-from cloister.bench.timed import Arrivals, Timing, summarize
+from cloister.bench.speed import (
+    DEFAULT,
+    FULL,
+    Plan,
+    Result,
+    Subject,
+    Watch,
+    choose_context,
+    choose_type,
+    measure,
+    needed_memory,
+)
+from cloister.bench.timed import SLACK, Arrivals, Timing, summarize
 from cloister.cli.main import app
+from cloister.enclave.llm.llama.model import PART
 from cloister.errors import MalformedModel, WrongUse
 
 GB = 10**9
@@ -85,6 +97,13 @@ def test_memory_counts_weights_and_the_cache_of_all_streams() -> None:
     more = 16 * many.context - one.context
     assert needed_memory(model, one) > model.weights + cache * one.context
     assert needed_memory(model, many) - needed_memory(model, one) > cache * more
+
+
+def test_every_stream_gets_a_part_of_the_cache_where_memory_allows_it() -> None:
+    usual, model = plan(streams=(1, 16), tokens=24), describe(SHAPES["mpt-30b"], "q4_0")
+    assert (usual.context, usual.roomy) == (PROMPT_TOKENS + 24 + SLACK * 16, PART)
+    assert choose_context(model, usual, 40 * GB) == usual.roomy
+    assert choose_context(model, usual, 20 * GB) == usual.context
 
 
 def test_the_originals_models_are_there() -> None:

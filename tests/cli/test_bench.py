@@ -21,7 +21,7 @@ def test_all_keeps_a_table_of_each_and_what_was_finished_before_one_failed(tmp_p
     assert "bench steady failed (status 3)" in done.stderr
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"overhead.json", "peers.json", "quant.json"}
     assert json.loads((tmp_path / "new" / "overhead.json").read_text()) == [
-        "bench", "overhead", "--shape", "pythia-1b", "--json",
+        "bench", "overhead", "--shape", "pythia-1b", "--plot", str(tmp_path / "new"), "--json",
     ]  # fmt: skip
 
 

@@ -1,14 +1,17 @@
 """The words of a verification, as data: what the terminal and the page both show. The terminal's: tests/cli."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.verify.world import NOW, World, make_device
 
+from cloister.client import account
 from cloister.client.account import explained, explained_refusal
 from cloister.client.explanations import ABOUT, EXPLANATIONS, about, explain
 from cloister.errors import ConnectionFailed, VerificationFailed
+from cloister.evidence.statement import ModelStatement
 
 
 @pytest.fixture
@@ -47,6 +50,11 @@ def test_a_verification_is_told_whole(world: World) -> None:
     assert json.loads(json.dumps(told)) == told
     assert (told["word"], told["platform"], told["first_use"]) == ("SIMULATED", "sim", "")
     assert told["facts"][0] == ["deployment", "acme-chat, release 1"]
+    assert "lineage" not in dict(told["facts"])
+    traced = ModelStatement("tiny", "cd" * 32, "F16", lineage_sha256="ab" * 32)
+    facts = dict(account.facts(replace(verified, statement=replace(verified.statement, models=(traced,)))))
+    assert facts["model tiny"] == f"F16, sha256 {'cd' * 32}"
+    assert facts["lineage"].startswith(f"sha256 {'ab' * 32}, ")
     assert [step["step"] for step in told["steps"]] == [factor.step for factor in verified.factors]
     assert {step["about"] for step in told["steps"]} == {"key", "code", "chip", "model"}
     assert {step["remedy"] for step in told["steps"]} == {""}

@@ -80,6 +80,12 @@ class Perplexity:
         return math.exp(self.mean)
 
     @property
+    def course(self) -> tuple[tuple[int, float], ...]:
+        """The value after 1, 2, 4 and so on chunks, and after all."""
+        counts = sorted({*(1 << power for power in range(self.chunks.bit_length())), self.chunks})
+        return tuple((count, math.exp(math.fsum(self.nll[:count]) / count / SCORED)) for count in counts)
+
+    @property
     def error(self) -> float:
         """The standard error of `value`."""
         variance = max(self.squares / self.scored - self.mean**2, 0.0)

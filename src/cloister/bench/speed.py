@@ -23,6 +23,7 @@ __all__ = [
     "Result",
     "Subject",
     "Watch",
+    "choose_context",
     "choose_type",
     "measure",
     "needed_memory",
@@ -61,9 +62,13 @@ class Plan:
 
     @property
     def context(self) -> int:
-        """Whole parts of the cache, so that every stream gets one: as the engine serves where memory allows it."""
-        needed = PROMPT_TOKENS + self.tokens + SLACK * self.slots
-        return -(-needed // PART) * PART
+        """The least that a stream takes."""
+        return PROMPT_TOKENS + self.tokens + SLACK * self.slots
+
+    @property
+    def roomy(self) -> int:
+        """A context in whole parts of the cache: with it every stream gets one, as the engine serves where memory allows it."""
+        return -(-self.context // PART) * PART
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +130,11 @@ def _measure_one(subject: Subject, plan: Plan, deadline: float, watch: Watch) ->
     if time.monotonic() >= deadline:
         raise WrongUse(_time_is_up(plan))
     with _file_of(subject, plan, watch) as path:
-        found = Result(
-            subject.name, subject.path is None, read_description(path).quantization.lower(), size=path.stat().st_size
-        )
+        model = read_description(path)
+        found = Result(subject.name, subject.path is None, model.quantization.lower(), size=path.stat().st_size)
         watch.doing(subject.name, "loading")
-        with start_child(module("cloister.bench.timed", path, plan.slots, plan.context), engine=True) as child:
+        context = choose_context(model, plan, available_memory())
+        with start_child(module("cloister.bench.timed", path, plan.slots, context), engine=True) as child:
             return _run_all(child, found, plan, deadline, watch)
 
 
@@ -196,10 +201,16 @@ def choose_type(subject: Subject, plan: Plan, available: int) -> str:
     raise WrongUse(_too_large(f" at {kinds[-1]}", needed, available))
 
 
-def needed_memory(model: Description, plan: Plan) -> int:
-    """Bytes that the measuring process takes once the model is loaded."""
-    found = estimate(model, context=plan.context, streams=plan.slots)
-    return found.weights + found.buffers + kv_bytes(model, plan.slots * plan.context)
+def needed_memory(model: Description, plan: Plan, context: int = 0) -> int:
+    """Bytes that the measuring process takes once the model is loaded. `context` of each stream; 0: the plan's least."""
+    context = context or plan.context
+    found = estimate(model, context=context, streams=plan.slots)
+    return found.weights + found.buffers + kv_bytes(model, plan.slots * context)
+
+
+def choose_context(model: Description, plan: Plan, available: int) -> int:
+    """Tokens of each stream: roomy where `available` bytes allow it."""
+    return plan.roomy if needed_memory(model, plan, plan.roomy) <= available else plan.context
 
 
 def _check_memory(path: Path, plan: Plan) -> None:

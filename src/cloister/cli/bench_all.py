@@ -52,7 +52,7 @@ def everything(
 def commands(folder: Path, shape: str, text: Path | None, model: str) -> dict[str, list[str]]:
     """What is run, by the name of its file."""
     found = {
-        "overhead": ["overhead", "--shape", shape],
+        "overhead": ["overhead", "--shape", shape, "--plot", str(folder)],
         "peers": ["peers", "--model", shape, "--plot", str(folder)],
         "quant": ["quant", shape, "--plot", str(folder)],
         "steady": ["steady"],

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cloister.bench import plots
 from cloister.bench.perplexity import WINDOW, Perplexity, measure
 from cloister.cli import output
 from cloister.cli.output import AsJson
@@ -24,13 +25,21 @@ def perplexity(
     chunks: Annotated[
         int | None, typer.Option(min=1, help=f"Only the first so many chunks of {WINDOW} tokens; absent: all.")
     ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write perplexity.png and perplexity.svg here.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """How well a model foretells a text, measured exactly as llama.cpp measures it; lower is better."""
+    if plot is not None:
+        plots.require()
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
     with _bar() as progress:
         result = measure(found.path, text, chunks=chunks, progress=progress)
+    if plot is not None:
+        title = f"{found.name} on {text.name}: perplexity, lower is better"
+        plots.lines(plot / "perplexity", title, "chunks read", "perplexity", {found.name: result.course})
     if as_json:
         output.json_value({"model": found.name, "text": text.name, **result.to_json()})
     else:

@@ -79,6 +79,8 @@ def facts(verified: Verified) -> Iterator[tuple[str, str]]:
     yield "owner", launch.owner_key
     for model in statement.models:
         yield f"model {model.name}", f"{model.quantization}, sha256 {model.sha256}"
+        if model.lineage_sha256 is not None:
+            yield "lineage", f"sha256 {model.lineage_sha256}, of the record that `cloister models show` prints"
     yield "engine", f"{statement.engine.variant}, sha256 {statement.engine.sha256}"
     yield "weakened", ", ".join(statement.insecure) or "nothing"
     yield "until", moment(verified.expires_at)
