@@ -45,7 +45,7 @@ PLATFORMS = ("linux_x86_64", "manylinux1_x86_64", "manylinux2010_x86_64", "manyl
 NEWEST_GLIBC = 41
 """trixie's: 2.41."""
 
-ROOMS = ("__init__.py", "py.typed", "errors.py", "evidence", "verify", "channel", "enclave")
+ROOMS = ("__init__.py", "py.typed", "errors.py", "patience.py", "timely.py", "evidence", "verify", "channel", "enclave")
 """All of cloister that runs inside."""
 
 INSIDE = Path("usr/lib/cloister")

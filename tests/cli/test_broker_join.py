@@ -69,17 +69,19 @@ def policy(tmp_path: Path, site: Site) -> Callable[..., Path]:
     return write
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["words", "json"])
 def test_a_broker_has_a_replica_let_in_that_verifies_and_no_other(
-    run: Run, site: Site, policy: Callable[..., Path]
+    run: Run, site: Site, policy: Callable[..., Path], as_json: list[str]
 ) -> None:
     member, joiner = Door(site.replica(founds=True)), Door(site.replica())
     with Served(member) as there, Served(joiner) as here:
         refused = run("broker", "join", here.url, there.url, "--policy", policy("another"))
         assert (refused.exit_code, joiner.group.state) == (3, "joining")
         assert "deployment" in refused.stderr
-        joined = run("broker", "join", here.url, there.url, "--policy", policy("acme-chat"))
+        joined = run("broker", "join", here.url, there.url, "--policy", policy("acme-chat"), *as_json)
         assert joined.exit_code == 0, joined.stderr
-        assert joined.stdout == f"joined {here.url}\n"
+        told = json.dumps({"joined": here.url, "member": there.url}, indent=2) if as_json else f"joined {here.url}"
+        assert joined.stdout == f"{told}\n"
         assert joiner.group.published() == member.group.published() != ()
     shown = run("broker", "log", "show", "--json").stdout
     assert [json.loads(line)["event"] for line in shown.splitlines()] == ["init", "join-refused", "join-authorised"]

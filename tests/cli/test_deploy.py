@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import pytest
 from tests.host.conftest import Served, backend, served, stage
@@ -20,7 +21,7 @@ from cloister.cli.deploy import _follow, _limits
 from cloister.cli.deployments import Deployment
 from cloister.cli.image_gramine import Image
 from cloister.enclave.boot import EnclaveConfig, parse_config
-from cloister.errors import EngineDied, WrongUse
+from cloister.errors import CloisterError, ConnectionFailed, EngineDied, NotTrusted, VerificationFailed, WrongUse
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.verify import Policy, parse_policy
@@ -62,7 +63,7 @@ def started(served: Served) -> Any:
 def test_what_is_launched_is_the_app_of_the_bundle_under_the_owners_key(
     deploy: Callable[..., Result], served: Served, tmp_path: Path
 ) -> None:
-    done = deploy("--platform", "sim", "--memory", "1GiB", "--cores", "2")
+    done = deploy("--platform", "sim", "--memory", "1GiB", "--cores", "2", "--restart", "never")
     assert done.exit_code == 5
     assert "As the test says." in done.stderr
     launch, app = started(served)
@@ -72,7 +73,7 @@ def test_what_is_launched_is_the_app_of_the_bundle_under_the_owners_key(
     assert (launch.app.kind, launch.app.sha256) == ("wsgi", head.sha256)
     assert (launch.deployment, launch.release, launch.egress, launch.models) == ("words", 1, (), ())
     assert launch.config_sha256 == hashlib.sha256(app.config).hexdigest()
-    assert (app.memory_bytes, app.cores) == (GIB, 2)
+    assert (app.memory_bytes, app.cores, app.restart) == (GIB, 2, "never")
     assert app.expires_at > 0
     kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert SECRET.encode() not in kept
@@ -241,6 +242,76 @@ def test_the_broker_that_is_named_stands_in_the_launch_config_and_the_policy(
     assert started(served)[0].broker_key == key
     (policy,) = (tmp_path / "state" / "cloister" / "deployments").glob("*.policy.toml")
     assert f'broker_key = "{key}"' in policy.read_text()
+
+
+class Judging:
+    """A client's session, that says of the enclave what the test wants to see said in the end."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> "Judging":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def verify(self) -> NoReturn:
+        raise NotTrusted("As a client judges.")
+
+
+@pytest.fixture
+def raced(
+    deploy: Callable[..., Result], backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """A deployment to an enclave that waits until the owner's release comes: it fails by `error`, and the host is told `then`."""
+    backend.script = lambda _: [{"event": "waiting"}]
+    monkeypatch.setattr("cloister.cli.deploy._POLL", 0.0)
+    monkeypatch.setattr("cloister.cli.deploy.Session", Judging)
+
+    def race(error: CloisterError, then: str, *options: str) -> Result:
+        def fail(*_: object, **__: object) -> NoReturn:
+            backend.last.say(event=then, error="NotTrusted", message="It ended.")
+            raise error
+
+        monkeypatch.setattr("cloister.cli.deploy.provision", fail)
+        return deploy("--platform", "sim", "--memory", "1GiB", *options)
+
+    return race
+
+
+BROKER = ["--broker", "ed25519:" + "A" * 43]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotTrusted("The enclave has had a release."),
+        VerificationFailed("It serves already."),
+        ConnectionFailed("The enclave gives no evidence."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_broker_may_be_first_and_the_enclave_is_judged_as_by_a_client(
+    raced: Callable[..., Result], error: CloisterError
+) -> None:
+    done = raced(error, "ready", *BROKER)
+    assert (done.exit_code, "its broker was first" in done.stderr, error.message in done.stderr) == (3, True, False)
+    assert "As a client judges." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("then", "options"),
+    [("waiting", BROKER), ("failed", BROKER), ("ready", [])],
+    ids=["waits on", "ended", "no broker"],
+)
+def test_a_release_that_failed_where_no_broker_was_first_is_told(
+    raced: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, then: str, options: list[str]
+) -> None:
+    monkeypatch.setattr("cloister.cli.deploy._TELLS", 0.0 if then == "waiting" else 60.0)
+    done = raced(NotTrusted("Its evidence does not hold."), then, *options)
+    assert (done.exit_code, "Its evidence does not hold." in done.stderr) == (3, True)
+    assert "was first" not in done.stderr
+    assert "As a client judges." not in done.stderr
 
 
 def test_a_public_model_in_sgx_is_launched_with_its_measurement_pinned(

@@ -4,18 +4,21 @@ import hashlib
 import json
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.host.conftest import Served, backend, served, stage
-from tests.host.stage import FakeBackend, asked, eventually
+from tests.host.stage import STRANGER, FakeBackend, Stage, asked, bundle_of, eventually, launch_of
 from typer.testing import Result
 
+from cloister.cli import output
 from cloister.cli.gramine_backend import GramineBackend
 from cloister.cli.operator import HostClient, Login, Logins, normal
 from cloister.cli.quantities import parse_moment, parse_size, show_size
 from cloister.errors import CloisterError, Conflict, ConnectionFailed, HostFull, NotFound, Unauthorized, WrongUse
+from cloister.evidence.launch import parse_launch
 
 __all__ = ["backend", "served", "stage"]
 
@@ -34,6 +37,15 @@ def deployed(served: Served, name: str = "one", **more: Any) -> None:
     eventually(lambda: served.stage.fleet.describe(name)["state"] == "ready")
 
 
+def stored(stage: Stage, content: bytes) -> str:
+    name = hashlib.sha256(content).hexdigest()
+    stage.bundles.begin(name, len(content))
+    with stage.bundles.appending(name, 0) as sink:
+        sink.write(content)
+    stage.bundles.finish(name)
+    return name
+
+
 # The operator
 
 
@@ -46,6 +58,9 @@ def test_a_token_is_shown_once_and_rests_as_a_digest(run: Run, tmp_path: Path) -
     assert run("host", "token", "add", "me").exit_code == 2
     assert run("host", "token", "list").stdout.startswith("me  since ")
     assert [one["name"] for one in json.loads(run("host", "token", "list", "--json").stdout)] == ["me"]
+    made = json.loads(run("host", "token", "add", "you", "--json").stdout)
+    assert (made["name"], made["token"].startswith("cloister-host-")) == ("you", True)
+    assert json.loads(run("host", "token", "remove", "you", "--json").stdout) == {"removed": "you"}
     assert run("host", "token", "remove", "me").exit_code == 0
     assert run("host", "token", "remove", "me").exit_code == 2
     assert json.loads(run("host", "token", "list", "--json").stdout) == []
@@ -100,7 +115,7 @@ def test_a_token_is_kept_for_its_user_alone(run: Run, logged_in: Served, tmp_pat
     path.chmod(0o644)
     assert run("list").exit_code == 2
     path.chmod(0o600)
-    assert run("logout").exit_code == 0
+    assert json.loads(run("logout", "--json").stdout) == {"logged_out": [logged_in.url]}
     assert Logins().all() == {}
     assert run("list").exit_code == 2
 
@@ -187,7 +202,7 @@ def test_an_apps_life_by_its_commands(run: Run, logged_in: Served) -> None:
     assert run("expire", "one", "--in", "2031-01-31").stdout.strip() == "one  ready  expires 2031-01-31 00:00 UTC"
     assert run("expire", "one", "--in", "soon").exit_code == 2
     assert run("remove", "one").exit_code == 2  # nobody can be asked
-    assert run("remove", "one", "--yes").exit_code == 0
+    assert json.loads(run("remove", "one", "--yes", "--json").stdout) == {"removed": "one"}
     for command in (["status"], ["stop"], ["restart"], ["logs"], ["remove", "--yes"], ["expire", "--in", "7d"]):
         assert run(*command, "one").exit_code == 2
 
@@ -205,6 +220,42 @@ def test_an_app_that_waits_for_its_keys_says_so(run: Run, logged_in: Served, bac
     done = run("restart", "one")
     assert done.exit_code == 5
     assert "waits for its owner" in done.stderr
+
+
+@pytest.mark.parametrize("state", ["ready", "stopped"])
+def test_a_sealed_app_whose_keys_are_elsewhere_is_not_stopped(run: Run, logged_in: Served, state: str) -> None:
+    """On a second laptop, with a colleague's token, or under another spelling of the host's address."""
+    content, app = bundle_of("words")
+    deployed(logged_in, launch=launch_of(app=app), bundle=stored(logged_in.stage, content), model=None)
+    if state == "stopped":
+        run("stop", "one")
+    done = run("restart", "one")
+    assert (done.exit_code, "the machine that deployed it" in done.stderr) == (2, True)
+    assert logged_in.url in done.stderr
+    assert logged_in.stage.fleet.describe("one")["state"] == state
+    assert len(logged_in.stage.backend.started) == 1
+
+
+def test_a_sealed_app_that_names_a_broker_is_restarted_from_anywhere_and_waits_for_its_release(
+    run: Run, logged_in: Served, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, app = bundle_of("words")
+    launch = replace(parse_launch(launch_of(app=app)), broker_key=STRANGER)
+    deployed(logged_in, launch=launch.encode(), bundle=stored(logged_in.stage, content), model=None)
+    backend.script = lambda _: [{"event": "waiting"}]
+    monkeypatch.setattr("cloister.cli.deploy._POLL", 0.0)
+    note = output.note
+
+    def noted(text: Any, *more: Any, **words: Any) -> None:
+        note(text, *more, **words)
+        if "its broker" in str(text):  # by now the command has seen that the app waits
+            backend.last.say(event="ready")
+
+    monkeypatch.setattr("cloister.cli.deploy.output.note", noted)
+    done = run("restart", "one")
+    assert (done.exit_code, done.stdout) == (0, "one  ready\n"), done.stderr
+    assert done.stderr.count("its broker") == 1
+    assert len(backend.started) == 2
 
 
 def test_an_app_that_fails_says_why(run: Run, logged_in: Served, backend: FakeBackend) -> None:

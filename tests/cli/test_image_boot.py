@@ -1,4 +1,5 @@
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cloister.cli import deployments
 from cloister.enclave.machine import Disks, parse_line
 from cloister.evidence.bundle import parse_bundle_head
 from cloister.evidence.launch import parse_launch
+from cloister.owner.broker_state import BrokerKeys, Records, read_root
 
 Run = Callable[..., Result]
 APP_FILE = """
@@ -54,6 +56,29 @@ def test_the_disks_are_what_the_image_takes(write: Callable[..., Result], tmp_pa
     assert "ab" * 48 in Path(told["policy"]).read_text()
     assert f"--policy {told['policy']} --watch " in told["release"][1]
     assert list(deployments._folder().iterdir()) == []  # what runs on a host under that name is another matter
+
+
+def test_what_is_to_be_done_next_stands_there_as_it_can_be_typed(
+    write: Callable[..., Result], run: Run, tmp_path: Path
+) -> None:
+    """The broker is handed what these disks hold, and the keys that the app asks for."""
+    broker = run("broker", "init").stdout.strip()
+    assert json.loads(write("--broker", broker, "--json").stdout)["release"][0] == "cloister broker add words words"
+    Path("my words").mkdir()
+    bundle, keys = Path("words/words.cloister").rename("my words/other.cloister"), Path("my words/keys.toml")
+    assert run("keys", "new", keys, "me").exit_code == 0
+    options = ["--bundle", bundle, "--api-keys", keys]
+    told = json.loads(write("--broker", broker, "-o", "my disks", *options, "--json").stdout)["release"]
+    add, serve = (shlex.split(line) for line in told)
+    assert add == ["cloister", "broker", "add", "words", "words", *map(str, options)]
+    assert serve[:5] == ["cloister", "broker", "serve", "--policy", "my disks/policy.toml"]
+    assert run(*add[1:]).exit_code == 0
+    place = tmp_path / "state" / "cloister" / "broker"
+    record = Records(place / "records", BrokerKeys.derive(read_root(place / "root")).records).load("words")
+    assert (record.app, [key.name for key in record.api_keys]) == (
+        parse_bundle_head(bundle.read_bytes()).sha256,
+        ["me"],
+    )
 
 
 def test_each_writing_is_a_release_of_its_own(write: Callable[..., Result]) -> None:

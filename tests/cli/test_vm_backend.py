@@ -136,6 +136,25 @@ def test_a_bundle_is_handed_over_as_it_lies(settings: VmSettings, tmp_path: Path
     assert f"file={bundle} " in (tmp_path / "bin/qemu.arguments").read_text()
 
 
+@pytest.mark.parametrize("entry", ["10.0.2.2:6379", "10.0.2.2", "10.0.2.3:53", "10.0.2.255:80"])
+def test_the_hosts_own_loopback_is_no_place_to_connect_to(settings: VmSettings, tmp_path: Path, entry: str) -> None:
+    """QEMU's user network leads from there to it, whatever listens."""
+    launch = replace(LAUNCH, egress=("api.example.org", entry))
+    with pytest.raises(WrongUse, match="own") as caught:
+        backend_of(settings).start(replace(spawn_of(), launch=launch.encode()))
+    assert caught.value.step == "egress"
+    assert not (tmp_path / "bin/qemu.arguments").exists()
+    assert not (tmp_path / "state").exists()
+
+
+def test_other_places_may_be_connected_to(settings: VmSettings, tmp_path: Path) -> None:
+    launch = replace(LAUNCH, egress=("10.0.2.2.example.org", "10.0.20.2:6379", "10.0.3.2", "api.example.org:443"))
+    running = backend_of(settings).start(replace(spawn_of(), launch=launch.encode()))
+    next(iter(running.events()))
+    running.stop()
+    assert "restrict=off" in (tmp_path / "bin/qemu.arguments").read_text()
+
+
 def test_a_machine_that_does_not_start_says_why(settings: VmSettings, programs: Callable[[str, str], None]) -> None:
     programs("qemu-system-x86_64", "#!/bin/sh\necho 'warning: old' >&2\necho 'qemu: no such\x1b[2J CPU.' >&2\nexit 1\n")
     running = backend_of(settings).start(spawn_of())

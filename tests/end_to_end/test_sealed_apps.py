@@ -44,7 +44,7 @@ from cloister.verify.key_configs import X_WING_PUBLIC
 CODE, SECRET, SETTING, PROMPT = (f"canary-{word}-7741-zanzibar" for word in ("code", "secret", "setting", "prompt"))
 
 FLASK_APP = f"""
-import os, sys
+import os, socket, sys
 from flask import Flask, Response, request
 app = Flask(__name__)
 WORD = "{CODE}"
@@ -54,8 +54,13 @@ def health(): return "ok"
 def echo(): return {{"said": request.get_json()["text"], "secret": os.environ["TOKEN"], "word": WORD}}
 @app.get("/stream")
 def stream(): return Response((f"{{n}} {{WORD}}\\n" for n in range(3)), mimetype="text/plain")
+def listening():
+    for fd in os.listdir("/proc/self/fd"):
+        try: held = socket.socket(fileno=os.dup(int(fd)))
+        except OSError: continue
+        if held.family != socket.AF_UNIX and held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN): yield str(held.getsockname())
 @app.get("/environment")
-def environment(): return {{"names": sorted(os.environ), "flags": [sys.flags.isolated, sys.flags.no_user_site, sys.flags.no_site]}}
+def environment(): return {{"names": sorted(os.environ), "listening": list(listening()), "flags": [sys.flags.isolated, sys.flags.no_user_site, sys.flags.no_site]}}
 """
 FASTAPI_APP = f"""
 import os
@@ -341,6 +346,7 @@ def test_of_a_flask_app_its_host_holds_no_code_secret_setting_or_prompt(flask_ap
         assert client.get("/stream").text == f"0 {CODE}\n1 {CODE}\n2 {CODE}\n"
         environment = client.get("/environment").json()
     assert environment["flags"] == [1, 1, 1]
+    assert environment["listening"] == []
     assert {"PYTHONPATH", "FLASK_DEBUG", "PYTHONSTARTUP"} & set(environment["names"]) == set()
     assert len(served.traffic()) > 5000
     assert_nowhere(served, [word.encode() for word in (CODE, SECRET, SETTING, PROMPT)])

@@ -218,6 +218,27 @@ def test_memory_of_a_stopped_app_is_free_until_it_shall_run_again(stage: Stage) 
     assert state_of(stage, "one") == "stopped"
 
 
+def test_one_whose_time_was_over_starts_again_only_where_there_is_room(stage: Stage) -> None:
+    stage.fleet.deploy(asked("one", resources=Resources(3 * GIB, 1), expires_at=2000.0), "me")
+    ready(stage)
+    stage.time[0] = 2000.0
+    stage.fleet.deploy(asked("two", resources=Resources(2 * GIB, 1)), "me")
+    with pytest.raises(HostFull):
+        stage.fleet.expire("one", 3000.0)
+    assert stage.fleet.describe("one")["expires_at"] == 2000.0
+    assert state_of(stage) == "expired"
+    assert stage.fleet.expire("one", 1.0)["expires_at"] == 1.0  # which starts nothing
+    stage.fleet.stop("one")
+    stage.fleet.expire("one", 3000.0)  # nor does this
+    stage.fleet.expire("one", 1.0)
+    stage.fleet.remove("two")
+    with pytest.raises(Conflict):
+        stage.fleet.restart("one")
+    stage.fleet.expire("one", 3000.0)
+    stage.fleet.restart("one")
+    ready(stage)
+
+
 def test_cores_are_spread(stage: Stage) -> None:
     for name in ("one", "two"):
         stage.fleet.deploy(asked(name), "me")
@@ -385,7 +406,8 @@ def test_the_operators_own_look_takes_what_the_app_was_launched_with(
     stage.fleet.deploy(asked(launch=launch.encode()), "me")
     eventually(lambda: asked_with)
     assert (asked_with[0].broker_key, asked_with[0].logs) == (STRANGER, "public")
-    assert stage.fleet.describe("one")["logs"] == "public"
+    described = stage.fleet.describe("one")
+    assert (described["logs"], described["broker_key"]) == ("public", STRANGER)
 
 
 def test_what_was_seen_of_an_enclave_is_not_said_of_the_next_one(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,6 +209,88 @@ def test_what_its_owner_revoked_is_refused_and_forgotten_until_it_is_handed_over
     assert place.look(enclave).outcome == "released"
 
 
+def test_an_old_record_that_comes_back_undoes_no_revocation(place: Place) -> None:
+    """From a backup, say; also where a broker watches already, and where the record is gone when it is revoked."""
+    watching, enclave, file = place.broker(), place.enclave(), place.folder / "records" / "acme-chat.record"
+    old = file.read_bytes()
+    for before in (old, b"damaged", b""):
+        file.write_bytes(before) if before else file.unlink(missing_ok=True)
+        place.broker().revoke("acme-chat")
+        file.write_bytes(old)
+        for broker in (watching, place.broker()):
+            assert place.look(enclave, broker).outcome == "refused"
+            place.now += 3600  # what is refused again is logged again
+            enclave.world = enclave.world.with_statement(iat=int(place.now), exp=int(place.now) + 3600)
+        file.unlink()
+        assert place.look(enclave).outcome == "refused"
+        assert lines(place.log)[-1].details["step"] == "revoked"
+    assert enclave.posted == []
+    place.broker().add(place.record)
+    assert place.look(enclave, watching).outcome == "released"
+
+
+@pytest.mark.parametrize("left", ["an older one", "none", "one of a log that is lost"])
+def test_what_is_not_what_was_handed_over_last_is_refused_until_it_is_again(place: Place, left: str) -> None:
+    file = place.folder / "records" / "acme-chat.record"
+    older = file.read_bytes()
+    if left == "one of a log that is lost":
+        place.log.unlink()
+        place.broker().begin()
+    else:
+        place.broker().add(replace(place.record, app="77" * 32))
+        file.write_bytes(older) if left == "an older one" else file.unlink()
+    enclave = place.enclave()
+    assert place.look(enclave).outcome == "refused"
+    last = lines(place.log)[-1].details
+    assert (enclave.posted, last["step"], "handed over last" in str(last["reason"])) == ([], "record", True)
+    place.broker().add(place.record)
+    assert place.look(enclave).outcome == "released"
+
+
+@pytest.mark.parametrize("writes", ["log", "record"])
+@pytest.mark.parametrize("doing", ["add", "revoke"])
+def test_a_kill_between_line_and_record_releases_nothing_old_and_repeating_mends_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch, doing: str, writes: str
+) -> None:
+    """`writes`: what the kill comes before. An app is replaced by another, or revoked; then the old record is put back."""
+    file = place.folder / "records" / "acme-chat.record"
+    old = file.read_bytes()
+    other = replace(place.record, app="77" * 32)
+
+    def do() -> None:
+        place.broker().add(other) if doing == "add" else place.broker().revoke("acme-chat")
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", crash) if writes == "log" else patched.setattr(Records, "save", crash)
+        with pytest.raises(Crash):
+            do()
+    if writes == "record":
+        file.write_bytes(old)
+        assert place.look(place.enclave()).outcome == "refused"
+    do()
+    file.write_bytes(old)
+    assert place.look(place.enclave()).outcome == "refused"
+
+
+def test_a_revocation_holds_though_the_log_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(WrongUse, match="cannot be written"):
+            place.broker().revoke("acme-chat")
+    assert Records(place.folder / "records", KEYS.records).load("acme-chat").keys == {}
+    enclave = place.enclave()
+    assert place.look(enclave).outcome == "refused"
+    assert lines(place.log)[-1].details["step"] == "revoked"
+    place.broker().revoke("acme-chat")
+    assert place.events()[-1] == "revoked"
+
+
 def test_a_deployment_that_was_not_handed_over_is_refused(tmp_path: Path, world: World) -> None:
     place = Place(tmp_path, world)
     place.broker().begin()

@@ -123,6 +123,25 @@ def test_nothing_joins_for_a_deployment_that_its_owner_revoked(site: Site, broke
     assert log(tmp_path)[-1].event == "join-refused"
 
 
+def test_an_old_record_that_comes_back_lets_nothing_join(site: Site, broker: Broker, tmp_path: Path) -> None:
+    """Another broker on this machine revoked it meanwhile. An older app's, or no record, is not the one that stands either."""
+    request, file = requested(site), tmp_path / "records" / "acme-chat.record"
+    broker.add(Record(deployment="acme-chat", app="66" * 32))
+    old = file.read_bytes()
+    other = Broker(KEYS, Records(tmp_path / "records", KEYS.records), tmp_path / "log", clock=lambda: NOW)
+    other.revoke("acme-chat")
+    for back in (old, None):
+        file.write_bytes(back) if back else file.unlink()
+        with pytest.raises(NotTrusted, match="revoked"):
+            broker.authorise(request, URL, policy=told(site, broker))
+    other.add(Record(deployment="acme-chat", app="77" * 32))
+    for back in (old, None):
+        file.write_bytes(back) if back else file.unlink()
+        with pytest.raises(NotTrusted, match="handed over last"):
+            broker.authorise(request, URL, policy=told(site, broker))
+    assert "join-authorised" not in [line.event for line in log(tmp_path)]
+
+
 def test_without_its_log_a_broker_gives_no_word(site: Site, broker: Broker, tmp_path: Path) -> None:
     request = requested(site)
     (tmp_path / "log").unlink()

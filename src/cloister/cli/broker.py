@@ -18,6 +18,7 @@ from cloister.channel.release import ApiKeyHash
 from cloister.cli import output
 from cloister.cli.keys import read_keys
 from cloister.cli.local import state_directory
+from cloister.cli.output import AsJson
 from cloister.cli.policy_file import load_policy
 from cloister.cli.trust import Trust, configured_signers
 from cloister.errors import CloisterError, WrongUse
@@ -55,7 +56,6 @@ LogFile = Annotated[
 KeyName = Annotated[
     str, typer.Option("--key", metavar="KEY", help="Whose log it is (ed25519:…); absent: this machine's broker's.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -137,10 +137,13 @@ def add(
         output.line(f"{deployment}: handed over, for app sha256:{record.app}")
 
 
-def revoke(deployment: Name, folder: Folder = None, root: Root = None) -> None:
+def revoke(deployment: Name, folder: Folder = None, root: Root = None, as_json: AsJson = False) -> None:
     """Release nothing for a deployment any more, and forget its keys and secrets. What serves already goes on."""
     _broker(folder, root).revoke(deployment)
-    output.line(f"{deployment}: revoked")
+    if as_json:
+        output.json_value({"revoked": deployment})
+    else:
+        output.line(f"{deployment}: revoked")
 
 
 def serve(
@@ -182,6 +185,7 @@ def join(
     ] = False,
     folder: Folder = None,
     root: Root = None,
+    as_json: AsJson = False,
 ) -> None:
     """Have a replica let into its key group, if it verifies. The group's secret passes sealed, from enclave to enclave."""
     broker, trust = _broker(folder, root), Trust()
@@ -194,7 +198,10 @@ def join(
 
     with httpx2.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client:
         carry(client, joiner=joiner, member=member, authorise=authorise)
-        output.line(f"joined {output.one_line(joiner, 120)}", "green")
+        if as_json:
+            output.json_value({"joined": joiner, "member": member})
+        else:
+            output.line(f"joined {output.one_line(joiner, 120)}", "green")
         if keep:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             keep_together(

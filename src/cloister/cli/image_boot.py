@@ -2,6 +2,7 @@
 a cloud: what it runs, and the app. Both may be seen by everybody."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -35,8 +36,8 @@ def write_disks(folder: Path, wishes: Wishes, out: Path, *, as_json: bool) -> No
         "data": str(data),
         "policy": str(policy),
         "release": [
-            f"cloister broker add {made.name} {folder}",
-            f"cloister broker serve --policy {policy} --watch {address}",
+            shlex.join(["cloister", "broker", "add", made.name, str(folder), *_given(wishes)]),
+            shlex.join(["cloister", "broker", "serve", "--policy", str(policy), "--watch", address]),
         ],
         "url": f"{address}/{made.fragment}",
     }
@@ -50,6 +51,12 @@ def write_disks(folder: Path, wishes: Wishes, out: Path, *, as_json: bool) -> No
     for line in told["release"]:
         output.line(line)
     output.note(f"It answers at {told['url']}")
+
+
+def _given(wishes: Wishes) -> list[str]:
+    """Of what was packaged here, the options that `cloister broker add` has too."""
+    files = {"--bundle": wishes.bundle, "--api-keys": wishes.api_keys}
+    return [word for option, file in files.items() if file is not None for word in (option, str(file))]
 
 
 def _write(made: Deployment, out: Path) -> tuple[Path, Path]:

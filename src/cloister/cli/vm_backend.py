@@ -7,6 +7,7 @@ trying out: whoever runs the machine can read everything.
 import collections
 import contextlib
 import hashlib
+import ipaddress
 import json
 import os
 import shutil
@@ -53,6 +54,8 @@ _GRACE = 5.0
 _TOOL_SECONDS = 60.0
 _PROGRAMS = ("qemu-system-x86_64", "setpriv")
 _TPM_PROGRAMS = ("swtpm", "swtpm_setup", "tpm2_createprimary")
+_USER_NETWORK = ipaddress.ip_network("10.0.2.0/24")
+"""QEMU's, between guest and host: what the guest sends to an address of it (10.0.2.2) arrives at the host's own loopback."""
 _INSTALL = "Debian: apt install qemu-system-x86 ovmf swtpm swtpm-tools tpm2-tools."
 
 
@@ -99,8 +102,9 @@ class VmBackend:
         predict_entries(self._kernel, self._start())
 
     def start(self, spawn: Spawn) -> RunningEnclave:
-        """Raises: WrongUse for an upstream, and for another model than a public one; ConnectionFailed when the software TPM
-        does not start; what `resolve` raises."""
+        """Raises: WrongUse for an upstream, for egress to this machine's loopback, and for another model than a public one;
+        ConnectionFailed when the software TPM does not start; what `resolve` raises."""
+        _refuse_own_loopback(parse_launch(spawn.launch).egress)
         if parse_config(spawn.config).upstream is not None:
             hint = "A model belongs into the bundle."
             raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
@@ -270,6 +274,18 @@ def _machine(settings: VmSettings, spawn: Spawn, model: LocalModel | None, folde
         tpm=folder / "tpm.sock" if settings.tee == "vtpm" else None,
         cpu=settings.cpu if settings.tee == "sev-snp" else "",
     )
+
+
+def _refuse_own_loopback(egress: Sequence[str]) -> None:
+    """Names need no look: they lead to public addresses alone (`pyapp.egress`). Raises: WrongUse."""
+    for entry in egress:
+        with contextlib.suppress(ipaddress.AddressValueError):
+            if (address := ipaddress.IPv4Address(entry.partition(":")[0])) in _USER_NETWORK:
+                raise WrongUse(
+                    f"The app's egress names an address of the host's own: {address}.",
+                    hint="The network 10.0.2.0/24 lies between the machine and its host. Name another address.",
+                    step="egress",
+                )
 
 
 def attestation_key(state: Path) -> str:

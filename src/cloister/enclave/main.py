@@ -58,10 +58,19 @@ def main(read_boot: Callable[[], Boot] | None = None) -> None:
     quiet_logs()
     try:
         boot = read_boot() if read_boot else parse_boot(sys.stdin.buffer.readline(MAX_BOOT))
+        _keep_to_itself(boot)
         uvloop.run(_sealed(boot).serve(_on_stdin_closed) if boot.bundle_path else _Enclave(boot).serve())
     except CloisterError as error:
         _say("failed", error=type(error).__name__, message=error.message, hint=error.hint, step=error.step)
         raise SystemExit(1) from None
+
+
+def _keep_to_itself(boot: Boot) -> None:
+    """Whoever started this process let it inherit these, and uvloop closes nothing for those that it starts in turn."""
+    for fd in (boot.listen_fd, boot.device_fd, boot.tls_fd):
+        if fd is not None:
+            with contextlib.suppress(OSError):  # one that is not open is told where it is used
+                os.set_inheritable(fd, False)
 
 
 def _say(event: str, **fields: Any) -> None:

@@ -8,23 +8,22 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cloister.enclave.boot import Boot, EnclaveConfig
 from cloister.enclave.gateway.certificate import TlsKey
 from cloister.enclave.gateway.tls import Unsealed
 from cloister.errors import WrongUse
+from cloister.patience import PATIENCE, Patience
+from cloister.timely import timely
 
 __all__ = ["TlsFront", "server"]
 
 _STOP_SECONDS = 5.0
-_HEAD_SECONDS = 30.0
-"""For which a request's head may take, from its first byte or, where it is the first, from the connection on."""
 
 
-def server(app: Any) -> uvicorn.Server:
+def server(app: Any, *, patience: Patience = PATIENCE) -> uvicorn.Server:
     """For an ASGI app, on a socket that is handed over when it serves."""
-    return uvicorn.Server(_config(app))
+    return uvicorn.Server(_config(app, patience=patience))
 
 
 class TlsFront:
@@ -66,41 +65,10 @@ class _Beside(uvicorn.Server):
         yield
 
 
-class _Timely(HttpToolsProtocol):
-    """Closes a connection whose next request's head is not there in time. Between requests uvicorn waits for five seconds."""
-
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait_for_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._wait_for_head()
-
-    def on_headers_complete(self) -> None:
-        self._wait_no_more()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._wait_no_more()
-        super().connection_lost(exc)
-
-    def _wait_for_head(self) -> None:
-        self._wait_no_more()
-        self._late = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
-
-    def _wait_no_more(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-
-def _config(app: Any, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
+def _config(app: Any, tls: ssl.SSLContext | None = None, *, patience: Patience = PATIENCE) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=_Timely,
+        http=timely(patience),
         loop="uvloop",
         lifespan="off",
         access_log=False,

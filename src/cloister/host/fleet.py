@@ -164,10 +164,7 @@ class Fleet:
         with self._change:
             launch = self._judged(wanted)  # and its bundle stays, from here on
             before = self._before(wanted, launch)
-            given = self._settings.capacity.admit(
-                wanted.resources,
-                [Resources(app.memory_bytes, app.cores) for app in self._running() if app.name != wanted.name],
-            )
+            given = self._admit(wanted.name, wanted.resources)
             now = self._clock()
             app = App(
                 name=wanted.name,
@@ -207,19 +204,22 @@ class Fleet:
             if self._over(app):
                 hint = f"Give it more: cloister expire {name} --in 7d"
                 raise Conflict("This app's time is over.", hint=hint, step="expiry")
-            others = [Resources(one.memory_bytes, one.cores) for one in self._running() if one.name != name]
-            self._settings.capacity.admit(Resources(app.memory_bytes, app.cores), others)
+            self._admit(name, Resources(app.memory_bytes, app.cores))
             app = self._store.want(name, "run", self._clock())
             self._halt(name)
             self._open(app)
         return self.describe(name)
 
     def expire(self, name: str, at: float | None) -> dict[str, Any]:
-        """`at` in Unix seconds; None: never. One whose time was over starts again when it gets more."""
+        """`at` in Unix seconds; None: never. One whose time was over starts again when it gets more. Raises: HostFull when
+        there is no room for that."""
         with self._change:
             before = self._store.app(name)
+            starts = self._over(before) and not self._over(replace(before, expires_at=at)) and before.wanted == "run"
+            if starts:
+                self._admit(name, Resources(before.memory_bytes, before.cores))
             app = self._store.expire(name, at, self._clock())
-            if self._over(before) and not self._over(app) and app.wanted == "run":
+            if starts:
                 self._open(app)
         self._enforce()
         return self.describe(name)
@@ -268,6 +268,7 @@ class Fleet:
             "models": list(launch.models),
             "egress": list(launch.egress),
             "logs": launch.logs,
+            "broker_key": launch.broker_key,
             "bundle": app.bundle,
             "model": app.model,
             "memory_bytes": app.memory_bytes,
@@ -323,6 +324,11 @@ class Fleet:
         if before is not None and before.owner != launch.owner_key:
             raise Conflict("An app of that name has another owner.", hint="Choose another name.", step="name")
         return before
+
+    def _admit(self, name: str, wanted: Resources) -> Resources:
+        """What is given to an app of that name, beside all others that shall run. Raises: WrongUse, HostFull."""
+        others = [Resources(app.memory_bytes, app.cores) for app in self._running() if app.name != name]
+        return self._settings.capacity.admit(wanted, others)
 
     def _running(self) -> list[App]:
         return [app for app in self._store.apps() if app.wanted == "run" and not self._over(app)]

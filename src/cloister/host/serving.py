@@ -7,13 +7,23 @@ from typing import Any
 
 import uvicorn
 
-__all__ = ["serve"]
+from cloister.patience import PATIENCE, Patience
+from cloister.timely import timely
+
+__all__ = ["serve", "server"]
 
 
 def serve(app: Any, sock: socket.socket, *, certificate: Path | None = None, key: Path | None = None) -> None:
     """Until SIGTERM or Ctrl+C. Nobody else says who a client is, and no request is logged."""
+    asyncio.run(server(app, certificate=certificate, key=key).serve(sockets=[sock]))
+
+
+def server(
+    app: Any, *, certificate: Path | None = None, key: Path | None = None, patience: Patience = PATIENCE
+) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
+        http=timely(patience),
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -24,4 +34,4 @@ def serve(app: Any, sock: socket.socket, *, certificate: Path | None = None, key
         ssl_certfile=None if certificate is None else str(certificate),
         ssl_keyfile=None if key is None else str(key),
     )
-    asyncio.run(uvicorn.Server(config).serve(sockets=[sock]))
+    return uvicorn.Server(config)

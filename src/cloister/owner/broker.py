@@ -4,7 +4,8 @@ It looks at the addresses that it was told to watch. Where an enclave waits, it
 
 (1) verifies its evidence over a fresh nonce, by the owner's policy and in every step of a client's;
 (2) decides: launched for this broker, a deployment that was handed over and not revoked, the very app that its keys belong to,
-    no older release than before, and not an enclave that has taken its release already;
+    no older release than before, and not an enclave that has taken its release already. What was handed over last and what
+    is revoked, the log says: a record that comes back from a copy undoes nothing;
 (3) logs that it releases, and what to;
 (4) releases, sealed to that enclave's single-use key; and logs what came of it.
 
@@ -45,25 +46,39 @@ _MOST_WORDS = 500
 
 
 class Ledger:
-    """What a log says was released: its lines, summed up."""
+    """What a log says was handed over, revoked and released: its lines, summed up."""
 
     def __init__(self) -> None:
         self._grants: dict[str, int] = {}
         self._taken: set[str] = set()
         self._newest: dict[str, int] = {}
+        self._added: dict[str, str] = {}
+        self._revoked: set[str] = set()
         self._last = 0
 
     def note(self, entry: Entry) -> None:
-        key = str(entry.details.get("key_sha256", ""))
-        if entry.event == "released":
-            self._taken.add(key)
-        if entry.event != "releasing":
-            return
-        number, release = int(entry.details["grant"]), int(entry.details["release"])
-        self._grants[key] = number
-        self._last = max(self._last, number)
-        deployment = str(entry.details["deployment"])
-        self._newest[deployment] = max(self._newest.get(deployment, 0), release)
+        key, deployment = str(entry.details.get("key_sha256", "")), str(entry.details.get("deployment", ""))
+        match entry.event:
+            case "added":
+                self._added[deployment] = str(entry.details["app"])
+                self._revoked.discard(deployment)
+            case "revoked":
+                self._revoked.add(deployment)
+            case "released":
+                self._taken.add(key)
+            case "releasing":
+                number, release = int(entry.details["grant"]), int(entry.details["release"])
+                self._grants[key] = number
+                self._last = max(self._last, number)
+                self._newest[deployment] = max(self._newest.get(deployment, 0), release)
+
+    def added(self, deployment: str) -> str | None:
+        """The app (hex SHA-256) of what was handed over last for that deployment, revoked or not; None: nothing ever."""
+        return self._added.get(deployment)
+
+    def revoked(self, deployment: str) -> bool:
+        """Whether nothing was handed over for it since it was revoked."""
+        return deployment in self._revoked
 
     def taken(self, key_sha256: str) -> bool:
         return key_sha256 in self._taken
@@ -119,10 +134,12 @@ class Broker:
 
         Raises: NotFound when there is nothing of it; NotTrusted, WrongUse.
         """
-        record = self._records.load(deployment)
         with self._turn() as append:
-            self._records.save(Record(deployment=deployment, app=record.app, revoked=True))
-            append("revoked", {"deployment": deployment})
+            app = self._ledger.added(deployment) or self._records.load(deployment).app
+            try:
+                append("revoked", {"deployment": deployment})
+            finally:  # the keys go, though the log cannot be written
+                self._records.save(Record(deployment=deployment, app=app, revoked=True))
 
     # What it does
 
@@ -180,18 +197,37 @@ class Broker:
         try:
             asked = judge(request, policy=policy, now=self._clock(), complete=complete)
             details.update(_named(asked.replica, asked.replica.join_key or b""))
-            self._check_revoked(asked.replica.launch.deployment)
+            with self._turn() as append:
+                self._check_revoked(asked.replica.launch.deployment)
+                append("join-authorised", details)
         except (NotTrusted, Malformed) as error:
             self._say_once(f"join {error.message}", "join-refused", {**details, "reason": error.message[:_MOST_WORDS]})
             raise
-        self._say("join-authorised", details)
         return asked.authorised(self._keys.signing.sign)
 
     def _check_revoked(self, deployment: str) -> None:
-        """One that was never handed over may have a group too. Raises: NotTrusted."""
+        """One that was never handed over may have a group too. Within a turn. Raises: NotTrusted, WrongUse."""
         with suppress(NotFound):
-            if self._records.load(deployment).revoked:
-                raise _refusal("revoked", "The owner has revoked this deployment.")
+            self._standing(deployment)
+
+    def _standing(self, deployment: str) -> Record:
+        """The record of a deployment, where it is what the log says was handed over last. Within a turn.
+
+        Raises: NotFound for one that was never handed over; NotTrusted for one that was revoked, or whose record is gone,
+        another's or an older one; WrongUse.
+        """
+        added = self._ledger.added(deployment)
+        try:
+            record = None if self._ledger.revoked(deployment) else self._records.load(deployment)
+        except NotFound as error:
+            if added is None:
+                raise
+            raise _stale(deployment, added, "none") from error
+        if record is None or record.revoked:
+            raise _refusal("revoked", "The owner has revoked this deployment.")
+        if record.app != added:
+            raise _stale(deployment, added or "none", record.app)
+        return record
 
     def _say_once(self, words: str, event: str, details: Details) -> None:
         """What is said of an address again and again, once an hour."""
@@ -219,9 +255,7 @@ class Broker:
         launch = verified.launch
         if launch.broker_key != self.name:
             raise _refusal("broker", "It was not launched for this broker.", self.name, launch.broker_key or "none")
-        record = self._records.load(launch.deployment)
-        if record.revoked:
-            raise _refusal("revoked", "The owner has revoked this deployment.")
+        record = self._standing(launch.deployment)
         if launch.app.sha256 != record.app:
             raise _refusal("app", "It runs another app than the one handed over.", record.app, launch.app.sha256)
         if record.expires is not None and record.expires <= self._clock():
@@ -260,6 +294,11 @@ def _named(verified: VerifiedProvision | VerifiedPeer, key: bytes) -> dict[str, 
 
 def _refusal(step: str, message: str, expected: str | None = None, got: str | None = None) -> NotTrusted:
     return NotTrusted(message, step=step, expected=expected, got=got)
+
+
+def _stale(deployment: str, added: str, found: str) -> NotTrusted:
+    message = "The record of this deployment is not the one that was handed over last."
+    return NotTrusted(message, step="record", expected=added, got=found, hint=f"cloister broker add {deployment}")
 
 
 def _state(client: httpx2.Client, url: str) -> str:

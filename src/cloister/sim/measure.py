@@ -25,7 +25,7 @@ from cloister.evidence.manifest import manifest, manifest_digest
 
 __all__ = ["ROOMS", "Measurement", "code_files", "code_manifest", "engine_digest", "measure"]
 
-ROOMS = ("errors.py", "evidence", "verify", "channel", "enclave")
+ROOMS = ("errors.py", "patience.py", "timely.py", "evidence", "verify", "channel", "enclave")
 """All that the enclave imports of cloister; a test holds it against what the process really loads."""
 
 PACKAGE = Path(cloister.__file__).parent

@@ -328,6 +328,7 @@ async def test_prompts_longer_than_the_context_are_counted_too(
 ) -> None:
     engine.script = [ContextLengthExceeded(limit=4096, prompt=5000, requested=5001)]
     assert (await claude.messages.count_tokens(model="default", messages=HELLO)).input_tokens == 5000
+    assert engine.requests[0].count_prompt
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://stranger.invalid/CANARY"}}

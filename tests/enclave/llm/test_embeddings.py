@@ -13,7 +13,7 @@ from cloister.enclave.llm.embeddings import EmbeddingsAsk, parse_embeddings
 from cloister.enclave.llm.engine import Embedded
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import Fields
-from cloister.errors import ContextLengthExceeded
+from cloister.errors import ContextLengthExceeded, MalformedModel
 
 pytestmark = pytest.mark.anyio
 
@@ -120,6 +120,16 @@ async def test_a_text_that_is_too_long_is_counted(http: httpx2.AsyncClient, embe
     refused = await http.post(PATH, json={"input": "a"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_text_without_a_direction_is_the_models_failure(
+    http: httpx2.AsyncClient, api: Api, embedder: ScriptedEngine
+) -> None:
+    embedder.failure = MalformedModel("no finite embedding")
+    refused = await http.post(PATH, json={"input": "a"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "model_failed")
+    assert "template" not in refused.text
+    assert api.queue.running == 0
 
 
 async def test_takes_a_place_in_the_queue_and_is_counted(

@@ -53,7 +53,7 @@ async def count_tokens(call: Call) -> None:
     counted = 0
     async with WhileConnected(call.receive):
         try:
-            counted = await _count(call, ask.requests(call.scope(), plan)[0])
+            counted = await _count(call, replace(ask.requests(call.scope(), plan)[0], count_prompt=True))
         except ContextLengthExceeded as error:
             counted = error.prompt
         await call.reply.json(200, sse.compact({"input_tokens": counted}).encode("ascii"))

@@ -73,13 +73,15 @@ class GenerateRequest:
     """`scope` (32 bytes) names whose cached prefixes may be reused; None: nobody's, and nothing is kept.
 
     `truncate_prompt`: drop the oldest part of the prompt to leave room for `max_tokens` (the original's /generate
-    contract) in place of raising `ContextLengthExceeded`.
+    contract) in place of raising `ContextLengthExceeded`. `count_prompt`: that error tells the prompt's whole length, however
+    long it takes to find; else it may tell one that the prompt has at least.
     """
 
     prompt: Prompt
     sampling: Sampling
     scope: bytes | None = None
     truncate_prompt: bool = False
+    count_prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)

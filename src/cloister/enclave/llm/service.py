@@ -1,8 +1,8 @@
 """What every route shares: the engine, the queue, the tenants, the counters; and one call with its client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -21,6 +21,8 @@ from cloister.errors import EngineDied, MalformedModel
 __all__ = ["ApiConfig", "Call", "Service"]
 
 _RESTART_POLL = 0.05  # seconds
+_TOKENIZING = 2
+"""Texts that are made tokens at the same time for nothing but that, and tokens text: every prompt waits for them."""
 
 Answers: TypeAlias = AsyncGenerator[tuple[int, Event], None]
 
@@ -52,6 +54,8 @@ class Service:
         self.config = config
         self.tenants = Tenants(config.api_keys, require_keys=config.require_keys)
         self.queue = Queue(config.max_waiting)
+        self._tokenizing = Queue(config.max_waiting)
+        self._tokenizing.slots = _TOKENIZING
         self.metrics = Metrics()
 
     def serving(self, model: str | None = None) -> EngineInfo:
@@ -132,7 +136,8 @@ class Service:
         """One for each input, in a single place of the queue.
 
         Raises:
-            QueueFull, Refused: no place in the queue, or none in time; 400 for a model that gives none.
+            QueueFull, Refused: no place in the queue, or none in time; 400 for a model that gives none; 500 where one has
+                no direction.
         """
         info = self.engine.info
         if not info.model.embedding:
@@ -144,10 +149,23 @@ class Service:
             await ticket.wait(self.config.wait_limit)
             await self.recovered()
             found = await self.engine.embed(inputs)
+        except MalformedModel:
+            raise Refused(500, "model_failed", "The model computed no finite embedding of a text.") from None
         finally:
             ticket.release()
         self.metrics.prompt_tokens += sum(embedded.tokens for embedded in found)
         return found
+
+    @asynccontextmanager
+    async def tokenizing(self, principal: Principal) -> AsyncIterator[None]:
+        """A turn at the tokenizer, which does not wait for answers. Raises: QueueFull, Refused: no place, or none in time."""
+        ticket = self._tokenizing.admit(principal.name, 1)[0]
+        try:
+            await ticket.wait(self.config.wait_limit)
+            await self.recovered()
+            yield
+        finally:
+            ticket.release()
 
 
 async def _merge(streams: Sequence[Answers]) -> Answers:

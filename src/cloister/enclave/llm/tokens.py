@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from cloister.enclave.llm import sse
+from cloister.enclave.llm.connection import WhileConnected
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import Fields, refuse
 from cloister.enclave.llm.service import Call
@@ -38,8 +39,12 @@ async def tokenize(call: Call) -> None:
     """`{content, add_special?, parse_special?}` -> `{tokens}`."""
     ask = parse_tokenize(await call.fields())
     call.service.serving()
-    tokens = await call.service.engine.tokenize(ask.text, add_special=ask.add_special, parse_special=ask.parse_special)
-    await call.reply.json(200, sse.compact({"tokens": tokens}).encode("ascii"))
+    async with WhileConnected(call.receive):
+        async with call.service.tokenizing(call.principal):
+            found = await call.service.engine.tokenize(
+                ask.text, add_special=ask.add_special, parse_special=ask.parse_special
+            )
+        await call.reply.json(200, sse.compact({"tokens": found}).encode("ascii"))
 
 
 def parse_detokenize(fields: Fields) -> tuple[int, ...]:
@@ -56,5 +61,7 @@ async def detokenize(call: Call) -> None:
     """`{tokens}` -> `{content}`; bytes that are not UTF-8 by themselves become U+FFFD."""
     tokens = parse_detokenize(await call.fields())
     call.service.serving()
-    raw = await call.service.engine.detokenize(tokens)
-    await call.reply.json(200, sse.compact({"content": raw.decode("utf-8", "replace")}).encode("ascii"))
+    async with WhileConnected(call.receive):
+        async with call.service.tokenizing(call.principal):
+            raw = await call.service.engine.detokenize(tokens)
+        await call.reply.json(200, sse.compact({"content": raw.decode("utf-8", "replace")}).encode("ascii"))

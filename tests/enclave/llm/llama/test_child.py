@@ -1,3 +1,4 @@
+import contextlib
 import mmap
 import queue
 import socket
@@ -8,11 +9,15 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cloister.enclave.llm.engine import Delta, Done, Started
 from cloister.enclave.llm.llama import LoopSettings, child, wire
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, _first_token, read_beat
+from cloister.enclave.llm.llama.embedding import NoDirectionError
+from cloister.enclave.llm.llama.model import AbortedError
+from cloister.errors import MalformedModel
 
 
 def test_messages_of_two_threads_never_mix() -> None:
@@ -136,3 +141,111 @@ def test_a_prepared_job_is_in_the_inbox_before_a_young_chunk_is_told_to_wait_for
     assert seen == ["regroup, 1 waits"]
     inbox.get()()
     assert seen[1:] == ["job 7"]
+
+
+class Desk:
+    """A desk that computes embeddings: `embed` does it, and is told of the desk. What it replied is in `replies`."""
+
+    def __init__(self, embed: Callable[["Desk"], Any]) -> None:
+        self.computed: list[Any] = []
+        self.flags: list[bool] = []
+        self.forgot: list[int] = []
+        self.replies: list[dict[str, Any]] = []
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def compute(tokens: Any) -> Any:
+            self.computed.append(tokens)
+            return embed(self)
+
+        beating = SimpleNamespace(
+            alive_for=lambda _seconds: contextlib.nullcontext(), send=self.replies.append, live=lambda: None
+        )
+        loop = SimpleNamespace(embed=compute, cancel=lambda _number: None)
+        preparer = SimpleNamespace(embeddable=lambda text, _tokens: [len(text)])
+        model = SimpleNamespace(pooled=True, abort=self.flags.append, forget=self.forgot.append)
+        self._desk = _Desk(beating, loop, preparer, model, self.inbox)  # type: ignore[arg-type]
+
+    def say(self, kind: str, number: int, **more: Any) -> None:
+        self._desk._receive({"t": kind, "id": number, **more})
+
+    def prepare(self) -> None:
+        self._desk._orders.put(None)
+        self._desk.prepare()
+
+    def compute(self) -> None:
+        while not self.inbox.empty():
+            if (work := self.inbox.get()) is not None:
+                work()
+
+    @property
+    def held(self) -> int:
+        return len(self._desk._asked._messages)
+
+
+def direction(_desk: Desk) -> Any:
+    return np.ones(1, np.float32)
+
+
+@pytest.mark.parametrize("prepared_before", [False, True])
+def test_an_embedding_that_nobody_waits_for_is_not_computed(prepared_before: bool) -> None:
+    desk = Desk(direction)
+    for number in (1, 2, 3):
+        desk.say("embed", number, text="x" * number)
+    if prepared_before:
+        desk.prepare()
+    desk.say("cancel", 2)
+    assert desk.held == 2
+    desk.prepare()
+    desk.compute()
+    assert desk.computed == [[1], [3]]
+    assert [reply["id"] for reply in desk.replies] == [1, 3]
+    assert desk.held == 0
+
+
+def test_an_embedding_that_is_cancelled_meanwhile_is_aborted_and_the_next_is_not() -> None:
+    def embed(desk: Desk) -> Any:
+        if desk.computed[-1] == [1]:
+            desk.say("cancel", 2)
+            assert True not in desk.flags, "another's cancel ends nothing that is computed"
+            desk.say("cancel", 1)
+            assert desk.flags[-1]
+            raise AbortedError
+        assert not desk.flags[-1]
+        return direction(desk)
+
+    desk = Desk(embed)
+    for number in (1, 2, 3):
+        desk.say("embed", number, text="x" * number)
+    desk.prepare()
+    desk.compute()
+    assert desk.computed == [[1], [3]]
+    assert [reply["id"] for reply in desk.replies] == [3]
+    assert (desk.flags[-1], desk.forgot) == (False, [0])
+    desk.say("cancel", 3)
+    assert not desk.flags[-1]
+
+
+def test_an_embedding_without_a_direction_is_answered_and_a_failed_decode_is_not() -> None:
+    def embed(desk: Desk) -> Any:
+        raise NoDirectionError("none") if desk.computed[-1] == [1] else MalformedModel("cannot evaluate")
+
+    desk = Desk(embed)
+    desk.say("embed", 1, text="x")
+    desk.say("embed", 2, text="xx")
+    desk.prepare()
+    with pytest.raises(MalformedModel, match="evaluate"):
+        desk.compute()
+    (reply,) = desk.replies
+    assert reply == {"t": "reply", "id": 1, "error": ["model", "none", ""]}
+    assert desk.forgot == [0]
+
+
+def test_texts_that_nobody_waits_for_are_not_tokenized() -> None:
+    desk = Desk(direction)
+    desk.say("tokenize", 1, text="x", add_special=False, parse_special=False)
+    desk.say("detokenize", 2, tokens=[1])
+    desk.say("cancel", 1)
+    desk.say("cancel", 2)
+    desk.prepare()
+    assert (desk.replies, desk.held) == ([], 0)
+    assert desk.inbox.qsize() == 3  # two cancels and the end: this model can do neither, and was not asked

@@ -1,6 +1,7 @@
 import asyncio
 import ctypes
 import mmap
+import queue
 import socket
 import threading
 import time
@@ -18,11 +19,12 @@ from tests.enclave.llm.llama.serving import ask, serve
 
 from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.engine import Embedded
-from cloister.enclave.llm.llama import LoopSettings
-from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, read_beat
+from cloister.enclave.llm.llama import LoopSettings, wire
+from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, read_beat
 from cloister.enclave.llm.llama.embedding import is_pooled, unit
 from cloister.enclave.llm.llama.loop import DecodeLoop
-from cloister.enclave.llm.llama.model import Model
+from cloister.enclave.llm.llama.model import AbortedError, Model
+from cloister.enclave.llm.llama.prepare import Preparer
 from cloister.errors import ContextLengthExceeded, MalformedModel, WrongUse
 
 pytestmark = pytest.mark.anyio
@@ -171,6 +173,91 @@ def test_a_long_computation_gives_signs_of_life_for_a_while_only() -> None:
         assert not beats_on(1)
         with service.alive_for(0.01, every=0.001):
             assert not beats_on(100_000)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+@pytest.mark.parametrize("harm", ["aborted", "not finite"])
+def test_a_computation_that_came_to_nothing_leaves_the_next_one_as_it_was(
+    library: Any,
+    encoder: tuple[Path, Mapping[str, Any]],
+    decoder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    harm: str,
+) -> None:
+    model = Model(library, encoder[0] if kind == "encoder" else decoder, LoopSettings())
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    decode = Model.decode
+    ends: list[str] = []
+
+    def cancelled_meanwhile(self: Model, items: Any) -> None:
+        if harm == "aborted" and not ends:
+            desk._receive({"t": "cancel", "id": 2})
+        try:
+            decode(self, items)
+        except AbortedError:
+            ends.append("aborted")
+            raise
+
+    def no_direction(values: Any) -> Any:
+        if harm == "not finite" and not ends:
+            ends.append("not finite")
+            return unit(values * np.float32(np.nan))
+        return unit(values)
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, mmap.mmap(-1, BEAT_SIZE) as beat:
+        desk = _Desk(
+            Service(theirs, -1, beat, LoopSettings()),
+            DecodeLoop(library, model, slots=1),
+            Preparer(model),
+            model,
+            inbox,
+        )
+        for number, text in ((1, "the same"), (2, "another one"), (3, "the same")):
+            desk._receive({"t": "embed", "id": number, "text": text})
+        desk._orders.put(None)
+        desk.prepare()
+        inbox.get()()
+        monkeypatch.setattr(Model, "decode", cancelled_meanwhile)
+        monkeypatch.setattr("cloister.enclave.llm.llama.model.unit", no_direction)
+        while (work := inbox.get()) is not None:
+            work()
+        answers = {message["id"]: message for message in wire.FrameReader(wire.MAX_EVENT).feed(ours.recv(1 << 20))}
+    model.close()
+    assert ends == [harm]
+    assert answers[1]["value"] == answers[3]["value"]
+    if harm == "aborted":
+        assert 2 not in answers
+    else:
+        assert answers[2]["error"][0] == "model"
+
+
+async def test_who_leaves_says_so_once_and_who_was_answered_does_not(
+    encoder: tuple[Path, Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(encoder[0]) as engine:
+        link = engine._link
+        assert link is not None
+        sent: list[dict[str, Any]] = []
+        send = link.send
+
+        def noting(message: dict[str, Any]) -> None:
+            sent.append(message)
+            send(message)
+
+        monkeypatch.setattr(link, "send", noting)
+        expected = await engine.embed(["stays"])
+        leaving = asyncio.create_task(engine.embed(["leaves", "never asked"]))
+        await asyncio.sleep(0)
+        assert len(sent) == 2
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert leaving.cancelled()
+        assert await engine.embed(["stays"]) == expected
+        assert [message["t"] for message in sent] == ["embed", "embed", "cancel", "embed"]
+        assert sent[2]["id"] == sent[1]["id"]
+        assert link.replies == {}
 
 
 async def test_through_the_api(encoder: tuple[Path, Mapping[str, Any]]) -> None:

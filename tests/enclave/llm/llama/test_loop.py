@@ -598,7 +598,7 @@ def test_no_chunk_is_long_enough_to_pass_for_a_hang(loop: DecodeLoop, model: Mod
     loop.submit(job(1, "x" * 400, model))
     loop.step()
     first = loop.stats.prompt_tokens_evaluated
-    loop._prefill_rate = 30.0  # tokens a second, as on a slow machine with a large model
+    loop._prefill_rate = 75.0  # tokens a second, as on a slow machine with a large model
     loop.step()
     assert (first, loop.stats.prompt_tokens_evaluated - first) == (64, 128)
 

@@ -49,7 +49,7 @@ def test_requests_arrive_as_they_were_sent() -> None:
     messages: tuple[dict[str, Any], ...] = ({"role": "user", "content": "x"},)
     tools = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},)
     for prompt in (Prompt(messages=messages, tools=tools), Prompt(text="é"), Prompt(tokens=(1, 2))):
-        request = GenerateRequest(prompt, sampling, scope=b"s" * 32, truncate_prompt=True)
+        request = GenerateRequest(prompt, sampling, scope=b"s" * 32, truncate_prompt=True, count_prompt=True)
         assert wire.decode_request(over_the_wire(wire.encode_request(1, request))) == request
 
 

@@ -25,11 +25,13 @@ from typing import Any, TypeAlias
 from cloister.enclave.llm.engine import Delta, Event, GenerateRequest, Started
 from cloister.enclave.llm.llama import wire
 from cloister.enclave.llm.llama.config import LoopSettings
+from cloister.enclave.llm.llama.embedding import NoDirectionError
 from cloister.enclave.llm.llama.library import load_library
 from cloister.enclave.llm.llama.loop import DecodeLoop
-from cloister.enclave.llm.llama.model import Model, SelfTestError
+from cloister.enclave.llm.llama.model import AbortedError, Model, SelfTestError
 from cloister.enclave.llm.llama.prepare import Preparer
 from cloister.enclave.llm.llama.threads import roaming
+from cloister.enclave.llm.llama.vocabulary import longest_text
 from cloister.errors import CloisterError, MalformedMessage, MalformedModel, WrongUse
 
 __all__ = ["BEAT_SIZE", "Service", "main", "read_beat"]
@@ -102,7 +104,7 @@ class Service:
     def _serve(self, library: Any, model: Model) -> None:
         loop = DecodeLoop(library, model, slots=self.settings.slots)
         inbox: queue.SimpleQueue[_Work] = queue.SimpleQueue()
-        desk = _Desk(self, loop, Preparer(model), model, inbox)
+        desk = _Desk(self, loop, Preparer(model, longest=lambda: longest_text(library, model)), model, inbox)
         threads = [
             threading.Thread(target=roaming(desk.read), name="engine-read", daemon=True),
             threading.Thread(target=roaming(desk.prepare), name="engine-prepare", daemon=True),
@@ -191,6 +193,49 @@ def _first_token(events: Sequence[tuple[int, Event | CloisterError]], waiting: s
     return found
 
 
+class _Asked:
+    """Questions that somebody waits for the answer of. Any thread."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._messages: dict[int, dict[str, Any]] = {}
+        self._computed: int | None = None
+
+    def expect(self, number: int, message: dict[str, Any]) -> None:
+        with self._lock:
+            self._messages[number] = message
+
+    def message(self, number: int) -> dict[str, Any] | None:
+        """None: nobody waits any more."""
+        with self._lock:
+            return self._messages.get(number)
+
+    def close(self, number: int) -> None:
+        with self._lock:
+            self._messages.pop(number, None)
+
+    def cancel(self, number: int) -> None:
+        """Forget a question. What is computed for it right now is aborted."""
+        with self._lock:
+            self._messages.pop(number, None)
+            if number == self._computed:
+                self._model.abort(True)  # noqa: FBT003
+
+    @contextlib.contextmanager
+    def computing(self, number: int) -> Iterator[bool]:
+        """For the thread that decodes: inside, what it does belongs to this question alone. False: nobody waits."""
+        with self._lock:
+            waits = number in self._messages
+            self._computed = number if waits else None
+        try:
+            yield waits
+        finally:
+            with self._lock:
+                self._computed = None
+                self._model.abort(False)  # noqa: FBT003
+
+
 class _Desk:
     """What the reading and the preparing thread do. Everything that touches the model's context goes to `inbox`."""
 
@@ -202,6 +247,7 @@ class _Desk:
         self._preparer = preparer
         self._model = model
         self._inbox = inbox
+        self._asked = _Asked(model)
         self._orders: queue.SimpleQueue[_Work] = queue.SimpleQueue()
 
     def read(self) -> None:
@@ -225,13 +271,13 @@ class _Desk:
             self._orders.put(lambda: self._prepare(number, request))
         elif kind == "cancel":
             self._loop.cancel(number)
+            self._asked.cancel(number)
             self._inbox.put(lambda: None)
-        elif kind == "embed":
-            self._orders.put(lambda: self._embed(number, message))
         elif kind == "stats":
             self._inbox.put(lambda: self._service.send({"t": "reply", "id": number, "value": asdict(self._loop.stats)}))
         else:
-            self._orders.put(lambda: self._answer(number, message))
+            self._asked.expect(number, message)
+            self._orders.put(lambda: self._answer(number))
 
     def prepare(self) -> None:
         """Until the front hangs up, or an order fails as none should: then this engine ends, rather than go on deaf."""
@@ -256,9 +302,16 @@ class _Desk:
             self._inbox.put(lambda: self._loop.submit(job))
             self._loop.regroup()
 
-    def _answer(self, number: int, message: dict[str, Any]) -> None:
+    def _answer(self, number: int) -> None:
+        message = self._asked.message(number)
+        if message is None:
+            return
         value: Any
         try:
+            if message["t"] == "embed":
+                tokens = self._embeddable(message)
+                self._inbox.put(lambda: self._give_embedding(number, tokens))
+                return
             if message["t"] == "tokenize":
                 special, parse = bool(message["add_special"]), bool(message["parse_special"])
                 value = self._model.tokenize(message["text"], add_special=special, parse_special=parse)
@@ -269,23 +322,30 @@ class _Desk:
         except WrongUse as error:
             self._reply(number, "error", wire.encode_error(error))
 
-    def _embed(self, number: int, message: dict[str, Any]) -> None:
-        try:
-            tokens = self._preparer.embeddable(message.get("text"), message.get("tokens"))
-            if not self._model.pooled:
-                raise WrongUse("This model gives no embeddings.")
-        except WrongUse as error:
-            self._reply(number, "error", wire.encode_error(error))
-            return
-        self._inbox.put(lambda: self._give_embedding(number, tokens))
+    def _embeddable(self, message: dict[str, Any]) -> list[int]:
+        if not self._model.pooled:
+            raise WrongUse("This model gives no embeddings.")
+        return self._preparer.embeddable(message.get("text"), message.get("tokens"))
 
     def _give_embedding(self, number: int, tokens: Sequence[int]) -> None:
-        with self._service.alive_for(_LONGEST_EMBEDDING):
-            vector = self._loop.embed(tokens)
+        with self._asked.computing(number) as waited:
+            if not waited:
+                return
+            try:
+                with self._service.alive_for(_LONGEST_EMBEDDING):
+                    vector = self._loop.embed(tokens)
+            except AbortedError:
+                self._model.forget(0)
+                return
+            except NoDirectionError as error:
+                self._model.forget(0)
+                self._reply(number, "error", wire.encode_error(error))
+                return
         packed = base64.b64encode(vector.astype("<f4").tobytes()).decode()
         self._reply(number, "value", {"vector": packed, "tokens": len(tokens)})
 
     def _reply(self, number: int, kind: str, content: Any) -> None:
+        self._asked.close(number)
         with contextlib.suppress(OSError):
             self._service.send({"t": "reply", "id": number, kind: content})
 

@@ -7,12 +7,16 @@ from numpy.typing import NDArray
 
 from cloister.errors import MalformedModel
 
-__all__ = ["MOST_EMBEDDED", "is_pooled", "unit"]
+__all__ = ["MOST_EMBEDDED", "NoDirectionError", "is_pooled", "unit"]
 
 MOST_EMBEDDED = 8192
 """Tokens of one text, where nobody says another number: all of them are computed at once, and take memory."""
 _POOLED = ("1", "2", "3")  # mean, the first token's, the last token's
 _NOT_POOLED = ("", "0")
+
+
+class NoDirectionError(MalformedModel):
+    """What was computed of one text has no direction; of the next it may have one."""
 
 
 def is_pooled(meta: Callable[[str], str], architecture: str) -> bool:
@@ -29,8 +33,8 @@ def is_pooled(meta: Callable[[str], str], architecture: str) -> bool:
 
 
 def unit(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Raises: MalformedModel where there is no direction."""
+    """Raises: NoDirectionError."""
     length = float(np.linalg.norm(values.astype(np.float64)))
     if not 0 < length < np.inf:
-        raise MalformedModel("The model computes no finite embedding.")
+        raise NoDirectionError("The model computes no finite embedding.")
     return (values / np.float32(length)).astype(np.float32)

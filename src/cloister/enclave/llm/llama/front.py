@@ -163,6 +163,8 @@ class LlamaEngine:
             return await reply
         finally:
             link.replies.pop(number, None)
+            if reply.cancelled():
+                link.send({"t": "cancel", "id": number})
 
     def _serving(self) -> "_Link":
         if self._link is None or self._state != "ready":

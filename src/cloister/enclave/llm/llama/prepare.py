@@ -1,7 +1,8 @@
 """From a request to tokens that fit: the template, the tokenizer, the context's length. Runs beside the decode loop."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cloister.enclave.llm.engine import GenerateRequest
@@ -48,10 +49,15 @@ class Words(Protocol):
 
 
 class Preparer:
-    """Turns requests into jobs. Any one thread."""
+    """Turns requests into jobs. Any one thread.
 
-    def __init__(self, model: Words) -> None:
+    `longest`: bytes of a text that one token stands for at most; None where nobody can say. Asked once, and only for a text
+    that may be too long.
+    """
+
+    def __init__(self, model: Words, *, longest: Callable[[], int | None] = lambda: None) -> None:
         self._model = model
+        self._longest = functools.cache(longest)
         self._template: ChatTemplate | None = None
         self._continues = thinking_of(model.chat_template) != "opened"
         if model.chat_template is not None:
@@ -78,6 +84,7 @@ class Preparer:
         if prompt.messages is not None:
             tokens, truncated = self._from_messages(prompt.messages, request)
         else:
+            self._check_bytes([prompt.text or ""], request)
             tokens = self._from_plain(prompt.text, prompt.tokens)
             room = self._room(request)
             if request.truncate_prompt and len(tokens) > room:
@@ -95,13 +102,18 @@ class Preparer:
         """
         if tokens is not None:
             self._model.check_tokens(tokens)
+        elif text:
+            self._check_embeddable(self._least([text]))
         found = list(tokens) if tokens is not None else self._model.tokenize(text or "", add_special=True)
         if not found:
             raise WrongUse("The text is empty.")
-        limit = self._model.context_length
-        if len(found) > limit:
-            raise ContextLengthExceeded(limit=limit, prompt=len(found), requested=len(found))
+        self._check_embeddable(len(found))
         return found
+
+    def _check_embeddable(self, tokens: int) -> None:
+        limit = self._model.context_length
+        if tokens > limit:
+            raise ContextLengthExceeded(limit=limit, prompt=tokens, requested=tokens)
 
     def _from_plain(self, text: str | None, tokens: Sequence[int] | None) -> list[int]:
         if tokens is not None:
@@ -111,7 +123,9 @@ class Preparer:
         return [self._model.bos, *found] if self._model.adds_bos else found
 
     def _from_messages(self, messages: Sequence[Mapping[str, Any]], request: GenerateRequest) -> tuple[list[int], int]:
-        tokens = self.render(messages, tools=request.prompt.tools)
+        segments = self._segments(messages, tools=request.prompt.tools)
+        self._check_bytes((text for text, _ in segments), request)
+        tokens = self._tokens(segments)
         room = self._room(request)
         if not request.truncate_prompt or len(tokens) <= room:
             return tokens, 0
@@ -131,6 +145,15 @@ class Preparer:
         A last message that is the assistant's own is what its answer begins with, and is left open, unless the template
         opens the model's thoughts before every answer.
         """
+        return self._tokens(self._segments(messages, tools=tools, answer=answer))
+
+    def _segments(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        answer: bool = True,
+    ) -> list[Segment]:
         if self._template is None:
             raise WrongUse(
                 "This model has no chat template.", hint="Use /v1/completions (or /generate) with a plain prompt."
@@ -138,8 +161,11 @@ class Preparer:
         segments = None
         if answer and self._continues and _is_begun(messages):
             segments = _left_open(self._template, messages, tools)
+        return segments or self._template.render(messages, tools=tools, answer=answer)
+
+    def _tokens(self, segments: Sequence[Segment]) -> list[int]:
         tokens: list[int] = []
-        for text, meant in segments or self._template.render(messages, tools=tools, answer=answer):
+        for text, meant in segments:
             tokens += self._model.tokenize(text, parse_special=meant)
         if self._model.adds_bos and tokens[:1] != [self._model.bos]:
             tokens.insert(0, self._model.bos)
@@ -156,8 +182,8 @@ class Preparer:
         best: list[int] | None = None
         while low <= high:
             middle = (low + high) // 2
-            tokens = self._try_render([*messages[:system], *messages[middle:]])
-            if tokens is not None and len(tokens) <= room:
+            tokens = self._try_render([*messages[:system], *messages[middle:]], room)
+            if tokens is not None:
                 best, high = tokens, middle - 1
             else:
                 low = middle + 1
@@ -165,11 +191,16 @@ class Preparer:
             return best
         return self.render([*messages[:system], *messages[-1:]] if len(messages) > system else messages)
 
-    def _try_render(self, messages: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    def _try_render(self, messages: Sequence[Mapping[str, Any]], room: int) -> list[int] | None:
+        """None where the template refuses them, or they do not fit."""
         try:
-            return self.render(messages)
+            segments = self._segments(messages)
+            if self._least(text for text, _ in segments) > room:
+                return None
+            tokens = self._tokens(segments)
         except CloisterError:
             return None
+        return tokens if len(tokens) <= room else None
 
     def _head_length(self, messages: Sequence[Mapping[str, Any]], tokens: Sequence[int]) -> int:
         """How many leading tokens belong to the system message (and BOS), if the template lets us see that."""
@@ -187,6 +218,19 @@ class Preparer:
         context = self._model.context_length
         wanted = request.sampling.max_tokens
         return context - (wanted if wanted is not None else context // 4)
+
+    def _check_bytes(self, texts: Iterable[str], request: GenerateRequest) -> None:
+        """Refuses what cannot fit whatever the tokenizer makes of it, before it has to make anything of it."""
+        if request.truncate_prompt or request.count_prompt:
+            return
+        if (least := self._least(texts)) >= self._model.context_length:
+            self._check_fit(least, request)
+
+    def _least(self, texts: Iterable[str]) -> int:
+        """How many tokens these texts take at least, if that may be more than the context has; 0 where nobody can say."""
+        size = sum(len(text.encode(errors="replace")) for text in texts)
+        longest = self._longest() if size > self._model.context_length else None
+        return -(-size // longest) if longest else 0
 
     def _check_fit(self, prompt: int, request: GenerateRequest) -> None:
         limit, wanted = self._model.context_length, request.sampling.max_tokens

@@ -119,7 +119,8 @@ def real(value: object) -> float:
 def encode_request(number: int, request: GenerateRequest) -> dict[str, Any]:
     """Raises: WrongUse when messages or tools are nested beyond reason."""
     prompt, sampling = request.prompt, request.sampling
-    message: dict[str, Any] = {"t": "generate", "id": number, "truncate": request.truncate_prompt}
+    message: dict[str, Any] = {"t": "generate", "id": number}
+    message |= {"truncate": request.truncate_prompt, "count": request.count_prompt}
     if prompt.messages is not None:
         _check_depth(prompt.messages, _DEPTH)
         _check_depth(prompt.tools, _DEPTH)
@@ -165,6 +166,7 @@ def decode_request(message: Mapping[str, Any]) -> GenerateRequest:
         sampling=Sampling(**fields),
         scope=None if scope is None else bytes.fromhex(scope),
         truncate_prompt=bool(message["truncate"]),
+        count_prompt=bool(message["count"]),
     )
 
 
