@@ -70,7 +70,7 @@ def _keep_to_itself(boot: Boot) -> None:
     for fd in (boot.listen_fd, boot.device_fd, boot.tls_fd):
         if fd is not None:
             with contextlib.suppress(OSError):  # one that is not open is told where it is used
-                os.set_inheritable(fd, False)
+                os.set_inheritable(fd, False)  # noqa: FBT003
 
 
 def _say(event: str, **fields: Any) -> None:
