@@ -34,7 +34,7 @@ def test_the_container_installs_what_is_tested_here_and_nothing_unlocked() -> No
     ours, tested = pins(RECIPE.with_name("requirements.txt")), pins(ROOT / "requirements" / "dev.txt")
     assert {name: tested.get(name) for name in ours} == ours
     client = pins(ROOT / "requirements" / "client.txt")
-    assert ours.keys() == client.keys() | {"starlette", "uvicorn", "click", "setuptools"}, (
+    assert ours.keys() == client.keys() | {"httptools", "starlette", "uvicorn", "click", "setuptools"}, (
         "client, proxy, and the build"
     )
     installs = [words for words in instructions() if words[0] == "RUN" and "install" in words]

@@ -1,8 +1,4 @@
-"""How long an HTTP server of ours waits for what a peer owes it, and how large a request's head may grow meanwhile.
-
-Of this file and of `timely` there are two copies, kept equal by a test: in `cloister` for the host and the proxy, and in
-`cloister.enclave`, where they are measured.
-"""
+"""How long an HTTP server of ours waits for what a peer owes it, and how large a request's head may grow meanwhile."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol on httptools, with patience that ends. Two copies: see `patience`."""
+"""uvicorn's HTTP protocol on httptools, with patience that ends."""
 
 import asyncio
 from typing import ClassVar, Literal
@@ -112,5 +112,5 @@ class Timely(HttpToolsProtocol):
 
 
 def timely(patience: Patience) -> type[asyncio.Protocol]:
-    """For uvicorn's `http`, where httptools is installed."""
+    """For uvicorn's `http`."""
     return type("Timely", (Timely,), {"patience": patience})

@@ -1,7 +1,6 @@
 """What lies outside of a virtual machine: a network of public addresses that is this machine's loopback and nothing else, a
 name server that knows one name, and a TLS server of that name."""
 
-import shutil
 import socketserver
 import ssl
 import stat
@@ -64,7 +63,7 @@ def _programs(folder: Path) -> Path:
     (folder / "resolv.conf").write_text(f"nameserver {_NAME_SERVER}\n")
     wrapper = folder / "programs" / "qemu-system-x86_64"
     wrapper.parent.mkdir()
-    qemu = shutil.which(tool(wrapper.name))
+    qemu = tool(wrapper.name)
     wrapper.write_text(
         _WRAPPER.format(python=sys.executable, network=_NETWORK, names=folder / "resolv.conf", qemu=qemu)
     )

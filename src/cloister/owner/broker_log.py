@@ -6,8 +6,8 @@ Compact JSON, one line each. `previous` is the SHA-256 of the line before, its n
 `signature` is the broker's Ed25519 over `cloister/broker-log/v1`, a zero byte, and the line without its last member. Whether
 lines were cut off at the very end no chain can show: compare the last number and digest with a copy kept elsewhere.
 
-A line is on the disk before anything is done that it tells of (a revocation the other way round: it holds though the log
-cannot be written). What a crash left of a line is taken away at the next turn,
+A line is on the disk before anything is done that it tells of (of a revocation the record is written too where the line
+cannot be). What a crash left of a line is taken away at the next turn,
 and that is logged too.
 """
 
