@@ -291,6 +291,25 @@ def test_a_revocation_holds_though_the_log_cannot_be_written(place: Place, monke
     assert place.events()[-1] == "revoked"
 
 
+def test_a_release_whose_last_line_cannot_be_written_is_told_as_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.pwrite
+
+    def full(descriptor: int, data: bytes, at: int) -> int:
+        if b'"released"' in data:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data, at)
+
+    enclave = place.enclave()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        seen = place.look(enclave)
+    assert (seen.outcome, seen.deployment) == ("released", "acme-chat")
+    assert isinstance(seen.error, WrongUse)
+    assert (len(enclave.posted), place.events()[-1]) == (1, "releasing")
+
+
 def test_a_deployment_that_was_not_handed_over_is_refused(tmp_path: Path, world: World) -> None:
     place = Place(tmp_path, world)
     place.broker().begin()

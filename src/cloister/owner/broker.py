@@ -94,7 +94,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One look at an address. `deployment`: "" when nothing verified. `error`: of what was not released."""
+    """One look at an address. `deployment`: "" when nothing verified. `error`: of what was not released, or not logged."""
 
     outcome: Outcome
     deployment: str = ""
@@ -155,7 +155,7 @@ class Broker:
     def look(self, url: str, *, policy: Policy, client: httpx2.Client, complete: Completer | None = None) -> Watch:
         """Once, at `url`; `policy` as `fit` returned it.
 
-        Raises: WrongUse, NotTrusted when the log cannot be written or was tampered with: then nothing was sent.
+        Raises: WrongUse, NotTrusted when the log cannot be written or was tampered with: then nothing was released for certain.
         """
         state = _state(client, url)
         if state != "waiting":
@@ -184,8 +184,12 @@ class Broker:
             )
         except CloisterError as error:
             return self._not_released(details, error)
-        self._say("released", details)
-        return Watch("released", str(details["deployment"]))
+        deployment = str(details["deployment"])
+        try:
+            self._say("released", details)
+        except CloisterError as error:  # the enclave has its keys, whatever can be written down of it
+            return Watch("released", deployment, error)
+        return Watch("released", deployment)
 
     def authorise(self, request: bytes, url: str, *, policy: Policy, complete: Completer | None = None) -> bytes:
         """A replica's request to be let into its key group, with this broker's word in it. `url`: whose it is; `policy` as

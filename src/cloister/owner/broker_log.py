@@ -215,4 +215,6 @@ def _write(descriptor: int, data: bytes, at: int, *, keep: int) -> None:
         os.fsync(descriptor)
     except OSError as error:
         os.ftruncate(descriptor, keep)
-        raise WrongUse("The log cannot be written, so nothing is done.", step="log", got=error.strerror) from error
+        raise WrongUse(
+            "The log cannot be written, and nothing is done that is not in it.", step="log", got=error.strerror
+        ) from error
