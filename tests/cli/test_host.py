@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import socket
 import stat
+import struct
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -392,3 +395,29 @@ def test_times_are_read() -> None:
     assert parse_moment("never", 0.0) is None
     assert parse_moment("2027-01-31") == 1801353600.0
     assert parse_moment("2027-01-31T01:00+01:00") == 1801353600.0
+
+
+def breaks_off_first(sock: socket.socket, asked: list[bytes]) -> None:
+    """Resets the connection of the first request, and answers the next."""
+    for answer in (b"", b'HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{"it": "is"}'):
+        connection, _ = sock.accept()
+        with connection:
+            asked.append(connection.recv(1 << 16))
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0) if not answer else bytes(8)
+            )
+            connection.sendall(answer)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_changes_nothing_is_asked_again_when_the_connection_breaks(method: str) -> None:
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        threading.Thread(target=breaks_off_first, args=(sock, asked), daemon=True).start()
+        with HostClient(f"http://127.0.0.1:{sock.getsockname()[1]}", Login("token")) as client:
+            if method == "GET":
+                assert client.get("/v1/host") == {"it": "is"}
+            else:
+                with pytest.raises(ConnectionFailed):
+                    client.post("/v1/apps/one/restart")
+    assert [request.split(b" ")[0].decode() for request in asked] == [method] * (2 if method == "GET" else 1)

@@ -37,6 +37,7 @@ _KINDS: Mapping[str, type[CloisterError]] = {
 }
 _BLOCK = 1 << 20
 _TIMES = httpx2.Timeout(30.0, read=120.0, write=120.0)
+_BROKEN = (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,12 @@ class HostClient:
 
     def _ask(self, method: str, path: str, **sent: Any) -> dict[str, Any]:
         try:
-            answer = self._client.request(method, path, **sent)
+            try:
+                answer = self._client.request(method, path, **sent)
+            except _BROKEN:  # a connection that was idle for long may be closed just when it is used again
+                if method != "GET":
+                    raise
+                answer = self._client.request(method, path, **sent)
         except httpx2.HTTPError as error:
             raise ConnectionFailed(
                 "The host could not be reached, or did not answer.",
