@@ -65,6 +65,20 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path, write: Write, monkeypa
     assert list(tmp_path.iterdir()) == [tmp_path / "one"]
 
 
+@pytest.mark.parametrize("write", [private_file.write, private_file.write_once])
+def test_the_name_is_on_the_disk_after_the_content(
+    tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), (tmp_path / "one").exists()))
+
+    monkeypatch.setattr("cloister.private_file.os.fsync", fsync)
+    write(tmp_path / "one", b"new")
+    assert synced == [(False, False), (True, True)]
+
+
 @pytest.mark.parametrize("rights", [0o640, 0o604, 0o620, 0o602, 0o610])
 def test_what_others_can_reach_is_refused(tmp_path: Path, rights: int) -> None:
     private_file.write(tmp_path / "one", b"")

@@ -1,6 +1,7 @@
 """Files that their user alone may read (0600): written whole or not at all, and refused when others can reach them."""
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -19,6 +20,7 @@ def write(path: Path, content: bytes) -> None:
     """In the place of what was there. Does not look who may reach the folder. Raises: OSError."""
     with _draft(path, content) as draft:
         draft.replace(path)
+        _sync(path.parent)
 
 
 def write_once(path: Path, content: bytes) -> None:
@@ -26,6 +28,21 @@ def write_once(path: Path, content: bytes) -> None:
     to know which. Raises: OSError."""
     with _draft(path, content) as draft, contextlib.suppress(FileExistsError):
         os.link(draft, path)
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    """So that the name is on the disk too, where folders can be synced."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from cloister.bench.load import PROMPT_TOKENS, Run, completion_body, over_http, 
 from cloister.bench.overhead import Comparison, Cost, Endpoint, FirstToken, FreedSlot, Spent
 from cloister.bench.process import cpu_seconds, memory
 from cloister.bench.proxied import Counter
+from cloister.cli import bench
 from cloister.cli.main import app
 from cloister.errors import ConnectionFailed, EngineDied
 from cloister.evidence.document import Document
@@ -216,5 +217,42 @@ def test_measures_every_way_against_the_bare_loop(monkeypatch: pytest.MonkeyPatc
     assert processes == fronts | {("proxied", "proxy")}
     assert [(one["way"], one["verifications"]) for one in told["evidence"]] == [("sealed", 1), ("proxied", 1)]
     assert all(one["requests"] > 10 for one in told["evidence"])
-    assert told["native"]
+    assert (told["platform"], told["beside"]) == ("", None)  # no TEE here, and nothing to set it beside
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"overhead.png", "overhead.svg"}
+
+
+def of_the_other_side(tmp_path: Path, **changes: Any) -> Path:
+    """What the command would say in a trust domain, where all goes half as fast as 100 tokens a second."""
+    ways = {way: {"tokens_per_second": 50.0} for way in ("plain", "sealed", "proxied")}
+    runs = [{"streams": streams, "raw_tokens_per_second": 50.0, "ways": ways} for streams in (1, 16)]
+    file = tmp_path / "inside.json"
+    file.write_text(json.dumps({"shape": "pythia-70m", "platform": "tdx", "runs": runs, **changes}))
+    return file
+
+
+def test_two_sides_of_a_tees_wall_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ways = {way: {"tokens_per_second": 100.0} for way in ("plain", "sealed", "proxied")}
+    here = {"platform": "", "runs": [{"streams": 16, "raw_tokens_per_second": 80.0, "ways": ways}]}
+    there = bench._other_side(of_the_other_side(tmp_path), "pythia-70m", (16,))
+    sides = bench._sides(here, there)
+    assert sides == [{"streams": 16, "raw": 1.6, "plain": 2.0, "sealed": 2.0, "proxied": 2.0}]
+    bench._show_sides(here, there, sides)
+    shown = capsys.readouterr().out
+    assert "no TEE / tdx" in shown
+    assert "1.600" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shape": "pythia-1b"}, "another load"),
+        ({"runs": []}, "another load"),
+        ({"runs": [{"streams": 1}]}, "no run"),
+        ({"platform": None, "runs": 7}, "no run"),
+    ],
+)
+def test_a_run_of_another_load_is_not_set_beside_this_one(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    file = of_the_other_side(tmp_path, **changes)
+    ran = run(app, "bench", "overhead", "--shape", "pythia-70m", "--streams", "1,16", "--beside", str(file))
+    assert ran.exit_code == 2
+    assert words in ran.stderr

@@ -349,6 +349,46 @@ def test_keys_that_a_member_gave_up_while_they_lived_are_never_taken_back() -> N
     assert member.ohttp_keys == early.ohttp_keys
 
 
+def carried_back(**options: Any) -> tuple[GroupRing, GroupRing, bytes]:
+    """A member that opened a request with the epoch after the next, and was then handed the pair before it; another whose
+    clock is behind; the keys that the request was sealed to."""
+    member = group(entropy=from_epoch(1), **options)
+    behind = joined(member, BORN)
+    member.rotate(BORN + HALF)
+    keys = member.next_keys
+    member.remember(find(member, BORN + HALF, keys=keys), b"enc", BORN + HALF)
+    member.install(behind.secrets, BORN + HALF)
+    return member, behind, keys
+
+
+def test_an_epoch_that_comes_again_remembers_what_it_opened() -> None:
+    member, _, keys = carried_back()
+    assert member.rotate(BORN + HALF)
+    assert member.next_keys == keys
+    with pytest.raises(Replayed):
+        member.remember(find(member, BORN + HALF, keys=keys), b"enc", BORN + HALF)
+
+
+def test_a_full_epoch_that_comes_again_opens_nothing_more() -> None:
+    member, _, keys = carried_back(max_requests=1)
+    member.rotate(BORN + HALF)
+    assert member.next_keys == keys
+    with pytest.raises(KeyUnknown):
+        find(member, BORN + HALF, keys=keys)
+
+
+def test_a_chain_is_left_where_it_comes_to_an_epoch_that_was_given_up() -> None:
+    member, behind, keys = carried_back()
+    member.install(group(entropy=from_epoch(50)).secrets, BORN + HALF)
+    member.install(behind.secrets, BORN + HALF)
+    assert member.rotate(BORN + HALF)
+    assert member.next_keys != keys
+    with pytest.raises(KeyUnknown):
+        find(member, BORN + HALF, keys=keys)
+    behind.rotate(BORN + HALF)
+    assert member.ohttp_keys == behind.ohttp_keys
+
+
 def test_a_member_whose_memory_is_full_goes_one_epoch_ahead_and_no_further() -> None:
     first = group(max_requests=1)
     second = joined(first, BORN)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import sys
 from collections.abc import Callable
@@ -6,14 +7,18 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from tests.deploy.efi import disk, firmware, kernel, uki
+from tests.deploy.gramine_programs import sigstruct
 from typer.testing import Result
 
-from cloister.cli.policy_file import key_name, load_policy, signed_by
+from cloister.cli.policy_file import fingerprint, key_name, load_policy, signature_file, signed_by
 from cloister.deploy.entries import Start, predict_entries
+from cloister.deploy.gramine_sign import make_signing_key
 from cloister.enclave.boot import KeyHash
 from cloister.enclave.machine import Received, parse_line
+from cloister.evidence.launch import App, LaunchConfig
 from cloister.host.qemu import GUEST_PORT, SECTOR, BootLine
 
 Run = Callable[..., Result]
@@ -145,6 +150,68 @@ def test_policy_needs_an_owner_and_a_signature_a_file(run: Run, image: Path, own
     assert "Whose deployment" in run(*named).stderr
     assert "over a file" in run(*named, "--key", owner[0]).stderr
     assert "not the key" in run(*named, "--key", owner[0], "--owner-key", OWNER, "-o", "x").stderr
+
+
+@pytest.fixture
+def enclave(tmp_path: Path, owner: tuple[Path, str]) -> Path:
+    """What `cloister image gramine` leaves, as far as a policy is made of it."""
+    launch = LaunchConfig(
+        owner_key=owner[1],
+        deployment="acme",
+        release=1,
+        app=App("llm", "ab" * 32),
+        models=("cd" * 32,),
+        config_sha256="ef" * 32,
+    )
+    folder = tmp_path / "enclave"
+    folder.mkdir()
+    (folder / "launch.json").write_bytes(launch.encode())
+    key = load_pem_private_key(make_signing_key(), None)
+    assert isinstance(key, RSAPrivateKey)
+    (folder / "cloister.sig").write_bytes(sigstruct(b"\x17" * 32, key))
+    return folder
+
+
+def test_a_policy_of_sgx_pins_the_enclave_with_its_launch_config(
+    run: Run, enclave: Path, owner: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "policy.toml"
+    options = ("--platform", "sgx", "--deployment", "acme", "--key", owner[0], "-o", out)
+    said = json.loads(run("image", "policy", enclave, *options, "--json").stdout)
+    launch_sha256 = hashlib.sha256((enclave / "launch.json").read_bytes()).hexdigest()
+    entry = {"mr_enclave": "17" * 32, "launch_sha256": launch_sha256}
+    policy = load_policy(out, [owner[1]])
+    assert policy.platforms == ("sgx",)
+    assert [dict(one) for one in policy.measurements["sgx"]] == said["entries"] == [entry]
+    assert said["toml"] == out.read_text()
+    assert said["fingerprint"] == fingerprint(policy)
+    assert (said["policy"], said["signature"]) == (str(out), str(signature_file(out)))
+    assert signed_by(out, out.read_bytes()) == owner[1]
+    shown = json.loads(run("image", "predict", enclave, "--platform", "sgx", "--json").stdout)
+    assert shown == {"v": 1, "platform": "sgx", "entries": [entry]}
+
+
+def test_a_policy_of_sgx_is_for_the_deployment_that_the_enclave_measures(
+    run: Run, enclave: Path, owner: tuple[Path, str], tmp_path: Path
+) -> None:
+    named = ("image", "policy", enclave, "--platform", "sgx")
+    other = run(*named, "--deployment", "other", "--owner-key", owner[1])
+    assert (other.exit_code, "another --deployment" in other.stderr) == (2, True)
+    stranger = run(*named, "--deployment", "acme", "--owner-key", OWNER)
+    assert (stranger.exit_code, "another --owner-key" in stranger.stderr) == (2, True)
+    signature = (enclave / "cloister.sig").read_bytes()
+    (enclave / "cloister.sig").write_bytes(signature[:960] + bytes([signature[960] ^ 1]) + signature[961:])
+    assert run(*named, "--deployment", "acme", "--owner-key", owner[1]).exit_code == 4
+    (enclave / "cloister.sig").unlink()
+    unsigned = run(*named, "--deployment", "acme", "--owner-key", owner[1])
+    assert (unsigned.exit_code, "no signed enclave" in unsigned.stderr) == (2, True)
+
+
+def test_policy_as_json_says_what_it_would_have_written(run: Run, image: Path, tmp_path: Path) -> None:
+    said = json.loads(run("image", "policy", image, "--deployment", "acme", "--owner-key", OWNER, "--json").stdout)
+    (tmp_path / "policy.toml").write_text(said["toml"])
+    assert fingerprint(load_policy(tmp_path / "policy.toml")) == said["fingerprint"]
+    assert (said["policy"], said["signature"], len(said["entries"])) == (None, None, 2)
 
 
 def test_build_needs_a_checkout(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,8 +49,9 @@ class Host:
     def __init__(self, shell: Shell, options: str = "", scheme: str = "http", prefix: str = "") -> None:
         self.shell = shell
         self.port = free_port()
-        first = 20_000 + self.port % 10_000  # below those that the kernel hands out
-        self.command = f"{prefix} cloister host --port {self.port} --ports {first}-{first + 20} {options}"
+        self.first = 20_000 + self.port % 10_000  # its first app's port, below those that the kernel hands out
+        ports = f"{self.first}-{self.first + 20}"
+        self.command = f"{prefix} cloister host --port {self.port} --ports {ports} {options}"
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[str] | None = None
         self.token = ""

@@ -6,10 +6,13 @@ The host is started once, and each test has an app of its own there.
 import json
 import os
 import re
+import shlex
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -27,6 +30,9 @@ from tests.end_to_end.hosting import (
     write_words,
 )
 from tests.system.shell import Shell
+
+from cloister.host.relay import Relay
+from cloister.models.store import embedded_path
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +66,18 @@ def memory_of(pid: int) -> Iterator[bytes]:
                     continue
 
 
+def assert_operator_holds_none(host: Host, told: dict[str, Any], canaries: list[bytes]) -> None:
+    """Of what an owner or a user had: not on its disk, not in its daemon's memory, not in what it shows."""
+    name = told["app"]["name"]
+    kept = [path.read_bytes() for path in (state_of(host) / "host").rglob("*") if path.is_file()]
+    assert any(content.startswith(b"cloister-bundle\0") for content in kept)
+    shown = [host.do(f"cloister {command}").stdout.encode() for command in ("list", f"status {name}", f"logs {name}")]
+    held = list(memory_of(host.pid))
+    assert any(told["app"]["launch_sha256"].encode() in piece for piece in held)  # the search does find things
+    for canary in canaries:
+        assert not any(canary in content for content in [*kept, *shown, *held])
+
+
 def test_an_app_is_deployed_asked_stopped_restarted_and_removed(host: Host) -> None:
     told = told_of(host.do("cloister deploy words --json"))
     assert told["app"]["state"] == "ready"
@@ -67,16 +85,8 @@ def test_an_app_is_deployed_asked_stopped_restarted_and_removed(host: Host) -> N
     assert ask(told) == ANSWER
     assert 0 < told["app"]["expires_at"] - time.time() <= 2 * 86400
 
-    # The operator holds nothing of it: not on the disk, not in the daemon's memory, not in what it shows.
-    canaries = [CODE_CANARY.encode(), SECRET_CANARY.encode(), QUESTION_CANARY.encode()]
-    kept = [path.read_bytes() for path in (state_of(host) / "host").rglob("*") if path.is_file()]
-    assert any(content.startswith(b"cloister-bundle\0") for content in kept)
-    shown = [host.do(f"cloister {command}").stdout.encode() for command in ("list", "status words", "logs words")]
-    assert b"own words" not in shown[-1]
-    held = list(memory_of(host.pid))
-    assert any(told["app"]["launch_sha256"].encode() in piece for piece in held)  # the search does find things
-    for canary in canaries:
-        assert not any(canary in content for content in [*kept, *shown, *held])
+    assert_operator_holds_none(host, told, [CODE_CANARY.encode(), SECRET_CANARY.encode(), QUESTION_CANARY.encode()])
+    assert "own words" not in host.do("cloister logs words").stdout
 
     assert told_of(host.do("cloister stop words --json"))["state"] == "stopped"
     with httpx2.Client(trust_env=False) as client:
@@ -91,6 +101,64 @@ def test_an_app_is_deployed_asked_stopped_restarted_and_removed(host: Host) -> N
     host.do("cloister remove words --yes")
     assert "words" not in {app["name"] for app in json.loads(host.do("cloister list --json").stdout)}
     assert second["app"]["bundle"] not in bundles_of(host)
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[tuple[Host, list[Relay]]]:
+    """A host, and hops before its API and before its one app that record all that goes through: nothing goes past them."""
+    elsewhere = "127.0.0.2"
+    host = Host(Shell(tmp_path), f"--address http://{elsewhere}:{{port}}")
+    host.url = f"http://{elsewhere}:{host.port}"
+    ports = (host.port, host.first)
+    hops = [Relay(port, keep=256 << 20, listener=socket.create_server((elsewhere, port))) for port in ports]
+    for hop in hops:
+        hop.start()
+    host.start()
+    try:
+        host.log_in()
+        yield host, hops
+    finally:
+        host.end(signal.SIGTERM)
+        for hop in hops:
+            hop.stop()
+
+
+def test_the_wire_carries_no_code_secret_question_or_answer(wire: tuple[Host, list[Relay]]) -> None:
+    host, hops = wire
+    write_words(host.shell.home)
+    told = told_of(host.do("cloister deploy words --json"))
+    assert ask(told) == ANSWER
+    assert_wire_has_none(told, hops, [CODE_CANARY.encode(), SECRET_CANARY.encode(), QUESTION_CANARY.encode()])
+
+
+def test_a_model_with_sealed_weights_answers_and_neither_operator_nor_wire_has_them(
+    wire: tuple[Host, list[Relay]],
+) -> None:
+    host, hops = wire
+    folder = host.shell.home / "chat"
+    folder.mkdir()
+    weights = embedded_path("tiny").read_bytes()
+    (folder / "own.gguf").write_bytes(weights)
+    (folder / "cloister.toml").write_text('name = "chat"\napp = "llm"\nmodel = "own.gguf"\nplatform = "sim"\n')
+    told = told_of(host.do("cloister deploy chat --json"))
+    address, policy = told["url"], shlex.split(told["try"])[-1]
+    answer = host.do(f"cloister ask {shlex.quote(address)} '{QUESTION_CANARY}' --policy {policy}").stdout.strip()
+    assert answer
+    parts = [weights[at : at + 64] for at in range(len(weights) // 8, len(weights) - 64, len(weights) // 8)]
+    canaries = [QUESTION_CANARY.encode(), *(part for part in parts if len(set(part)) > 24)]
+    assert len(canaries) > 4
+    assert_operator_holds_none(host, told, canaries)
+    assert_wire_has_none(told, hops, [*canaries, answer.encode()])
+
+
+def assert_wire_has_none(told: dict[str, Any], hops: list[Relay], canaries: list[bytes]) -> None:
+    api, sealed = (b"".join(record.data for record in hop.take()) for hop in hops)
+    assert b"cloister-bundle\0" in api  # all of it went through here,
+    assert told["app"]["launch_sha256"].encode() in api
+    assert sealed.count(b"POST /") >= 2  # and the release and the question through there
+    for canary in canaries:
+        assert canary not in api
+        assert canary not in sealed
 
 
 def test_a_missing_secret_is_said_before_anything_is_uploaded(host: Host) -> None:

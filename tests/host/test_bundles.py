@@ -243,6 +243,24 @@ def test_no_upload_begins_to_write_into_what_is_being_swept_away(
         bundles.state(NAME)
 
 
+def test_an_upload_that_becomes_whole_while_it_is_begun_again_leaves_no_second_one(
+    bundles: Bundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.begin(NAME, len(CONTENT))
+    append(bundles, 0, CONTENT)
+    find, found = bundles._find, []
+
+    def meanwhile(sha256: str) -> Any:
+        found.append(find(sha256))
+        if len(found) == 1:
+            next(tmp_path.iterdir()).rename(tmp_path / NAME)
+        return found[-1]
+
+    monkeypatch.setattr(bundles, "_find", meanwhile)
+    assert bundles.begin(NAME, len(CONTENT)).complete
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
 def test_a_bundle_that_somebody_has_come_for_is_not_swept_away(bundles: Bundles, tmp_path: Path) -> None:
     bundles.begin(NAME, len(CONTENT))
     append(bundles, 0, CONTENT)

@@ -275,6 +275,17 @@ def test_a_kill_between_line_and_record_releases_nothing_old_and_repeating_mends
     assert place.look(place.enclave()).outcome == "refused"
 
 
+def test_what_cannot_be_kept_is_not_logged_and_what_was_handed_over_before_stands(place: Place) -> None:
+    before = place.events()
+    large = replace(place.record, app="cd" * 32, secrets={f"S{number}": "x" * 60_000 for number in range(20)})
+    with pytest.raises(WrongUse, match="1 MiB"):
+        place.broker().add(large)
+    with pytest.raises(WrongUse, match="no deployment's name"):
+        place.broker().add(replace(place.record, deployment="../acme"))
+    assert place.events() == before
+    assert place.look(place.enclave()).outcome == "released"
+
+
 def test_a_revocation_holds_though_the_log_cannot_be_written(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")

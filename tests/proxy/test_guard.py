@@ -188,6 +188,14 @@ def test_a_key_opens_nothing_to_a_foreign_page_or_name() -> None:
     assert asked(guard, shown, (b"sec-fetch-site", b"cross-site")) == (403, "foreign_page")
 
 
+@pytest.mark.parametrize(("port", "refusal"), [(80, None), (1234, (421, "wrong_host"))])
+def test_a_name_without_a_port_is_that_of_port_80(port: int, refusal: tuple[int, str] | None) -> None:
+    guard = Guard(port, key=KEY, platform="darwin")
+    assert asked(guard, (b"x-api-key", KEY.encode()), (b"origin", b"http://localhost"), host="localhost") == refusal
+    assert asked(guard, app_host=f"abc.localhost:{port}", host="ABC.localhost") == refusal
+    assert asked(guard, app_host=f"abc.localhost:{port}", host="abd.localhost") == (421, "wrong_host")
+
+
 def test_who_is_known_or_knows_the_apps_name_needs_no_key() -> None:
     guard = Guard(1234, key=KEY, platform="darwin")
     assert asked(guard, known=True) is None

@@ -32,7 +32,9 @@ ROOTS = Roots(
 
 def refused(items: dict[str, Item], policy: Policy | None = None) -> set[str]:
     subject = Subject(document=Document(items), policy=policy or Policy(), nonce=NONCE, now=NOW, roots=ROOTS)
-    return {factor.step for factor in appraise(subject).factors if factor.verdict == "fail"}
+    return {
+        factor.step for factor in appraise(subject, subject.policy.measurements).factors if factor.verdict == "fail"
+    }
 
 
 @pytest.mark.parametrize("label", ["eventlog", "tpm", "endorsements", "gpu-0"])

@@ -448,6 +448,20 @@ def test_gpus_with_other_firmware_are_refused() -> None:
     assert steps == {"gpu-0.measurement.driver", "gpu-1.measurement.driver"}
 
 
+@pytest.mark.parametrize(
+    ("driver", "steps"), [(nvidia.DRIVER, set()), ("590.13", {"gpu-0.measurement.driver", "gpu-1.measurement.driver"})]
+)
+def test_a_signers_measurements_count_for_gpus_too(driver: str, steps: set[str]) -> None:
+    key = Ed25519PrivateKey.generate()
+    signer = f"ed25519:{b64url(key.public_key().public_bytes_raw())}"
+    gpu: dict[str, str | int] = {**GPU_CODE, "driver": driver}
+    entries = {"sev-snp": (CODE["sev-snp"],), "nvidia": (gpu,)}
+    payload = Payload(LAUNCH.deployment, LAUNCH.release, entries).encode()
+    signed = Provenance(payload, key=signer, signature=key.sign(signed_bytes(payload))).item()
+    document = Document({**genuine("sev-snp+gpus").items, "provenance": signed})
+    assert refused(document, policy("sev-snp+gpus", measurements={}, measurements_signer=signer)) == steps
+
+
 # Fresh, whole, and nothing but itself ------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ def appraised(rims: dict[str, bytes], **report: Any) -> dict[str, Factor]:
         "gpu-0": GpuEvidence(signed, nvidia.chain(), nonce).item(),
     }
     subject = Subject(document=Document(items), policy=Policy(), nonce=NONCE, now=NOW, roots=ROOTS_WITH_NVIDIA)
-    return {factor.step: factor for factor in appraise(subject).factors}
+    return {factor.step: factor for factor in appraise(subject, subject.policy.measurements).factors}
 
 
 def failed(factors: dict[str, Factor]) -> set[str]:

@@ -330,15 +330,15 @@ class GroupRing(KeyRing):
             hint = "Wait until the group has its next ones."
             raise NotTrusted("This replica gave these keys up, and takes them no more.", step="keys", hint=hint)
         self._secret, self._following = secrets
-        held = {epoch.configs: epoch for epoch in self._epochs}
-        made = [self._derive(secret) for secret in secrets]
-        taken = [held.get(epoch.configs, epoch) for epoch in made]
-        kept = [epoch for epoch in self._epochs if epoch not in taken]
-        self._epochs = self._newest([*kept, *taken])
+        self._put_last(*secrets)
 
-    def _newest(self, epochs: list[_Epoch]) -> list[_Epoch]:
+    def _put_last(self, *secrets: EpochSecret) -> None:
+        """Their epochs, with all that they remember where they are held already, become the newest."""
+        held = {epoch.configs: epoch for epoch in self._epochs}
+        taken = [held.get(epoch.configs, epoch) for epoch in map(self._derive, secrets)]
+        epochs = [*(epoch for epoch in self._epochs if epoch not in taken), *taken]
         self._given_up |= {epoch.configs: epoch.expires_at for epoch in epochs[:-_MAX_EPOCHS]}
-        return epochs[-_MAX_EPOCHS:]
+        self._epochs = epochs[-_MAX_EPOCHS:]
 
     def rotate(self, now: float) -> bool:
         self._advance(now)
@@ -350,7 +350,7 @@ class GroupRing(KeyRing):
                 self._epochs = [*self._epochs[:-1], self._derive(self._following)]
             self._secret = self._following
             self._following = self._follow(self._secret)
-            self._epochs = self._newest([*self._epochs, self._derive(self._following)])
+            self._put_last(self._following)
         self._drop_dead()
         return self._published is not before
 
@@ -367,7 +367,11 @@ class GroupRing(KeyRing):
         return self._now >= self._following.starts or (self._full(self._published) and not is_ahead)
 
     def _follow(self, secret: EpochSecret) -> EpochSecret:
-        return _after(secret, int(self._lifetime / 2), self.entropy)
+        """The chain's next one; a new chain's where this replica gave that one up, for it forgot what it opened with it."""
+        following = _after(secret, int(self._lifetime / 2), self.entropy)
+        if self._given_up.get(epoch_configs(following), 0.0) <= self._now:
+            return following
+        return _another_chain(following.number, following.starts, self.entropy)
 
     def _derive(self, secret: EpochSecret) -> _Epoch:
         keys = _keys_of(secret)

@@ -18,7 +18,7 @@ from cloister.channel.release import ApiKeyHash, Release
 from cloister.cli import image_gramine, output
 from cloister.cli.keys import read_keys
 from cloister.cli.local import Plan, owner_key, policy_for, state_directory, write_root
-from cloister.cli.package import pack
+from cloister.cli.package import model_of, pack
 from cloister.cli.policy_file import load_policy, to_toml, write_file
 from cloister.cli.sealed import config_for
 from cloister.cli.trust import configured_signers
@@ -352,7 +352,7 @@ def _packaged(app: AppFile, path: Path, state: Path) -> Path:
     with contextlib.suppress(WrongUse, MalformedEvidence):
         _, head = _head(path)
         filekeys.load(state, head)
-        model = resolve(app.model) if app.model else None
+        model = resolve(model_of(app)) if app.model else None
         same = manifest_of(app, model=model).encode() == head.manifest_bytes
         if same and head.total == path.stat().st_size:
             output.note(f"{path.name} is this very app: used as it is", "dim")

@@ -22,13 +22,16 @@ from cloister.cli.policy_file import (
     to_toml,
     write_file,
 )
-from cloister.deploy.entries import PLATFORMS, Start, predict_entries
+from cloister.deploy.entries import PLATFORMS, Entry, Start, predict_entries
 from cloister.deploy.gpt import read_table
+from cloister.deploy.gramine import NAME
+from cloister.deploy.gramine_sign import SIGSTRUCT_SIZE, parse_sigstruct
 from cloister.deploy.pe import MAX_PROGRAM
 from cloister.deploy.predict import SERVING, StartedBy
 from cloister.deploy.sev_snp import SNP_CPU
 from cloister.deploy.uki import parse_image
 from cloister.errors import WrongUse
+from cloister.evidence.launch import MAX_LAUNCH, LaunchConfig, launch_digest, parse_launch
 from cloister.verify import Policy
 from cloister.verify.policy import Limits
 
@@ -37,8 +40,17 @@ __all__ = ["register"]
 _ANYTHING = {"allow_extra_args": True, "ignore_unknown_options": True}
 _PIN = re.compile(r"([a-z][a-z0-9_]{0,31})=([0-9a-f]{1,128})")
 
-ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="The unified kernel image.", show_default=False)]
-Platform = Annotated[str, typer.Option("--platform", metavar="NAME", help=f"One of {', '.join(PLATFORMS)}.")]
+_SGX = "sgx"
+
+ImageFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGE",
+        help="The unified kernel image; of SGX, the folder that `cloister image gramine` made.",
+        show_default=False,
+    ),
+]
+Platform = Annotated[str, typer.Option("--platform", metavar="NAME", help=f"One of {', '.join((*PLATFORMS, _SGX))}.")]
 StartedByOption = Annotated[
     str, typer.Option("--started-by", metavar="disk|qemu", help="A disk's boot partition, or QEMU's -kernel.")
 ]
@@ -103,24 +115,28 @@ def predict(
     Nothing external is assumed: no command line, credentials or extensions beside the image, no boot loader before it.
     Where evidence may take one of several values, all are shown.
     """
-    kernel = _read(image)
-    start = _start(
-        platform,
-        started_by=started_by,
-        phase=phase,
-        disk=disk,
-        firmware=firmware,
-        vcpus=vcpus,
-        cpu=cpu,
-        pins=pin,
-    )
-    entries, parsed = predict_entries(kernel, start), parse_image(kernel)
-    version = ".".join(map(str, parsed.kernel_version))
+    about: dict[str, str | int] = {"v": 1, "platform": platform}
+    if platform == _SGX:
+        entries: tuple[Entry, ...] = (_of_enclave(image)[0],)
+    else:
+        kernel = _read(image)
+        start = _start(
+            platform,
+            started_by=started_by,
+            phase=phase,
+            disk=disk,
+            firmware=firmware,
+            vcpus=vcpus,
+            cpu=cpu,
+            pins=pin,
+        )
+        entries, parsed = predict_entries(kernel, start), parse_image(kernel)
+        version = ".".join(map(str, parsed.kernel_version))
+        about |= {"stub": parsed.stub, "kernel": version, "started_by": started_by}
+        output.note(f"systemd-stub {parsed.stub}, Linux {version}, started by {started_by}", "dim")
     if as_json:
-        about = {"v": 1, "platform": platform, "stub": parsed.stub, "kernel": version, "started_by": started_by}
         output.json_value({**about, "entries": [dict(entry) for entry in entries]})
         return
-    output.note(f"systemd-stub {parsed.stub}, Linux {version}, started by {started_by}", "dim")
     for at, entry in enumerate(entries):
         output.line(platform if not at else f"{platform} (or {at + 1})")
         for name, value in entry.items():
@@ -156,6 +172,7 @@ def policy(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FILE", help="Absent: to standard output.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a policy from predictions: it believes this image, and nothing else, before it ever ran.
 
@@ -169,35 +186,73 @@ def policy(
         raise WrongUse("Whose deployment is it?", expected="--owner-key ed25519:…, or --key OWNER.pem")
     if private and out is None:
         raise WrongUse("A signature is over a file.", hint="-o FILE: the signature goes beside it.")
-    start = _start(
-        platform,
-        started_by=started_by,
-        phase=phase,
-        disk=disk,
-        firmware=firmware,
-        vcpus=vcpus,
-        cpu=cpu,
-        pins=pin,
-    )
+    if platform == _SGX:
+        entry, launch = _of_enclave(image)
+        _demand_fitting(launch, deployment, owner)
+        entries: tuple[Entry, ...] = (entry,)
+    else:
+        start = _start(
+            platform,
+            started_by=started_by,
+            phase=phase,
+            disk=disk,
+            firmware=firmware,
+            vcpus=vcpus,
+            cpu=cpu,
+            pins=pin,
+        )
+        entries = predict_entries(_read(image), start)
     written = Policy(
         deployment=deployment,
         owner_key=owner,
         models=frozenset(one.removeprefix("sha256:") for one in model) if model else None,
         platforms=(platform,),
-        measurements={platform: predict_entries(_read(image), start)},
+        measurements={platform: entries},
         limits=Limits(platform_ids=frozenset(machine) if machine else None),
     )
     text = to_toml(written, comment=f"Predicted from {output.one_line(image.name, 100)} by `cloister image policy`.")
+    signature = signature_file(out) if private and out else None
+    if out is not None:
+        write_file(out, text)
+    if private and signature:
+        write_file(signature, signature_of(text.encode(), private))
+    if as_json:
+        about = {"v": 1, "platform": platform, "deployment": deployment, "owner_key": owner}
+        files = {"policy": out and str(out), "signature": signature and str(signature), "toml": text}
+        found = [dict(entry) for entry in entries]
+        output.json_value({**about, "fingerprint": fingerprint(written), "entries": found, **files})
+        return
     if out is None:
         output.write(text)
     else:
-        write_file(out, text)
         output.line(f"wrote {out}")
     output.note(f"fingerprint {grouped(fingerprint(written))}")
-    if private and out:
-        write_file(signature_file(out), signature_of(text.encode(), private))
-        output.line(f"wrote {signature_file(out)}")
+    if signature:
+        output.line(f"wrote {signature}")
         output.note(f"signed by {owner}")
+
+
+def _of_enclave(folder: Path) -> tuple[Entry, LaunchConfig]:
+    """What an enclave of SGX measures, and the launch config that it measures with: `folder` as `cloister image gramine` made
+    and signed it. Raises: WrongUse, MalformedEvidence."""
+    signature, launch = folder / f"{NAME}.sig", folder / "launch.json"
+    try:
+        with signature.open("rb") as file, launch.open("rb") as words:
+            signed, said = parse_sigstruct(file.read(SIGSTRUCT_SIZE + 1)), words.read(MAX_LAUNCH + 1)
+    except OSError as error:
+        hint = "`cloister image gramine DIR` makes one, and signs it where Gramine is installed."
+        raise WrongUse(f"{folder} holds no signed enclave: {error.strerror}.", hint=hint) from error
+    return {"mr_enclave": signed.mr_enclave, "launch_sha256": launch_digest(said).hex()}, parse_launch(said)
+
+
+def _demand_fitting(launch: LaunchConfig, deployment: str, owner: str) -> None:
+    """An enclave of SGX measures whose it is: with other words beside it, a policy would believe nothing at all."""
+    for name, asked, measured in (
+        ("deployment", deployment, launch.deployment),
+        ("owner-key", owner, launch.owner_key),
+    ):
+        if asked != measured:
+            raise WrongUse(f"That enclave was built for another --{name}.", expected=measured, got=asked)
 
 
 def boot(

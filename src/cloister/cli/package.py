@@ -12,7 +12,7 @@ from cloister.owner.appfile import AppFile, read_appfile
 from cloister.owner.package import Package
 from cloister.owner.package import package as write_package
 
-__all__ = ["pack", "register"]
+__all__ = ["model_of", "pack", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -53,5 +53,11 @@ def package(
 def pack(app: AppFile, out: Path, state: Path) -> Package:
     """With a progress bar on a terminal. Raises: what `owner.package` raises."""
     with output.download_bar() as bar:
-        model = resolve(app.model, progress=bar) if app.model else None
+        model = resolve(model_of(app), progress=bar) if app.model else None
         return write_package(app, out, state=state, model=model, progress=bar)
+
+
+def model_of(app: AppFile) -> str:
+    """What `app.model` names: a file is looked for beside the app's own, wherever the command is called."""
+    beside = app.folder / app.model
+    return str(beside) if beside.is_file() else app.model

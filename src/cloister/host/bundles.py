@@ -99,8 +99,13 @@ class Bundles:
                 os.utime(self._folder / sha256)  # somebody has come for it
                 return known
             self._check_room(sha256, size, size - (known.offset if known else 0))
+            part = self._part(sha256, size)
             with _translated():
-                self._part(sha256, size).touch(mode=0o600)
+                if known is None:
+                    part.touch(mode=0o600)
+                else:  # which is not made anew where it has just become the whole one, or gone
+                    with contextlib.suppress(FileNotFoundError):
+                        os.utime(part)
         return self.state(sha256)
 
     def state(self, sha256: str) -> Upload:

@@ -125,6 +125,7 @@ class Broker:
 
     def add(self, record: Record) -> None:
         """Hands over what may be released for a deployment, in the place of what was there. Raises: NotTrusted, WrongUse."""
+        self._records.check(record)  # what cannot be kept is not logged: it would undo what was handed over before
         with self._turn() as append:
             append("added", {"deployment": record.deployment, "app": record.app})
             self._records.save(record)

@@ -132,10 +132,15 @@ class Records:
         self._key = key
         self._entropy = entropy
 
-    def save(self, record: Record) -> None:
-        """In the place of what was there for that deployment. Raises: WrongUse."""
+    def check(self, record: Record) -> None:
+        """Whether it can be kept. Raises: WrongUse."""
+        self._path(record.deployment)
         if len(record.encode()) > MAX_RELEASE:
             raise WrongUse("A release has at most 1 MiB.", step="record")
+
+    def save(self, record: Record) -> None:
+        """In the place of what was there for that deployment. Raises: WrongUse."""
+        self.check(record)
         nonce = self._entropy(_NONCE)
         sealed = AESGCM(self._key).encrypt(nonce, record.encode(), record.deployment.encode())
         path = self._path(record.deployment)

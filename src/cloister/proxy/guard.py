@@ -18,6 +18,7 @@ __all__ = ["Guard", "Refusal", "peer_uid", "same"]
 
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _ESTABLISHED = b"01"
+_HTTP = 80
 _REMEMBERED = 256  # connections
 # Of two, we might judge one and somebody else heed the other.
 _SINGLE = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"content-type", b"content-length")
@@ -41,6 +42,7 @@ class Guard:
     """
 
     def __init__(self, port: int, *, key: str = "", platform: str = sys.platform) -> None:
+        self._port = port
         self._hosts = (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}")
         self._origins = frozenset(f"http://{host}" for host in self._hosts)
         self._own_user_only = not needs_key(platform)
@@ -58,7 +60,7 @@ class Guard:
         if any(names.count(name) > 1 for name in _SINGLE):
             return _TWICE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "").lower()
+        host = self._with_port(headers.get(b"host", ""))
         live = bool(app_host) and same(host, app_host)
         if host not in self._hosts and not live:
             return _HOST
@@ -68,7 +70,7 @@ class Guard:
         origins = {f"http://{app_host}"} if live else self._origins
         if live and site == "same-origin":
             origins = {*origins, "null"}  # a form of a page without referrers; of a foreign page, `site` says so
-        if b"origin" in headers and headers[b"origin"].lower() not in origins:
+        if b"origin" in headers and self._with_port(headers[b"origin"]) not in origins:
             return _FOREIGN
         if (
             not app_host
@@ -81,6 +83,11 @@ class Guard:
         if self._key and not (live or known or any(self._is_key(name, value) for name, value in scope["headers"])):
             return _NO_KEY
         return None
+
+    def _with_port(self, name: str) -> str:
+        """In lower case; with the port of plain HTTP, which clients leave out, where that is ours."""
+        has_one = name.rpartition(":")[2].isdecimal() or name in ("", "null")
+        return name.lower() if has_one or self._port != _HTTP else f"{name.lower()}:{_HTTP}"
 
     def without_key(self, scope: dict[str, Any]) -> dict[str, Any]:
         """The request as it may be forwarded: the proxy's own key is no enclave's business."""

@@ -19,7 +19,7 @@ from cloister.verify.boot_log import check_rtmr_log
 from cloister.verify.factors import Factor, compare, failed, not_checked, passed
 from cloister.verify.measurement import check_measurement
 from cloister.verify.platform import Appraisal, Expiry
-from cloister.verify.policy import Policy
+from cloister.verify.policy import Measurements, Policy
 from cloister.verify.roots import Roots
 
 __all__ = ["TPM_BINDING", "Subject", "appraise", "check_labels", "platform_of"]
@@ -125,8 +125,9 @@ def check_labels(document: Document) -> Iterator[Factor]:
             yield failed(f"document.{label}", expected=expected, got=item.media_type)
 
 
-def appraise(subject: Subject) -> Appraisal:
-    """Judge all hardware evidence of a document whose labels were checked.
+def appraise(subject: Subject, allowed: Measurements) -> Appraisal:
+    """Judge all hardware evidence of a document whose labels were checked. `allowed`: the policy's measurements and those that
+    its signer signed; here they count for GPUs.
 
     (2a) the CPU's evidence, by its platform's verifier (or a vTPM's, where it stands alone)
     (2b) a TPM in front of a confidential VM: its quote names this CPU's evidence
@@ -141,7 +142,7 @@ def appraise(subject: Subject) -> Appraisal:
         appraisal = _with_tpm(appraisal, subject)  # (2b)
     seen: dict[str, str] = {}
     for label in gpu_labels(subject.document):
-        appraisal = _with_gpu(appraisal, label, subject, seen)  # (2c)
+        appraisal = _with_gpu(appraisal, label, subject, allowed, seen)  # (2c)
     count = sum(appraisal.measurement.get(f"{label}.arch") != _SWITCH for label in seen.values())
     return _with_count(appraisal, count, subject.policy.limits.gpus)  # (2d)
 
@@ -284,7 +285,9 @@ def _with_tpm(appraisal: Appraisal, subject: Subject) -> Appraisal:
     return _joined(appraisal, said, "tpm", tpm.measurement)
 
 
-def _with_gpu(appraisal: Appraisal, label: str, subject: Subject, seen: dict[str, str]) -> Appraisal:
+def _with_gpu(
+    appraisal: Appraisal, label: str, subject: Subject, allowed: Measurements, seen: dict[str, str]
+) -> Appraisal:
     """`seen`: device -> the label it came under; grows."""
     evidence = parse_gpu(subject.content(label))
     gpu = nvidia.judge(
@@ -297,7 +300,7 @@ def _with_gpu(appraisal: Appraisal, label: str, subject: Subject, seen: dict[str
         rims=_rims(evidence, subject.endorsements),
         rim_root_sha256=subject.roots.rim,
     )
-    pins = check_measurement({gpu.platform: subject.policy.measurements.get(gpu.platform, ())}, gpu)
+    pins = check_measurement({gpu.platform: allowed.get(gpu.platform, ())}, gpu)
     first = seen.setdefault(gpu.platform_id, label)
     hint = "One GPU was presented twice."
     once = (

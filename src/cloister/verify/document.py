@@ -187,7 +187,8 @@ def _parse(subject: Subject, purpose: Purpose) -> _Case:
     parsed = parse_launch(launch)
     signed = document.items.get("provenance")
     provenance = parse_provenance(signed.content) if signed is not None else None
-    measurements, factors = signed_measurements(provenance, policy=policy, launch=parsed)
+    signed_ones, factors = signed_measurements(provenance, policy=policy, launch=parsed)
+    allowed = joined(policy.measurements, signed_ones)
     return _Case(
         document=document,
         policy=policy,
@@ -198,8 +199,8 @@ def _parse(subject: Subject, purpose: Purpose) -> _Case:
         statement=parse_statement(statement),
         launch_bytes=launch,
         launch=parsed,
-        appraisal=appraise(subject),
-        allowed=joined(policy.measurements, measurements),
+        appraisal=appraise(subject, allowed),
+        allowed=allowed,
         provenance=factors,
     )
 

@@ -1,10 +1,12 @@
 """The app's own view of the machine: every file read-only, no device but those that lead nowhere, `/dev/shm` and the
-temporary folders in memory and its own, `/run` with the sockets of the machine's services among them, no network but a loopback of its own, no privileges, no core file. Where it may
-connect to stands there under its own name, each host at an address of that loopback (`egress`, on the front's side).
+temporary folders in memory and its own, `/run` with the sockets of the machine's services among them, no process but those
+that it starts, which end with it, no network but a loopback of its own, no privileges, no core file. Where it may connect to
+stands there under its own name, each host at an address of that loopback (`egress`, on the front's side).
 
 Needs Linux and namespaces: as root, or where users may make their own. `confine` does all of it or raises.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -16,6 +18,7 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from cloister.enclave.pyapp.filter import forbid_other_sockets
 
@@ -24,8 +27,8 @@ __all__ = ["MEMORY", "confine", "die_with_parent", "drop_privileges", "open_ways
 MEMORY = Path("/dev/shm")  # noqa: S108 (its own, in memory)
 
 _TEMPORARY = (Path("/tmp"), Path("/var/tmp"), Path("/run"))  # noqa: S108 (its own, in memory)
-_NEWNS, _NEWIPC, _NEWUSER, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
-_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 0x1000, 0x4000, 1 << 18
+_NEWNS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 1 << 18
 _MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
 _RDONLY, _NOSUID, _NODEV = 1, 2, 4
 _DEVICES = tuple(Path("/dev", name) for name in ("null", "zero", "full", "random", "urandom"))
@@ -53,24 +56,61 @@ def die_with_parent() -> None:
 
 
 def confine(*, memory: int | None) -> None:
-    """Before any thread is started. `memory`: MiB that the files in memory may take.
+    """Before any thread is started. `memory`: MiB that the files in memory may take, all together; None for half of the
+    machine's.
+
+    It returns in another process than it was called in. The one that called stands by, and ends when that one does, as it did;
+    when it is killed, all of them end.
 
     Raises: OSError where the kernel does not allow it; nothing may run then.
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "no namespaces here")
-    _unshare(_NEWNS | _NEWIPC | _NEWNET)
+    _unshare(_NEWNS | _NEWIPC | _NEWNET | _NEWPID)
+    _go_on_in_a_child()  # the first process of its own view: when it ends, the kernel ends all others
+    die_with_parent()
     libc = _libc()
     _check(libc.mount(None, b"/", None, _MS_REC | _MS_PRIVATE, None), "mount")
     _read_only(libc)
-    size = f"mode=0700,size={memory}m" if memory else "mode=0700"
-    interpreter = [Path(path).resolve() for path in (sys.executable, sys.base_prefix)]
-    for place in (MEMORY, *_TEMPORARY):
-        hides = any(path.is_relative_to(place) for path in interpreter)
-        if place.is_dir() and not (hides and place != MEMORY):
-            flags = _MS_NOSUID | _MS_NODEV
-            _check(libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, size.encode()), "mount")
+    with contextlib.suppress(OSError):  # containers may forbid it: then it is the machine's own that is read
+        flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        _check(libc.mount(b"proc", b"/proc", b"proc", flags, None), "mount")
+    _in_memory(libc, memory)
     _raise_loopback()
+    _go_on_in_a_child()  # the first one takes in whatever the app's programs leave behind
+
+
+def _go_on_in_a_child() -> None:
+    """Here, nothing more happens than that its end is waited for."""
+    if child := os.fork():
+        _stand_by(child)
+
+
+def _stand_by(child: int) -> NoReturn:
+    code = 1
+    try:
+        drop_privileges()
+        os.closerange(0, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        ended = 0
+        while ended != child:
+            ended, status = os.wait()
+            code = os.waitstatus_to_exitcode(status)
+    finally:
+        os._exit(code if code >= 0 else 1)
+
+
+def _in_memory(libc: ctypes.CDLL, memory: int | None) -> None:
+    """One file system at each place where files may be written, so that there is one limit."""
+    size = f"mode=0700,size={memory}m" if memory else "mode=0700"
+    flags = _MS_NOSUID | _MS_NODEV
+    _check(libc.mount(b"tmpfs", str(MEMORY).encode(), b"tmpfs", flags, size.encode()), "mount")
+    interpreter = [Path(path).resolve() for path in (sys.executable, sys.base_prefix)]
+    for place in _TEMPORARY:
+        hides = any(path.is_relative_to(place) for path in interpreter)
+        if place.is_dir() and not hides:
+            folder = MEMORY / ("at" + str(place).replace("/", "-"))
+            folder.mkdir(mode=0o700)
+            _check(libc.mount(str(folder).encode(), str(place).encode(), None, _MS_BIND, None), "mount")
 
 
 def open_ways(ways: Sequence[tuple[str, int, str]]) -> list[socket.socket]:

@@ -156,6 +156,25 @@ def test_nothing_of_a_text_stays_in_the_cache(library: Any, decoder: Path) -> No
     model.close()
 
 
+def test_a_text_that_was_given_up_changes_nothing_of_the_next(
+    library: Any, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(library, decoder, LoopSettings())
+    decode, text = Model.decode, model.tokenize("the next text")
+    expected = model.embed(text)
+
+    def given_up(self: Model, items: Any) -> None:
+        decode(self, items)
+        raise AbortedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Model, "decode", given_up)
+        with pytest.raises(AbortedError):
+            model.embed(model.tokenize("one whose client is gone"))
+    assert np.array_equal(model.embed(text), expected)
+    model.close()
+
+
 def test_a_long_computation_gives_signs_of_life_for_a_while_only() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, mmap.mmap(-1, BEAT_SIZE) as beat:

@@ -277,14 +277,15 @@ class Model:
 
         Raises: AbortedError, MalformedModel.
         """
-        self.decode([(token, at, 0, True) for at, token in enumerate(tokens)])
-        pointer = self._lib.llama_get_embeddings_seq(self._context, 0)
-        if not pointer:
-            raise MalformedModel("The engine gave no embedding.")
-        width = int(self._lib.llama_model_n_embd_out(self._model))
-        found = unit(np.ctypeslib.as_array(pointer, shape=(width,)))
-        self.forget(0)
-        return found
+        try:
+            self.decode([(token, at, 0, True) for at, token in enumerate(tokens)])
+            pointer = self._lib.llama_get_embeddings_seq(self._context, 0)
+            if not pointer:
+                raise MalformedModel("The engine gave no embedding.")
+            width = int(self._lib.llama_model_n_embd_out(self._model))
+            return unit(np.ctypeslib.as_array(pointer, shape=(width,)))
+        finally:  # of one that was aborted, too: the next would look at its cells
+            self.forget(0)
 
     def forget(self, sequence: int, start: int = 0) -> bool:
         """Drop a sequence's cells from position `start` on. False: only whole sequences can be dropped here."""
