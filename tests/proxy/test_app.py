@@ -86,6 +86,27 @@ def test_an_answer_whose_authenticated_end_is_cut_off_is_an_incomplete_read(
             answer.read()
 
 
+@pytest.mark.parametrize("dialect", ["openai", "anthropic"])
+def test_what_nobody_foresaw_is_told_in_a_way_that_no_sdk_retries(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, dialect: str
+) -> None:
+    """The enclave may have run the request by then."""
+    asked: list[Any] = []
+
+    async def fail(_session: AsyncSession, request: Any) -> AsyncAnswer:
+        asked.append(request)
+        raise ValueError("unforeseen")
+
+    monkeypatch.setattr(AsyncSession, "send", fail)
+    answer = http.post("/v1/messages" if dialect == "anthropic" else "/v1/chat/completions", json={})
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (500, "false")
+    told = answer.json()
+    assert told["error"]["code"] == "internal_error"
+    assert (told.get("type") == "error") == (dialect == "anthropic")
+    assert "unforeseen" not in answer.text
+    assert len(asked) == 1
+
+
 def test_http_1_0_is_refused(proxy: Served, deployment: Deployment) -> None:
     """Its answers end when the connection does, cut or not."""
     with socket.create_connection(("127.0.0.1", proxy.port), timeout=HANG) as client:

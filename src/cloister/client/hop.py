@@ -18,6 +18,8 @@ from cloister.verify import Verified
 __all__ = ["AsyncHop", "Hop", "Timeouts"]
 
 T = TypeVar("T")
+# httpcore2 translates a record that does not open (`ssl.SSLError`, an OSError) on the sync way alone.
+_FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError)
 Timeouts: TypeAlias = Mapping[str, float | None]  # connect, read, write, pool; seconds
 
 
@@ -99,7 +101,7 @@ class Hop(_Base):
         )
         try:
             response = self._client.send(request, stream=True)
-        except httpx2.HTTPError as error:
+        except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = True
         self._response, self._chunks = response, response.iter_raw()
@@ -108,7 +110,7 @@ class Hop(_Base):
     def _read(self) -> bytes:
         try:
             return next(self._chunks, b"")
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
+        except _FAULTS as error:
             raise self._broken(error) from error
 
 
@@ -164,7 +166,7 @@ class AsyncHop(_Base):
         )
         try:
             response = await self._client.send(request, stream=True)
-        except httpx2.HTTPError as error:
+        except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = True
         self._response, self._chunks = response, response.aiter_raw()
@@ -175,7 +177,7 @@ class AsyncHop(_Base):
             return b""
         try:
             return await anext(self._chunks, b"")
-        except (httpx2.HTTPError, httpx2.StreamError) as error:
+        except _FAULTS as error:
             raise self._broken(error) from error
 
 

@@ -93,6 +93,8 @@ class Proxy:
             await self._guarded(scope, receive, observed.send)
         except Exception:
             failed = True
+            if not observed.answered:  # or the server would say 500 in its own words, upon which SDKs ask again
+                await answer(observed.send, self._refused(scope, _FAILED))
             raise
         finally:
             observed.close(failed=failed)
@@ -250,6 +252,7 @@ def _allowed(methods: Sequence[str]) -> Refusal:
     return Refusal(405, "method", "This method is not forwarded.", f"Use {allow}.", ((b"allow", allow.encode()),))
 
 
+_FAILED = Refusal(500, "internal_error", "The proxy failed.", "The enclave may have run the request all the same.")
 _TOO_LARGE = Refusal(413, "too_large", "The request is too large.", "At most 32 MiB.")
 _TOO_SLOW = Refusal(408, "too_slow", "The request's body did not come in time.", "Send it at once.")
 _NOT_FOUND = Refusal(404, "not_found", "Nothing is forwarded from this path.", "The API is under /v1.")

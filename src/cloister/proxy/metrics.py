@@ -136,17 +136,19 @@ def _escaped(text: str) -> str:
 
 
 class Observed:
-    """One request's `send`, which counts what it is given."""
+    """One request's `send`, which counts what it is given. `answered`: whether an answer began."""
 
     def __init__(self, metrics: Metrics, path: str, send: Send) -> None:
         self._metrics = metrics
         self._send = send
         self._began = time.perf_counter()
+        self.answered = False
         self._ended = False
         metrics.requests[_route(path)] += 1
         metrics.running += 1
 
     async def send(self, message: Message) -> None:
+        self.answered = True
         await self._send(message)
         if message["type"] == "http.response.start":
             self._metrics.responses[message["status"]] += 1

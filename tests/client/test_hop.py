@@ -1,0 +1,97 @@
+"""What goes wrong on the hop itself, and what has to have ended when a request is given up."""
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from tests.certificate import self_signed
+
+from cloister.client.exchange import READ, Arrived, Fetch, Reply, Step
+from cloister.client.hop import AsyncHop, Hop
+from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
+from cloister.verify import Verified
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+SPOILT = b"\x17\x03\x03\x00\x20" + bytes(32)  # a record that nobody sealed
+
+
+class Spoiling:
+    """A TLS server whose answer is spoilt on the way: after these bytes comes a record that does not open."""
+
+    def __init__(self, directory: Path) -> None:
+        certificate, key = self_signed("127.0.0.1")
+        (directory / "both.pem").write_bytes(certificate + key)
+        self.trust = ssl.create_default_context(cadata=certificate.decode())
+        self.whole = b""
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.load_cert_chain(directory / "both.pem")
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> "Spoiling":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        """One connection, as a relay between client and enclave has it in its hands."""
+        client, _ = self._listener.accept()
+        with client.dup() as beneath, self._context.wrap_socket(client, server_side=True) as sealed:
+            sealed.recv(65536)
+            sealed.sendall(self.whole)
+            beneath.sendall(SPOILT)
+            with contextlib.suppress(OSError):
+                while sealed.recv(65536):
+                    pass
+
+
+@pytest.fixture
+def spoiling(tmp_path: Path) -> Iterator[Spoiling]:
+    with Spoiling(tmp_path) as server:
+        yield server
+
+
+def asks(url: str) -> Generator[Step, Reply, None]:
+    assert isinstance((yield Fetch("POST", url, {}, b"x")), Arrived)
+    while (yield READ):
+        pass
+
+
+def never(_stale: Verified | None) -> Any:
+    raise NotImplementedError
+
+
+cases = pytest.mark.parametrize(("whole", "error"), [(b"", ConnectionFailed), (HEAD, TruncatedResponse)])
+
+
+@cases
+def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
+    spoiling: Spoiling, whole: bytes, error: type[CloisterError]
+) -> None:
+    spoiling.whole = whole
+    with httpx2.Client(verify=spoiling.trust, trust_env=False) as client:
+        hop = Hop(client, never, None)
+        with pytest.raises(error):
+            hop.drive(asks(spoiling.url))
+        hop.close()
+
+
+@pytest.mark.anyio
+@cases
+async def test_so_it_is_for_the_async_hop(spoiling: Spoiling, whole: bytes, error: type[CloisterError]) -> None:
+    spoiling.whole = whole
+    async with httpx2.AsyncClient(verify=spoiling.trust, trust_env=False) as client:
+        hop = AsyncHop(client, never, None)
+        with pytest.raises(error):
+            await hop.drive(asks(spoiling.url))
+        await hop.close()
