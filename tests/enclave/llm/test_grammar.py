@@ -144,3 +144,38 @@ def test_a_text_does_not_end_inside_a_character() -> None:
     assert state is not None
     assert not state.may_end
     assert not state.must_end
+
+
+ONE_CLASS = "root ::= ({})+\nc ::= [{}]".format(
+    "|".join(['c "a"'] * 250), "".join(chr(code) for code in range(0x10000, 0x10000 + 100_000, 2))
+)
+
+
+def test_many_ways_over_one_large_class_cost_as_little_as_one() -> None:
+    grammar = Grammar(ONE_CLASS)
+    assert len(grammar.start.ways) == 250
+    began = time.thread_time()
+    assert grammar.start.first_bytes() == {0xF0}
+    assert time.thread_time() - began < 0.2
+
+
+@pytest.mark.parametrize("piece", [b"a", "\U00010001".encode(), "\U00010001".encode()[:3], "\U00010000".encode()[:3]])
+def test_what_does_not_fit_is_counted_by_the_ways_it_was_held_against(piece: bytes) -> None:
+    grammar = Grammar(ONE_CLASS)
+    before = grammar.steps
+    grammar.after(grammar.start, piece)
+    assert grammar.steps - before >= 250 // 8
+
+
+REPEATING = {
+    "the same option": 'root ::= {}\nb ::= {}\nx ::= "a"'.format("|".join(['b "x"'] * 900), "|".join("x" * 25_000)),
+    "options never looked at": 'root ::= {} "b"\nb ::= {}|""\nx ::= "a"'.format("b " * 800, "|".join("x" * 25_000)),
+}
+
+
+@pytest.mark.parametrize("name", REPEATING)
+def test_refuses_in_no_time_what_says_the_same_often(name: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(WrongUse, match="too many ways"):
+        Grammar(REPEATING[name])
+    assert time.thread_time() - began < 2

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
 from cloister.errors import WrongUse
@@ -24,9 +24,19 @@ _DIGITS = {"x": 2, "u": 4, "U": 8}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chars:
-    """One character. `bounds`: where the allowed runs begin and end (exclusive), in turn, ascending."""
+    """One character. `bounds`: where the allowed runs begin and end (exclusive), in turn, ascending.
+
+    `leads`: the first bytes of their UTF-8 forms.
+    """
 
     bounds: tuple[int, ...]
+    leads: frozenset[int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        leads = set[int]()
+        for low, end in zip(self.bounds[::2], self.bounds[1::2], strict=True):
+            leads.update(range(_lead(low), _lead(end - 1) + 1))
+        object.__setattr__(self, "leads", frozenset(leads))
 
     def has(self, code: int) -> bool:
         return bisect_right(self.bounds, code) % 2 == 1
@@ -35,6 +45,15 @@ class Chars:
         """Whether some character from `low` to `high` is allowed."""
         at = bisect_right(self.bounds, low)
         return at % 2 == 1 or (at < len(self.bounds) and self.bounds[at] <= high)
+
+
+def _lead(code: int) -> int:
+    """The first byte of a character's UTF-8 form."""
+    if code < 0x80:
+        return code
+    if code < 0x800:
+        return 0xC0 | code >> 6
+    return 0xE0 | code >> 12 if code < 0x10000 else 0xF0 | code >> 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +222,9 @@ class _Reader:
         return inner
 
     def _one(self, bounds: tuple[int, ...]) -> Chars:
-        return self._chars.setdefault(bounds, Chars(bounds))
+        if bounds not in self._chars:
+            self._chars[bounds] = Chars(bounds)
+        return self._chars[bounds]
 
     def _code(self) -> int:
         char = self._next()

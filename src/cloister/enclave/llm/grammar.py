@@ -50,11 +50,7 @@ class State:
         """What the next byte may be, and perhaps some more."""
         if self.pending:
             return frozenset(range(0x80, 0xC0))
-        found: set[int] = set()
-        for chars in _heads(self.ways):
-            for at in range(0, len(chars.bounds), 2):
-                found.update(range(_lead(chars.bounds[at]), _lead(chars.bounds[at + 1] - 1) + 1))
-        return frozenset(found)
+        return frozenset().union(*(chars.leads for chars in set(_heads(self.ways))))
 
 
 class Grammar:
@@ -81,6 +77,7 @@ class Grammar:
         while at < len(data):
             length = _length(data[at])
             part = data[at : at + length]
+            self.steps += 1 + len(ways) // 8
             if length == 0:
                 return None
             if len(part) < length:
@@ -102,24 +99,20 @@ class Grammar:
         seen: set[Way] = set()
         found: list[Way] = []
         steps = 0
-        while todo:
+        while todo and steps <= _MOST_STEPS and len(found) <= _MOST_WAYS:
             way = todo.pop()
+            steps += 1 + (0 if way is None else way[3] // 16)
             if way in seen:
                 continue
             seen.add(way)
-            if way is None:
-                found.append(way)
-                continue
-            steps += 1 + way[3] // 16
-            if isinstance(way[0], Chars):
+            if way is None or isinstance(way[0], Chars):
                 found.append(way)
             elif way[3] < _DEEPEST:
-                todo += _into(*way)
-            if steps > _MOST_STEPS or len(found) > _MOST_WAYS:
-                self.steps += steps
-                return None
+                inner = _into(*way)
+                steps += len(inner) // 16
+                todo += inner
         self.steps += steps
-        return tuple(found) or None
+        return tuple(found) if found and steps <= _MOST_STEPS and len(found) <= _MOST_WAYS else None
 
 
 def _into(node: Node, done: int, rest: Way, depth: int) -> list[Way]:
@@ -154,15 +147,6 @@ def _heads(ways: Sequence[Way]) -> Iterator[Chars]:
 
 
 # UTF-8.
-
-
-def _lead(code: int) -> int:
-    """The first byte of a character's UTF-8 form."""
-    if code < 0x80:
-        return code
-    if code < 0x800:
-        return 0xC0 | code >> 6
-    return 0xE0 | code >> 12 if code < 0x10000 else 0xF0 | code >> 18
 
 
 def _length(lead: int) -> int:
