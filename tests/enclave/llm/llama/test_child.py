@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloister.enclave.llm.engine import Delta, Done, Started
+from cloister.enclave.llm.engine import Delta, Done, Event, Started
 from cloister.enclave.llm.llama import LoopSettings, child, wire
 from cloister.enclave.llm.llama.child import BEAT_SIZE, Service, _Desk, _first_token, read_beat
 from cloister.enclave.llm.llama.embedding import NoDirectionError
 from cloister.enclave.llm.llama.model import AbortedError
-from cloister.errors import MalformedModel
+from cloister.errors import CloisterError, MalformedModel, WrongUse
 
 
 def test_messages_of_two_threads_never_mix() -> None:
@@ -42,6 +42,34 @@ def test_messages_of_two_threads_never_mix() -> None:
             thread.join()
     assert sorted(message["value"][0] for message in heard) == ["a"] * 20 + ["b"] * 20
     assert all(message in said for message in heard)
+
+
+def told(events: list[tuple[int, Event | CloisterError]]) -> list[list[tuple[int, Event | CloisterError]]]:
+    """What the front hears of one step's events, message by message."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours:
+            Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())._tell(events)
+        messages = wire.FrameReader(wire.MAX_EVENT).feed(theirs.recv(1 << 16))
+    assert all(message["t"] == "events" for message in messages)
+    return [[wire.decode_event(item) for item in message["e"]] for message in messages]
+
+
+def test_a_steps_events_too_long_for_one_message_go_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_EVENT", 1000)
+    events: list[tuple[int, Event | CloisterError]] = [(number, Delta("a" * 200, 1)) for number in range(10)]
+    messages = told(events)
+    assert len(messages) > 1
+    assert [item for message in messages for item in message] == events
+
+
+def test_an_event_too_long_for_any_message_ends_its_own_stream_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_EVENT", 1000)
+    done = Done("stop", 1, 1, 0)
+    heard = [item for message in told([(1, done), (2, Delta("a" * 2000, 1)), (3, done)]) for item in message]
+    assert [number for number, _ in heard] == [1, 2, 3]
+    assert isinstance(heard[1][1], WrongUse)
+    assert heard[0][1] == heard[2][1] == done
 
 
 class Words:

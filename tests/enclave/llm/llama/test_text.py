@@ -63,3 +63,22 @@ def test_counts_every_shown_token_once_with_its_logprob(stop: tuple[str, ...]) -
     assert "".join(d.text for d in shown) == "aéc"
     assert sum(d.tokens for d in shown) == 5
     assert [entry.token for d in shown for entry in d.logprobs] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("stop", [(), ("x",)])
+def test_a_token_without_text_is_not_held_back(stop: tuple[str, ...]) -> None:
+    entry = TokenLogprob(7, b"", 0.0)
+    delta = TextStream(stop=stop).feed(b"", entry)
+    assert delta is not None
+    assert (delta.text, delta.tokens, delta.logprobs) == ("", 1, (entry,))
+
+
+@pytest.mark.parametrize(("stop", "begun"), [((), b"\xe2"), (("STOP",), b"ST"), (("STOP",), b"\xe2")])
+def test_tokens_without_text_behind_held_text_do_not_pile_up(stop: tuple[str, ...], begun: bytes) -> None:
+    stream = TextStream(stop=stop)
+    pieces = [begun, *[b""] * 3000]
+    shown = [stream.feed(piece, TokenLogprob(number, piece, 0.0)) for number, piece in enumerate(pieces)]
+    deltas = [*filter(None, shown), *filter(None, [stream.finish()])]
+    assert max(delta.tokens for delta in deltas) <= 1025
+    assert "".join(delta.text for delta in deltas) == begun.decode(errors="replace")
+    assert [entry.token for delta in deltas for entry in delta.logprobs] == list(range(3001))

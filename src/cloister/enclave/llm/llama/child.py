@@ -118,7 +118,7 @@ class Service:
                     events = loop.step()
                     self.live()
                     if events:
-                        self.send({"t": "events", "e": [wire.encode_event(n, event) for n, event in events]})
+                        self._tell(events)
                     if _first_token(events, waiting) and crowded:
                         time.sleep(_FIRST_TOKEN_PAUSE)
         except OSError:
@@ -128,6 +128,18 @@ class Service:
                 self.connection.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
+
+    def _tell(self, events: Sequence[tuple[int, Event | CloisterError]]) -> None:
+        """In several messages where one would be too long; what is too long by itself ends its stream alone."""
+        try:
+            self.send({"t": "events", "e": [wire.encode_event(number, event) for number, event in events]})
+        except WrongUse as error:
+            if len(events) > 1:
+                half = len(events) // 2
+                self._tell(events[:half])
+                self._tell(events[half:])
+            else:
+                self.send({"t": "events", "e": [wire.encode_event(events[0][0], error)]})
 
     def _take(self, inbox: "queue.SimpleQueue[_Work]", loop: DecodeLoop) -> bool:
         """Do what came in, waiting for something when there is nothing else to do. False: hang up."""

@@ -7,6 +7,9 @@ from cloister.enclave.llm.engine import Delta, TokenLogprob
 
 __all__ = ["TextStream"]
 
+_MOST_TOKENS = 1024
+"""Tokens that may be held back; their log-probabilities can take thousands of bytes each."""
+
 
 @dataclass(slots=True)
 class _Held:
@@ -21,7 +24,7 @@ class TextStream:
     """Feed it one token's bytes at a time; `stopped` turns true when a stop string is complete.
 
     Bytes that are no UTF-8 become U+FFFD. Text is held back while it may still be the beginning of a stop string, or of
-    a character.
+    a character, and its tokens with it; where these become many (control tokens have no text), they go before it.
     """
 
     stop: tuple[str, ...] = ()
@@ -36,17 +39,14 @@ class TextStream:
         """What may be shown now, if anything."""
         self._tokens.append(_Held(len(self._text), logprob))
         self._text += self._decoder.decode(piece)
-        if not self.stop:
-            if self._decoder.getstate()[0]:  # inside a character
-                return None if not self._text else self._release(len(self._text), whole=False)
-            return self._release(len(self._text), whole=True)
+        inside = bool(self._decoder.getstate()[0])  # a character
         found = min((at for at in (self._text.find(s) for s in self.stop) if at >= 0), default=-1)
         if found >= 0:
             self.stopped = True
             return self._release(found, whole=False, last=True)
         keep = max((_overlap(self._text, s) for s in self.stop), default=0)
-        safe = len(self._text) - keep
-        return self._release(safe, whole=not keep and not self._decoder.getstate()[0]) if safe else None
+        whole = not (keep or inside) or len(self._tokens) > _MOST_TOKENS
+        return self._release(len(self._text) - keep, whole=whole)
 
     def finish(self) -> Delta | None:
         """The rest, when generation ends for another reason than a stop string."""
