@@ -133,6 +133,20 @@ def test_a_cookie_header_that_is_none_is_no_session(site: Site, browser: httpx2.
     assert browser.get("/chat/key", headers=headers).status_code == FORBIDDEN
 
 
+@pytest.mark.parametrize("where", ["{other}; {own}", "{own};{other}"])
+@pytest.mark.parametrize("other", ["bare", "a b=c", 'a="', "[x]=1", "\xff=1", "{name}=x", "x{name}=x"])
+def test_what_other_services_of_this_machine_left_does_not_end_a_session(
+    site: Site, browser: httpx2.Client, other: str, where: str
+) -> None:
+    """Cookies have no ports."""
+    bound = begin(browser, site.token())
+    ((name, value),) = browser.cookies.items()
+    browser.cookies.clear()
+    shown = where.format(other=other.format(name=name), own=f"{name}={value}").encode("latin-1")
+    headers = [(b"cookie", shown), (b"x-cloister-binding", bound["x-cloister-binding"].encode())]
+    assert browser.get("/chat/key", headers=headers).status_code == 200
+
+
 def test_a_wipe_makes_another_key(site: Site, browser: httpx2.Client) -> None:
     bound = begin(browser, site.token())
     old = browser.get("/chat/key", headers=bound).json()["key"]

@@ -104,6 +104,21 @@ def test_where_a_key_is_asked_for_the_apps_name_is_one_for_its_pages_alone(
     assert "authorization" not in app.seen[1]["headers"]
 
 
+def test_on_port_80_the_apps_address_needs_no_port(own: Deployment, stage: Stage) -> None:
+    """Clients leave it out, and whoever asks there asks the app."""
+    url = stage.show(own.gateway)
+
+    def make(_port: int) -> object:
+        session = AsyncSession(url, policy=own.policy, pin_measurement=True)
+        return create_proxy(session, ProxyConfig(port=80, app_key=KEY))
+
+    with Served(None, port_of=make) as served, httpx2.Client(base_url=served.url, trust_env=False) as client:
+        assert client.get("/verification", headers={"host": "127.0.0.1"}).status_code == 200
+        for host in (NAME, f"{NAME}:80", NAME.upper()):
+            assert client.get("/", headers={"host": host}).text == "<p>hello</p>", host
+        assert "proxy" in client.get("/", headers={"host": "127.0.0.1"}).json()
+
+
 def test_every_path_and_method_is_the_apps(program: httpx2.Client, app: PersonsApp) -> None:
     asked = [("GET", "/hello?q=a%20b"), ("PUT", "/items/1"), ("PATCH", "/items/1"), ("DELETE", "/items/1")]
     for method, path in [*asked, ("OPTIONS", "/items"), ("REPORT", "/"), ("HEAD", "/chat")]:

@@ -113,7 +113,7 @@ class Proxy:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         app_host = self._app_host()
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").lower()
+        host = self._guard.host(scope)
         place = Place(host, app=bool(app_host), live=bool(app_host) and same(host, app_host))
         known = bool(self._config.key) and self._chat is not None and self._chat.lets_in(scope)
         refused = self._guard.refusal(scope, app_host, known=known) or self._not_served(scope, place)

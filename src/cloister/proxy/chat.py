@@ -9,7 +9,6 @@ POST /chat/wipe       {"key": …}, a new one, to a session
 import base64
 import json
 from collections.abc import Callable
-from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +75,11 @@ class Chat:
         return json_reply(200, {"binding": begun.binding}, (b"set-cookie", cookie.encode()))
 
     def _is_session(self, headers: dict[bytes, bytes]) -> bool:
+        """Beside our cookie stands whatever other services of this machine set, in any form and under any name."""
         binding = headers.get(BINDING, b"").decode("latin-1")
-        try:
-            cookies = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1"))
-        except CookieError:
-            return False
-        return self._cookie in cookies and self._launch.knows(cookies[self._cookie].value, binding)
+        pairs = (one.partition("=") for one in headers.get(b"cookie", b"").decode("latin-1").split(";"))
+        shown = [value.strip() for name, _, value in pairs if name.strip() == self._cookie]
+        return any(self._launch.knows(one, binding) for one in shown)
 
 
 def _token(content: bytes) -> str:

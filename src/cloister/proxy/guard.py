@@ -60,7 +60,7 @@ class Guard:
         if any(names.count(name) > 1 for name in _SINGLE):
             return _TWICE
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = self._with_port(headers.get(b"host", ""))
+        host = self.host(scope)
         live = bool(app_host) and same(host, app_host)
         if host not in self._hosts and not live:
             return _HOST
@@ -83,6 +83,10 @@ class Guard:
         if self._key and not (live or known or any(self._is_key(name, value) for name, value in scope["headers"])):
             return _NO_KEY
         return None
+
+    def host(self, scope: dict[str, Any]) -> str:
+        """Whom the request is for, as `_with_port` writes it; "" where it names nobody."""
+        return self._with_port(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
 
     def _with_port(self, name: str) -> str:
         """In lower case; with the port of plain HTTP, which clients leave out, where that is ours."""

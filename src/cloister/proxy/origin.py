@@ -32,7 +32,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a request came in. `host`: as its Host field has it. `app`: behind the proxy is somebody's own app, whose paths
+    """Where a request came in. `host`: see `Guard.host`. `app`: behind the proxy is somebody's own app, whose paths
     and methods are its own affair. `live`: at the app's own name, where its pages are pages."""
 
     host: str
