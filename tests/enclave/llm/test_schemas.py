@@ -1,6 +1,7 @@
 import contextlib
 import datetime
 import json
+import time
 import uuid
 from typing import Any
 
@@ -204,6 +205,8 @@ HOSTILE: dict[str, Any] = {
     "no choices": {"anyOf": []},
     "choices that are none": {"anyOf": 5},
     "counts backwards": {"type": "array", "minItems": 3, "maxItems": 2},
+    "reference by anchor": {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "null"}}},
+    "reference before its way": {"$ref": "#x/$defs/a", "$defs": {"a": {"type": "null"}}},
     "negative count": {"type": "string", "minLength": -1},
     "count of another kind": {"type": "string", "maxLength": "5"},
     "huge count": {"type": "array", "minItems": 10**9},
@@ -335,3 +338,34 @@ def test_whatever_gets_through_the_grammar_of_any_schema_is_valid(schema: Any, s
     with contextlib.suppress(Refused, WrongUse):
         text = random_text(grammar_of(schema), seed)
         assert is_valid(json.loads(text), schema), text
+
+
+LABORIOUS: dict[str, Any] = {
+    "parts of many keywords": {
+        "$defs": {"a": {"allOf": [{f"k{n}": 0 for n in range(1500)}, *[{}] * 6000]}},
+        "anyOf": [{"title": "x", "minLength": n, "$ref": "#/$defs/a"} for n in range(400)],
+    },
+    "values beside many options": {"enum": [*range(5000), "a"], "type": "string", "anyOf": [{}] * 2000},
+    "texts beside many options": {"const": "x" * 40_000, "anyOf": [{}] * 2000},
+    "a value held against many": {"const": ["x"] * 5000, "enum": [[], *range(6000)]},
+    "names beside many options": {"properties": {"x" * 40_000: {"type": "null"}}, "anyOf": [{}] * 1000},
+    "a pattern beside many options": {"pattern": f"^[^{'a' * 1000}]$", "anyOf": [{}] * 2000},
+    "a long way": {
+        "$defs": {"a" * 5000: {}, "b": {"$ref": "#/$defs/" + "%61" * 5000}},
+        "anyOf": [{"type": "null", "$ref": "#/$defs/b"}] * 900,
+    },
+}
+
+
+@pytest.mark.parametrize("name", LABORIOUS)
+def test_what_takes_long_to_write_out_is_refused_soon(name: str) -> None:
+    began = time.thread_time()
+    with contextlib.suppress(Refused):
+        SchemaWriter().add(LABORIOUS[name], "response_format")
+    assert time.thread_time() - began < 0.5
+
+
+def test_one_place_is_written_out_once_whatever_it_is_called() -> None:
+    writer = SchemaWriter()
+    schema = {"$defs": {"a": PERSON}, "anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/%24defs/a"}]}
+    assert writer.grammar(writer.add(schema, "response_format")).count("name") == 1

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from cloister.enclave.llm.fields import refuse
+from cloister.enclave.llm.gbnf import MAX_GRAMMAR
 from cloister.enclave.llm.numbers import Bounds, decimals_between, integers_between
 from cloister.enclave.llm.patterns import PatternError, gbnf_of_pattern, literal, one_of
 
@@ -22,6 +23,8 @@ MAX_SCHEMA = 64 << 10
 MAX_DEPTH = 32
 MAX_VISITS = 2048
 """Schemas inside a schema, counted as often as they are written out."""
+MAX_WORK = 2 * MAX_SCHEMA
+"""Keywords, items and characters of references and patterns, counted as often as they are looked at or copied."""
 MAX_STRING = 1 << 14
 """Characters of a string whose schema says no less."""
 MAX_ITEMS = 1 << 16
@@ -88,10 +91,11 @@ class SchemaWriter:
 
     def __init__(self) -> None:
         self._rules: dict[str, str] = {}
-        self._visits = 0
+        self._visits = self._work = self._written = 0
         self._field = ""
         self._root: Any = {}
-        self._refs: dict[str, str] = {}
+        self._refs: dict[int, str] = {}
+        """By what they lead to, as one place has many names."""
 
     def add(self, schema: Any, field: str) -> str:
         """`field`: the request's field that holds the schema, for refusals. Raises: Refused (400)."""
@@ -107,6 +111,9 @@ class SchemaWriter:
 
     def rule(self, body: str) -> str:
         """A rule of its own for a body; its name."""
+        self._written += len(body)
+        if self._written > MAX_GRAMMAR:
+            self._refuse(f"takes more than {MAX_GRAMMAR} characters of a grammar")
         name = f"r{len(self._rules)}"
         self._rules[name] = body
         return name
@@ -122,6 +129,11 @@ class SchemaWriter:
     def _refuse(self, what: str) -> NoReturn:
         refuse(self._field, f"The schema in '{self._field}' {what}.", "unsupported_schema")
 
+    def _spend(self, work: int) -> None:
+        self._work += work
+        if self._work > MAX_WORK:
+            self._refuse("takes too long to write out")
+
     def _visit(self, schema: Any, depth: int) -> str:
         self._visits += 1
         if self._visits > MAX_VISITS:
@@ -132,6 +144,7 @@ class SchemaWriter:
             return self._free(FREE_DEPTH)
         if not isinstance(schema, dict):
             self._refuse("allows nothing in some place" if schema is False else "holds something that is no schema")
+        self._spend(len(schema))
         for keyword in _BEYOND:
             if keyword in schema:
                 self._refuse(f"uses '{keyword}', which a grammar cannot say")
@@ -168,6 +181,7 @@ class SchemaWriter:
     def _list(self, value: Any) -> Sequence[Any]:
         if not isinstance(value, list) or not value:
             self._refuse("has an empty list, or none, where schemas belong")
+        self._spend(len(value))
         return value
 
     def _either(self, options: Sequence[str]) -> str:
@@ -180,20 +194,23 @@ class SchemaWriter:
             return dict(one)
         if not isinstance(other, dict):
             self._refuse("combines what allows nothing")
+        self._spend(len(one) + len(other))
         if "$ref" in other:
             other = {**self._target(other["$ref"]), **{k: v for k, v in other.items() if k != "$ref"}}
         merged, other = self._limited(one, other), self._limited(other, one)
         if ("prefixItems" in one and "items" in other) or ("items" in one and "prefixItems" in other):
             self._refuse("combines lists in a way that a grammar cannot say")
         for key, value in other.items():
-            if key not in merged or merged[key] == value or key in _REMARKS:
+            if key not in merged or key in _REMARKS or self._same(merged[key], value):
                 merged[key] = value
-            elif key == "required" and isinstance(value, list) and isinstance(merged[key], list):
-                merged[key] = [*merged[key], *(name for name in value if name not in merged[key])]
+            elif key == "required" and _are_names(value) and _are_names(merged[key]):
+                self._spend(len(merged[key]))
+                merged[key] = list(dict.fromkeys([*merged[key], *value]))
             elif key == "properties" and isinstance(value, dict) and isinstance(merged[key], dict):
                 known = merged[key]
+                self._spend(len(known))
                 merged[key] = known | {
-                    name: inner if known.get(name, inner) == inner else {"allOf": [known[name], inner]}
+                    name: inner if self._same(known.get(name, inner), inner) else {"allOf": [known[name], inner]}
                     for name, inner in value.items()
                 }
             elif key == "additionalProperties" and False in (value, merged[key]):
@@ -202,12 +219,17 @@ class SchemaWriter:
                 self._refuse("combines schemas in a way that a grammar cannot say")
         return merged
 
+    def _same(self, one: Any, other: Any) -> bool:
+        self._spend(_size(other))
+        return bool(one == other)
+
     def _limited(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         """`one`, its properties as narrow as `other` has those that it does not name."""
         properties, named = one.get("properties"), other.get("properties") or {}
         others = other.get("additionalProperties", True)
         if others is True or not isinstance(properties, dict) or not isinstance(named, dict):
             return dict(one)
+        self._spend(len(properties))
         narrow = {
             name: inner if name in named else others is not False and {"allOf": [inner, others]}
             for name, inner in properties.items()
@@ -215,8 +237,9 @@ class SchemaWriter:
         return {**one, "properties": narrow}
 
     def _target(self, ref: Any) -> Any:
-        if not isinstance(ref, str) or not ref.startswith("#"):
+        if not isinstance(ref, str) or (ref != "#" and not ref.startswith("#/")):
             self._refuse("has a $ref that leads out of it: only #/… is followed")
+        self._spend(len(ref))
         found = self._root
         for step in unquote(ref[1:]).split("/")[1:]:
             name = step.replace("~1", "/").replace("~0", "~")
@@ -230,10 +253,10 @@ class SchemaWriter:
 
     def _ref(self, ref: Any, depth: int) -> str:
         target = self._target(ref)
-        if ref not in self._refs:
-            self._refs[ref] = name = self.rule("")
+        if id(target) not in self._refs:
+            self._refs[id(target)] = name = self.rule("")
             self._rules[name] = self._visit(target, depth + 1)
-        return self._refs[ref]
+        return self._refs[id(target)]
 
     def _plain(self, schema: Mapping[str, Any], depth: int) -> str:
         kinds = schema.get("type")
@@ -265,7 +288,8 @@ class SchemaWriter:
         allowed = [value for value in values if "type" not in schema or _is_one_of(value, schema["type"])]
         texts = [json.dumps(value, ensure_ascii=False) for value in allowed]
         if "const" in schema:
-            texts = [text for text in texts if text == json.dumps(schema["const"], ensure_ascii=False)]
+            wanted = json.dumps(schema["const"], ensure_ascii=False)
+            texts = [text for text in texts if text == wanted]
         if not texts:
             self._refuse("allows nothing in some place")
         return self.rule(one_of(texts))
@@ -334,11 +358,12 @@ class SchemaWriter:
         others = schema.get("additionalProperties", True)
         if not isinstance(properties, dict | None) or not isinstance(required, list):
             self._refuse("has no object in 'properties', or no list in 'required'")
-        if any(not isinstance(name, str) for name in required):
+        if not _are_names(required):
             self._refuse("has something else than names in 'required'")
         if properties is None and not required and others is not False:
             return self._pairs(self._free(FREE_DEPTH - 1) if others is True else self._visit(others, depth + 1))
-        named = dict(properties or {})
+        named, needed = dict(properties or {}), set(required)
+        self._spend(len(named) + len(required))
         for name in required:
             if name not in named and others is False:
                 self._refuse("requires a property that it does not allow")
@@ -347,10 +372,10 @@ class SchemaWriter:
         members = [
             (
                 f'{literal(json.dumps(name, ensure_ascii=False))} ":" {ws} {self._visit(inner, depth + 1)}',
-                name in required,
+                name in needed,
             )
             for name, inner in named.items()
-            if inner is not False or name in required
+            if inner is not False or name in needed
         ]
         return self._members(members)
 
@@ -380,6 +405,7 @@ class SchemaWriter:
         if pattern is not None:
             if measured or not isinstance(pattern, str):
                 self._refuse("uses 'pattern' together with a length, which a grammar cannot say")
+            self._spend(len(pattern))
             try:
                 return self.rule(f'"\\"" {gbnf_of_pattern(pattern)} "\\""')
             except PatternError:
@@ -416,6 +442,23 @@ class SchemaWriter:
         if given is None or excluded is None:
             return (given, False) if excluded is None else (excluded, True)
         return tighter(given, excluded), tighter(given, excluded) == excluded
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _size(value: Any) -> int:
+    """How many values it is made of."""
+    count, todo = 0, [value]
+    while todo:
+        count += 1
+        match todo.pop():
+            case dict() as inner:
+                todo += inner.values()
+            case list() as inner:
+                todo += inner
+    return count
 
 
 def _is_one_of(value: Any, kinds: Any) -> bool:
