@@ -118,6 +118,8 @@ def test_each_kind_of_gpu_is_written_down_once() -> None:
     [
         ("owner", True),
         ("deployment", True),
+        ("models", True),
+        ("key-scope", True),
         ("measurement", True),
         ("measurement.pcr4", True),
         ("gpu-0.measurement.driver", True),

@@ -323,7 +323,7 @@ def test_without_pins_it_is_refused(name: str) -> None:
         "sev-snp+gpus": {"gpu-0.measurement", "gpu-1.measurement"},
     }
     minimum = {"tcb.minimum"} if "sev-snp" in name else set()
-    strict = {"owner", "deployment", "app", "measurement", *minimum, *extra.get(name, set())}
+    strict = {"owner", "deployment", "app", "models", "measurement", *minimum, *extra.get(name, set())}
     assert refused(genuine(name), Policy()) == strict
 
 
@@ -332,6 +332,38 @@ def test_under_the_vendors_own_roots_it_is_refused(name: str) -> None:
     with pytest.raises(VerificationFailed) as caught:
         verify(genuine(name), policy=policy(name), nonce=NONCE, now=NOW)
     assert "evidence.root" in failures(caught.value)
+
+
+@every
+@pytest.mark.parametrize("pin", ["owner_key", "deployment", "app", "models"])
+def test_who_started_what_must_be_named(name: str, pin: str) -> None:
+    assert refused(genuine(name), policy(name, **{pin: None})) == {pin.removesuffix("_key")}
+
+
+def test_a_sealed_app_without_a_model_is_not_taken_for_a_model_in_its_name() -> None:
+    """The genuine image, started without its bundle: the launch config repeats whatever the policy pins, but the model."""
+    app: dict[str, Any] = {"app": App("asgi", "66" * 32), "models": ()}
+    pins: dict[str, Any] = {"models": None}
+    sealed = MACHINES["sev-snp"].started_with(**app)
+    sealed = replace(sealed, statement=replace(sealed.statement, models=(), code="sealed"))
+    assert not refused(sealed.document(), policy("sev-snp", **pins))
+    for kind in ("asgi", "llm"):
+        other = MACHINES["sev-snp"].started_with(app=App(kind, "66" * 32))
+        assert refused(other.document(), policy("sev-snp", **pins)) == {"models"}
+        assert refused(other.document(), policy("sev-snp", models=frozenset())) == {"models"}
+    assert not refused(sealed.document(), policy("sev-snp", models=frozenset()))
+
+
+@every
+def test_shared_keys_are_believed_only_under_a_configuration_that_is_named(name: str) -> None:
+    """It says whom the group lets in: of somebody else's making, a simulator."""
+    machine = MACHINES[name]
+    shared: dict[str, Any] = {"key_scope": "group", "group_policy_sha256": "77" * 32}
+    document = replace(machine, statement=replace(machine.statement, **shared)).document()
+    assert not refused(document, policy(name))
+    assert refused(document, policy(name, config=None)) == {"key-scope"}
+    assert refused(document, policy(name, config="88" * 32)) == {"config"}
+    assert not refused(genuine(name), policy(name, config=None))
 
 
 @every

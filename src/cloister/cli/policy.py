@@ -161,7 +161,7 @@ def _refuse(error: VerificationFailed) -> NoReturn:
 
 
 def _is_pin(step: str) -> bool:
-    return step in ("owner", "deployment", "app") or (
+    return step in ("owner", "deployment", "app", "models", "key-scope") or (
         "measurement" in step.split(".")[:2] and not step.startswith("evidence.")
     )
 

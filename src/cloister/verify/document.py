@@ -392,10 +392,15 @@ def _check_machine(case: _Case) -> Factor:
 
 def _check_models(case: _Case) -> Iterator[Factor]:
     pinned, launch = case.policy.models, case.launch.models
+    if pinned is None and launch and not case.appraisal.simulated:
+        # Without a bundle the image runs whichever model it was started for, whatever app its launch config names.
+        hint = "Name the models, in the policy."
+        yield failed("models", expected="the models that the policy names", got=" ".join(launch), hint=hint)
+        return
     if pinned is None:
         yield not_checked("models", "The policy pins no model: any that the launch config names.", " ".join(launch))
         return
-    if not launch:
+    if pinned and not launch:
         yield failed("models", expected=" or ".join(sorted(pinned)), got="no model", hint="No model is named.")
         return
     yield from _check_each("models", list(launch), pinned, "policy's")
@@ -463,8 +468,18 @@ def _not_proved(case: _Case) -> Iterator[Factor]:
     if case.statement.code == "sealed":
         yield not_checked("code", "The owner keeps the app's code sealed: nobody else can read what it does.")
     if case.statement.key_scope == "group":
-        hint = "The keys are shared by a group of replicas: one leak exposes all."
-        yield not_checked("key-scope", hint, case.statement.group_policy_sha256 or "")
+        yield _check_key_scope(case)
+
+
+def _check_key_scope(case: _Case) -> Factor:
+    """Whom a group lets in, also a simulator, is written in the configuration, which whoever starts the enclave chooses."""
+    group = case.statement.group_policy_sha256 or ""
+    if case.policy.config is None and not case.appraisal.simulated:
+        hint = "Its keys are shared with whomever its configuration lets in. Name the config, in the policy."
+        return failed(
+            "key-scope", expected="keys of its own, or the config that the policy names", got=group, hint=hint
+        )
+    return not_checked("key-scope", "The keys are shared by a group of replicas: one leak exposes all.", group)
 
 
 def _about_egress(case: _Case) -> str:
