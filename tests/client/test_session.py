@@ -1,13 +1,15 @@
 """Who is trusted, for how long, and what makes a session change its mind."""
 
+import asyncio
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.client.deployment import Deployment, Stage
+from tests.client.deployment import HANG, Deployment, Stage
 from tests.verify.world import failures
 
 from cloister.client import AsyncSession, Clock, InnerRequest, Session
@@ -341,6 +343,35 @@ async def test_the_async_session_does_the_same(deployment: Deployment, stage: St
         assert b'"method": "GET"' in b"".join([part async for part in answer])
         await answer.aclose()
         assert session.verified not in (None, first)
+
+
+@pytest.mark.anyio
+async def test_a_verification_that_was_given_up_writes_nothing_after_the_next(
+    deployment: Deployment, stage: Stage
+) -> None:
+    """Its thread cannot be stopped: whoever gave it up goes on at once, and the next waits for it."""
+    working, go_on = threading.Event(), threading.Event()
+    noted: list[bytes] = []
+
+    def complete(document: Document, _now: float) -> Document:
+        working.set()
+        assert go_on.wait(HANG)
+        noted.append(session.nonce)
+        return document
+
+    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy, complete=complete) as session:
+        given_up = asyncio.create_task(session.verify())
+        await asyncio.to_thread(working.wait, HANG)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        following = asyncio.create_task(session.verify(force=True))
+        await asyncio.sleep(0.1)
+        seen = (deployment.attested, [*noted])
+        go_on.set()
+        verified = await following
+        assert seen == (1, [])
+        assert session.verified is verified
 
 
 def test_a_document_is_completed_before_it_is_judged_and_kept_so(deployment: Deployment, stage: Stage) -> None:

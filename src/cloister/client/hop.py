@@ -155,7 +155,11 @@ class AsyncHop(_Base):
         if isinstance(step, Verify):
             return await self._verify(step.stale)
         if isinstance(step, Work):
-            return await asyncio.to_thread(step.do)
+            working = asyncio.create_task(asyncio.to_thread(step.do))
+            try:
+                return await asyncio.shield(working)
+            finally:
+                await asyncio.wait([working])  # no thread can be stopped: what it writes is written before this ends
         return await self._fetch(step) if isinstance(step, Fetch) else await self._read()
 
     async def _fetch(self, step: Fetch) -> Arrived:

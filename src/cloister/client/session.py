@@ -179,6 +179,13 @@ class AsyncSession(_Core):
             raise
 
     async def _renew(self, stale: Verified | None) -> Verified:
+        renewing = asyncio.create_task(self._renewed(stale))
+        try:
+            return await asyncio.shield(renewing)
+        finally:
+            renewing.cancel()  # given up, it keeps the lock until its thread has ended; nobody waits for that but the next
+
+    async def _renewed(self, stale: Verified | None) -> Verified:
         async with self._lock:
             current = self._attestor.current()
             if current is not None and current is not stale:
