@@ -1,6 +1,6 @@
 import pytest
 
-from cloister.enclave.llm.reasoning import Thinking, ThinkSplitter, thinking_of
+from cloister.enclave.llm.reasoning import MOST_BLANKS, Thinking, ThinkSplitter, thinking_of
 
 QWEN3 = (
     "{% if message.reasoning_content %}<think>{{ message.reasoning_content }}</think>{% endif %}"
@@ -56,3 +56,23 @@ def test_thoughts_are_passed_on_as_they_come() -> None:
     assert splitter.feed("</think>\n") == ("", "")
     assert splitter.feed("\nYes") == ("", "Yes")
     assert splitter.feed("\n") == ("", "\n")
+
+
+def test_of_many_blanks_in_a_thought_only_the_last_are_held_back() -> None:
+    """Each further one would cost more than the one before."""
+    splitter = ThinkSplitter("opened")
+    assert splitter.feed("a" + " " * 5000) == ("a" + " " * (5000 - MOST_BLANKS), "")
+    assert splitter.feed("</think>") == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>a" + " " * MOST_BLANKS + "</think>b", ("a", "b")),
+        ("<think>a" + " " * (MOST_BLANKS + 5) + "</think>b", ("a     ", "b")),
+        (" " * MOST_BLANKS + "<think>a</think>b", ("a", "b")),
+        (" " * (MOST_BLANKS + 1) + "<think>a", ("", " " * (MOST_BLANKS + 1) + "<think>a")),
+    ],
+)
+def test_many_blanks_count_the_same_wherever_the_text_is_cut(text: str, expected: tuple[str, str]) -> None:
+    assert split("tagged", text) == split("tagged", *text) == expected

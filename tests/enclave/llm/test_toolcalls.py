@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.enclave.llm.reasoning import MOST_BLANKS
 from cloister.enclave.llm.toolcalls import (
     AnswerReader,
     CallArguments,
@@ -216,3 +217,52 @@ def test_what_is_long_and_still_no_call_is_text(form: CallForm) -> None:
     parts = reader.feed(text)
     assert sum(len(part.text) for part in parts if isinstance(part, Text)) > 65_000
     assert all(isinstance(part, Text) for part in [*parts, *reader.finish()])
+
+
+FORMS: list[CallForm] = ["hermes", "llama3", "mistral", "generic", "qwen-xml"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("begin", ["", "a"])
+def test_of_many_blanks_only_the_last_are_held_back(form: CallForm, begin: str) -> None:
+    """Each further character would cost more than the one before."""
+    reader = AnswerReader(Reading(form, NAMES))
+    text = begin + " \n" * 5000
+    held = len(text) - sum(len(part.text) for part in reader.feed(text) if isinstance(part, Text))
+    assert held == MOST_BLANKS
+    assert reader.finish() == [Text(text[-MOST_BLANKS:])]
+
+
+@pytest.mark.parametrize("blanks", [MOST_BLANKS, MOST_BLANKS + 5])
+def test_a_call_after_many_blanks_is_one_wherever_the_text_is_cut(blanks: int) -> None:
+    text = " " * blanks + CLOCK
+    expected = [*filter(None, [" " * (blanks - MOST_BLANKS)]), ("clock", "{}")]
+    assert read(Reading("hermes", NAMES), text) == read(Reading("hermes", NAMES), *text) == expected
+
+
+def test_what_follows_a_marker_and_begins_no_call_for_long_is_text() -> None:
+    text = "[TOOL_CALLS]" + "[" * 5000
+    parts = AnswerReader(Reading("mistral", NAMES)).feed(text)
+    assert parts == [Text(text[:-1])]  # the last may begin a marker
+
+
+def test_calls_far_apart_are_no_row() -> None:
+    one = '{"name": "clock", "arguments": {}}'
+    near, far = (f"[TOOL_CALLS][{one}{',' * count}{one}]" for count in (2000, 5000))
+    assert read(Reading("mistral", NAMES), near) == [("clock", "{}")] * 2
+    found = read(Reading("mistral", NAMES), far)
+    assert found[0] == ("clock", "{}")
+    assert found[1].endswith(f",{one}]")
+
+
+def test_a_long_name_after_the_arguments_is_not_kept() -> None:
+    text = '<tool_call>{"name": "clock", "arguments": {}, "' + "b" * 5000
+    started, arguments, *rest = AnswerReader(Reading("hermes", NAMES)).feed(text)
+    assert isinstance(started, CallStarted)
+    assert arguments == CallArguments(0, "{}")
+    assert [type(part) for part in rest] == [Text]
+
+
+def test_what_else_a_call_says_after_its_arguments_may_be_long() -> None:
+    text = '<tool_call>{"name": "clock", "arguments": {}, "id": "' + "b" * 5000 + '"}</tool_call>'
+    assert read(Reading("hermes", NAMES), text) == [("clock", "{}")]

@@ -3,13 +3,15 @@
 import re
 from typing import Literal, TypeAlias, get_args
 
-__all__ = ["THINKINGS", "ThinkSplitter", "Thinking", "overlap", "thinking_of"]
+__all__ = ["MOST_BLANKS", "THINKINGS", "ThinkSplitter", "Thinking", "overlap", "thinking_of"]
 
 Thinking: TypeAlias = Literal["", "tagged", "opened"]
 """tagged: the model may begin with `<think>`. opened: its template has written that tag already, so that an answer
 begins in the midst of it. "": its template knows no such tag, and one in an answer is text like any other."""
 THINKINGS: tuple[Thinking, ...] = get_args(Thinking)
 
+MOST_BLANKS = 1024
+"""Blanks that are held back where they may be dropped; what comes next costs as much as there are."""
 _OPEN, _CLOSE = "<think>", "</think>"
 _BLANKS = " \t\r\n"
 _PROMPTED = re.compile(r"<think>(?!(?:\\n|\s)*</think>)")
@@ -26,7 +28,8 @@ def thinking_of(template: str | None) -> Thinking:
 class ThinkSplitter:
     """Cuts an answer into what is thought and what is said, as it comes. Blanks at both ends of the thought are dropped.
 
-    An answer that ends inside the tag was all thought.
+    Of more than `MOST_BLANKS` at its end only as many are, and an answer that begins with more says all of itself. One
+    that ends inside the tag was all thought.
     """
 
     def __init__(self, thinking: Thinking) -> None:
@@ -57,7 +60,9 @@ class ThinkSplitter:
 
     def _start(self) -> None:
         bare = self._held.lstrip(_BLANKS)
-        if bare.startswith(_OPEN):
+        if len(self._held) - len(bare) > MOST_BLANKS:
+            self._state = "said"
+        elif bare.startswith(_OPEN):
             self._held, self._state = bare[len(_OPEN) :], "open"
         elif not _OPEN.startswith(bare):
             self._state = "said"
@@ -66,9 +71,8 @@ class ThinkSplitter:
         thought, found, rest = self._held.partition(_CLOSE)
         if found:
             self._held, self._state = rest, "after"
-            return thought.rstrip(_BLANKS)
-        end = len(thought) - overlap(thought, _CLOSE)
-        end = len(thought[:end].rstrip(_BLANKS))
+            return thought[: _bare(thought)]
+        end = _bare(thought[: len(thought) - overlap(thought, _CLOSE)])
         self._held = thought[end:]
         return thought[:end]
 
@@ -78,6 +82,12 @@ class ThinkSplitter:
         if self._state == "start":
             return "", held
         return (held.rstrip(_BLANKS), "") if self._state in ("open", "inside") else ("", "")
+
+
+def _bare(text: str) -> int:
+    """Length without the blanks at its end, of which the last `MOST_BLANKS` are looked at."""
+    tail = text[-MOST_BLANKS:]
+    return len(text) - len(tail) + len(tail.rstrip(_BLANKS))
 
 
 def overlap(text: str, marker: str) -> int:

@@ -7,11 +7,12 @@ prompt's tools, a grammar and a `Reading` of them; and an `AnswerReader` takes t
 import json
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal, TypeAlias, get_args
 
 from cloister.enclave.llm import taggedcalls
-from cloister.enclave.llm.reasoning import Thinking, ThinkSplitter, overlap
+from cloister.enclave.llm.reasoning import MOST_BLANKS, Thinking, ThinkSplitter, overlap
 from cloister.enclave.llm.taggedcalls import Kinds, TaggedCall
 
 __all__ = [
@@ -55,6 +56,7 @@ _BARE: Collection[CallForm] = ("llama3", "mistral", "generic")
 MARKERS = tuple(dict.fromkeys([*_OPENS.values(), *taggedcalls.MARKS, "<think>", "</think>"]))
 """Shown although the vocabulary may hold them as control tokens: without them an answer could not be taken apart."""
 _MOST_BEFORE_A_CALL = 1 << 16  # characters that may stand before it is one; each costs as much as there are
+_MOST_BETWEEN_CALLS = 2 * MOST_BLANKS  # characters; also of a name that stands after the arguments
 _BLANKS = " \t\r\n"
 _SEPARATORS = _BLANKS + "[],;"
 
@@ -204,7 +206,7 @@ class _CallParser:
         self._tagged = reading.form in taggedcalls.FORMS
         self._state = "start"
         self._held = ""
-        """Of the text: blanks, and what may be the beginning of a marker. Blanks before a call are dropped."""
+        """Of the text: the last blanks, and what may be the beginning of a marker. Blanks before a call are dropped."""
         self._raw = ""
         """What was read since it looked as if a call began: text, if none does."""
         self._object: _CallObject | TaggedCall = _CallObject(reading.names)
@@ -225,16 +227,14 @@ class _CallParser:
 
     def _taken(self) -> list[Part]:
         """The parts so far, neighbours of the same kind joined."""
+        out, self._out = self._out, []
         joined: list[Part] = []
-        for part in self._out:
-            last = joined[-1] if joined else None
-            if isinstance(part, Text) and isinstance(last, Text):
-                joined[-1] = Text(last.text + part.text)
-            elif isinstance(part, CallArguments) and isinstance(last, CallArguments) and last.index == part.index:
-                joined[-1] = CallArguments(part.index, last.text + part.text)
-            else:
-                joined.append(part)
-        self._out = []
+        for _, alike in groupby(out, key=lambda part: (type(part), getattr(part, "index", 0))):
+            first, *rest = alike
+            if not isinstance(first, CallStarted):
+                text = "".join(part.text for part in (first, *rest) if not isinstance(part, CallStarted))
+                first = replace(first, text=text)
+            joined.append(first)
         return joined
 
     def _say(self, text: str) -> None:
@@ -256,7 +256,7 @@ class _CallParser:
 
     def _read_start(self, char: str) -> None:
         if char in _BLANKS:
-            self._held += char
+            self._hold_blank(char)
         elif char in "{[" and self._reading.form in _BARE:
             self._raw, self._held = self._held, ""
             self._state = "gap"
@@ -265,7 +265,16 @@ class _CallParser:
             self._state = "text"
             self._read_text(char)
 
+    def _hold_blank(self, char: str) -> None:
+        """After blanks only. Of many, all but the last are text."""
+        self._held += char
+        self._say(self._held[:-MOST_BLANKS])
+        self._held = self._held[-MOST_BLANKS:]
+
     def _read_text(self, char: str) -> None:
+        if char in _BLANKS and self._held[-1:] in _BLANKS:  # no marker has any, so that all that is held are blanks
+            self._hold_blank(char)
+            return
         self._held += char
         if self._open and self._held.endswith(self._open):
             self._raw, self._held = self._held, ""
@@ -279,12 +288,13 @@ class _CallParser:
 
     def _read_gap(self, char: str) -> None:
         """Between the marker and a call, or between calls: blanks, and the brackets and commas of a list."""
+        between = _BLANKS if self._reading.form == "hermes" else _SEPARATORS
         if char == "{":
             marked = bool(self._open) and self._raw.lstrip(_BLANKS).startswith(self._open)
             self._object = _CallObject(self._reading.names, lenient=marked)
             self._state = "object"
             self._read_object(char)
-        elif char in (_BLANKS if self._reading.form == "hermes" else _SEPARATORS):
+        elif len(self._raw) < _MOST_BETWEEN_CALLS and char in between:
             self._raw += char
         else:
             self._no_call(char)
@@ -403,8 +413,11 @@ class _CallObject:
     def _keep(self, char: str) -> None:
         if self._streaming:
             self._out += char
-        else:
+        elif not self.started:
             self._member += char
+        elif self._key is None:  # after the arguments, names alone matter
+            self._member += char
+            self.failed = self.failed or len(self._member) > _MOST_BETWEEN_CALLS
 
     def _open(self, char: str) -> None:
         self._depth += 1
