@@ -408,6 +408,24 @@ async def test_leaving_the_queue_frees_the_place_and_harms_nobody(
     assert (api.queue.running, api.queue.waiting) == (0, 0)
 
 
+async def test_a_request_that_gives_way_to_another_tenants_is_told_so(engine: ScriptedEngine) -> None:
+    gate = asyncio.Event()
+    engine.script = [Started(7, 0), gate, Delta("ok", 1), Done("stop", 7, 1, 0)]
+    keys = {name: new_key() for name in ("ann", "bob")}
+    api = create_api(engine, ApiConfig(api_keys=tuple(ApiKey(n, k[1]) for n, k in keys.items()), max_waiting=2))
+    ann, bob = (client_of(api, authorization=f"Bearer {keys[name][0]}") for name in keys)
+    anns = [asyncio.create_task(ann.post("/v1/chat/completions", json=CHAT)) for _ in range(INFO.slots + 2)]
+    await eventually(lambda: api.queue.waiting == 2)
+    other = asyncio.create_task(bob.post("/v1/chat/completions", json=CHAT))
+    done, _ = await asyncio.wait(anns, return_when=asyncio.FIRST_COMPLETED)
+    refused = done.pop().result()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    gate.set()
+    assert (await other).status_code == 200
+    assert sorted([(await task).status_code for task in anns]) == [200] * (INFO.slots + 1) + [429]
+
+
 async def test_waiting_has_a_limit(engine: ScriptedEngine) -> None:
     engine.script = [Started(7, 0), asyncio.Event()]
     api = create_api(engine, ApiConfig(require_keys=False, wait_limit=0.01))
