@@ -356,22 +356,22 @@ async def test_a_verification_that_was_given_up_writes_nothing_after_the_next(
     def complete(document: Document, _now: float) -> Document:
         working.set()
         assert go_on.wait(HANG)
-        noted.append(session.nonce)
+        noted.append(shared.nonce)
         return document
 
-    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy, complete=complete) as session:
-        given_up = asyncio.create_task(session.verify())
+    async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy, complete=complete) as shared:
+        given_up = asyncio.create_task(shared.verify())
         await asyncio.to_thread(working.wait, HANG)
         given_up.cancel()
         with pytest.raises(asyncio.CancelledError):
             await given_up
-        following = asyncio.create_task(session.verify(force=True))
+        following = asyncio.create_task(shared.verify(force=True))
         await asyncio.sleep(0.1)
         seen = (deployment.attested, [*noted])
         go_on.set()
         verified = await following
         assert seen == (1, [])
-        assert session.verified is verified
+        assert shared.verified is verified
 
 
 def test_a_document_is_completed_before_it_is_judged_and_kept_so(deployment: Deployment, stage: Stage) -> None:

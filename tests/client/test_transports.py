@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import httpx2
 import openai
@@ -188,6 +189,27 @@ def test_nothing_stands_behind_an_answer_that_was_cut(deployment: Deployment, st
         with client.stream("POST", "/v1/long", content=b"x") as answer, pytest.raises(TruncatedResponse):
             answer.read()
         assert answer.extensions["trailers"] == []
+
+
+def test_an_sdk_that_was_told_so_asks_for_a_cut_answer_once(deployment: Deployment, stage: Stage) -> None:
+    """The prompt ran. `openai` passes the error on by itself; `anthropic` takes any error for a connection's."""
+    tampering = Tampering(deployment.gateway)
+    tampering.change_response = lambda sealed: sealed[:40]
+    url = stage.show(tampering)
+
+    def http() -> Any:
+        return sync_httpx2(Session(url, policy=deployment.policy))
+
+    with openai.OpenAI(base_url=BASE, api_key="k", http_client=http()) as one, pytest.raises(TruncatedResponse):
+        one.chat.completions.create(model="demo", messages=said("so it goes"))
+    assert len(tampering.requests) == 1
+    with (
+        anthropic.Anthropic(base_url=BASE[:-3], api_key="k", http_client=http(), max_retries=0) as other,
+        pytest.raises(anthropic.APIConnectionError) as caught,
+    ):
+        other.messages.create(model="demo", max_tokens=1, messages=[{"role": "user", "content": "so it goes"}])
+    assert isinstance(caught.value.__cause__, TruncatedResponse)
+    assert len(tampering.requests) == 2
 
 
 def answering(length: int) -> Asgi:

@@ -216,6 +216,66 @@ def test_what_changed_behind_a_running_proxy_is_refused(
     assert (seen["status"], seen["error"]) == (200, "NotTrusted: Not trusted: deployment. This is another deployment.")
 
 
+@pytest.fixture
+def node(origin: Served) -> Iterator[Ask]:
+    with in_node(origin) as one:
+        yield one
+
+
+async def read_away(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def tells_without_end(scope: Any, receive: Any, send: Any) -> None:
+    """A host's own refusal, as long as anybody listens."""
+    if scope["type"] == "http":
+        head = [(b"content-type", b"application/problem+json")]
+        await send({"type": "http.response.start", "status": 422, "headers": head})
+        gone = asyncio.create_task(read_away(receive))
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+            await asyncio.sleep(0)
+
+
+async def goes_on_after_what_does_not_open(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        head = [(b"content-type", b"message/ohttp-chunked-res")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": bytes(32) + b"\x20" + bytes(32), "more_body": True})
+        await read_away(receive)
+
+
+@pytest.mark.parametrize(
+    ("host", "error"), [(tells_without_end, "NotTrusted"), (goes_on_after_what_does_not_open, "ChannelBroken")]
+)
+def test_an_answer_that_is_refused_is_let_go_however_long_it_would_be(
+    renewing: tuple[Deployment, str, str], node: Ask, tmp_path: Path, host: Any, error: str
+) -> None:
+    """Or its connection would keep the program from ending."""
+    (tmp_path / "keys").write_bytes(renewing[0].ring.ohttp_keys)
+    with Served(host) as served:
+        seen = node(enclave=served.url, keys=tmp_path / "keys", url=MODELS)
+    assert (seen["error"] or "").startswith(error)
+
+
+@pytest.mark.parametrize("address", ["/some/where", "/some/where/"])
+def test_an_enclave_may_stand_below_a_path(
+    renewing: tuple[Deployment, str, str], node: Ask, tmp_path: Path, address: str
+) -> None:
+    deployment = renewing[0]
+    (tmp_path / "keys").write_bytes(deployment.ring.ohttp_keys)
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            path = scope["path"].removeprefix("/some/where") if scope["path"].startswith("/some/where/") else "/none"
+            await deployment.gateway({**scope, "path": path, "raw_path": path.encode()}, receive, send)
+
+    with Served(below) as served:
+        seen = node(enclave=served.url + address, keys=tmp_path / "keys", url=MODELS)
+    assert (seen["error"], seen["status"]) == (None, 200)
+
+
 KEY = "k" * 43
 
 

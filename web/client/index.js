@@ -8,6 +8,7 @@ const SEALED = 'message/ohttp-chunked-res';
 const KEY_PROBLEM = 'https://iana.org/assignments/http-problem-types#ohttp-key';
 const NOT_OPENED = 'https://cloister.invalid/problems/not-opened';
 const DATE_PROBLEM = 'https://iana.org/assignments/http-problem-types#date';
+const DIAGNOSTIC = 64 << 10; // bytes of a plaintext answer
 const KEY_WANTED = 'The proxy answers only who shows its key: give as `proxyKey` what is in the file that `cloister '
   + 'connect` named when it started.';
 // Of the hop between caller and here, or better decided here (a compressed answer tells its content by its size).
@@ -33,7 +34,8 @@ export function createFetch({
     const date = [['date', new TextEncoder().encode(new Date(Date.now() + offset).toUTCString())]];
     const inner = { ...request, headers: [...request.headers, ...date] };
     const { body, opener } = await sealRequest(trusted.keys, inner, { requirePq });
-    const answer = await hop(new URL('/.well-known/ohttp-gateway', trusted.enclave), {
+    const { origin, pathname } = trusted.enclave;
+    const answer = await hop(`${origin}${pathname.replace(/\/+$/, '')}/.well-known/ohttp-gateway`, {
       method: 'POST',
       headers: { 'content-type': 'message/ohttp-chunked-req', incremental: '?1', 'cloister-replica': await replica(trusted.keys) },
       body,
@@ -53,10 +55,6 @@ export function createFetch({
       const renewed = await trust.current(trusted);
       if (!same(renewed.keys, trusted.keys)) ({ opener, answer } = await exchange(request));
     }
-    if (!isSealed(answer)) {
-      await answer.body?.cancel();
-      throw new NotTrusted(`An answer came outside the sealed channel (status ${answer.status}); it is not the enclave's word.`);
-    }
     let opened = await open(opener, answer);
     if (opened.status === 400 && opened.headers.get('content-type') === 'application/problem+json') {
       const problem = await opened.clone().json();
@@ -64,7 +62,6 @@ export function createFetch({
       if (problem.type === DATE_PROBLEM && Number.isFinite(theirs)) {
         offset = theirs - Date.now();
         ({ opener, answer } = await exchange(request));
-        if (!isSealed(answer)) throw new NotTrusted('An answer came outside the sealed channel.');
         opened = await open(opener, answer);
       }
     }
@@ -147,20 +144,47 @@ function isSealed(answer) {
 /** A key that is gone, or one that a restarted enclave has another of under the same identifier. */
 async function isKeyProblem(answer) {
   const expected = { 422: KEY_PROBLEM, 400: NOT_OPENED }[answer.status];
-  if (!expected) return false;
+  if (!expected || !answer.body) return false;
   try {
-    return (await answer.clone().json()).type === expected;
-  } catch {
+    return JSON.parse(await diagnostic(answer.body)).type === expected;
+  } catch (error) {
+    if (error?.name === 'AbortError') throw error;
     return false;
   }
 }
 
+/** The first 64 KiB or so of what anybody on the way may have written; the rest is not waited for. */
+async function diagnostic(body) {
+  const reader = body.getReader();
+  const text = new TextDecoder();
+  let said = '';
+  try {
+    for (let length = 0; length < DIAGNOSTIC;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      length += value.length;
+      said += text.decode(value, { stream: true });
+    }
+    return said;
+  } finally {
+    await letGo(reader);
+    reader.releaseLock();
+  }
+}
+
+/** Nobody reads on, so the connection is free. */
+const letGo = (body, reason) => body.cancel(reason).catch(() => {});
+
 /** Reads until the head has opened; the rest follows as the body is read. */
 async function open(opener, answer) {
+  if (!isSealed(answer)) {
+    if (answer.body) await letGo(answer.body);
+    throw new NotTrusted(`An answer came outside the sealed channel (status ${answer.status}); it is not the enclave's word.`);
+  }
   const reader = answer.body.getReader();
   const first = [];
   let head = null;
-  const more = async (sink) => {
+  const step = async (sink) => {
     const { done, value } = await reader.read().catch((error) => {
       if (error?.name === 'AbortError') throw error;
       return { done: true };
@@ -174,6 +198,10 @@ async function open(opener, answer) {
     opened.parts.forEach(sink);
     return false;
   };
+  const more = (sink) => step(sink).catch(async (error) => {
+    await letGo(reader, error);
+    throw error;
+  });
   let ended = false;
   while (!head && !ended) ended = await more((part) => first.push(part));
   if (!head) throw new ChannelBroken('The answer ended well and had no head.');

@@ -16,8 +16,8 @@ class SealedTransport(httpx2.BaseTransport):
     A response's `extensions["trailers"]` holds the fields behind its body, as (name, value), once that was read to its
     end: an answer's receipt, where `Cloister-Receipt` asked for one.
 
-    Closing the client closes the session. Raises what `Session.send` raises: cloister's own errors, which no SDK takes
-    for its transport's and retries.
+    Closing the client closes the session. Raises what `Session.send` raises: cloister's own errors. Anthropic's SDK takes
+    those, as any other, for a connection's and asks again, though the prompt may have run: give an SDK `max_retries=0`.
     """
 
     def __init__(self, session: Session) -> None:
