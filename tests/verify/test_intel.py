@@ -20,10 +20,11 @@ from tests.vendors.nvidia import der
 
 from cloister.errors import MalformedEvidence, WrongUse
 from cloister.evidence.intel import parse_pem_chain, parse_quote
+from cloister.evidence.intel_collateral import parse_collateral
 from cloister.verify import intel as verifier
 from cloister.verify import intel_chain
 from cloister.verify.intel import INTEL_ROOT_SHA256, judge_sgx, judge_tdx
-from cloister.verify.intel_library import library_policy
+from cloister.verify.intel_library import ask_library, library_policy
 from cloister.verify.intel_tcb import check_status, join
 from cloister.verify.platform import Appraisal, TcbLevel
 from cloister.verify.policy import TCB_STATUSES, Limits, Policy, Tcb
@@ -411,6 +412,19 @@ def test_one_more_chain_of_another_vendor_fails_as_root_alone() -> None:
 def test_a_root_of_another_vendor_fails_before_the_library_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dcap_qvl, "QuoteVerifier", None)
     assert failures(judge(GOOD["sgx"], root=None)) == {"evidence.root"}
+
+
+@pytest.mark.parametrize("text", ["\ud800", "é"])
+def test_a_chain_that_is_only_handed_on_is_text_of_certificates(text: str) -> None:
+    evidence = GOOD["sgx"].with_parts(pck_crl_issuer_chain=text)
+    with pytest.raises(MalformedEvidence, match="pck_crl_issuer_chain"):
+        judge(evidence)
+
+
+def test_what_the_library_cannot_even_take_it_refuses() -> None:
+    collateral = replace(parse_collateral(GOOD["sgx"].collateral), pck_crl_issuer_chain="\ud800")
+    factor, level = ask_library(GOOD["sgx"].quote, collateral, None, now=NOW, root=GOOD["sgx"].root)
+    assert (factor.step, factor.verdict, level) == ("evidence.agreement", "fail", None)
 
 
 @pytest.mark.parametrize("name", ["tcb_info_issuer_chain", "qe_identity_issuer_chain"])

@@ -149,7 +149,7 @@ def parse_collateral(data: bytes) -> Collateral:
         if not isinstance(texts[name], str):
             raise MalformedEvidence(f"{what}.{name} is not text.", step=f"{what}.{name}")
     return Collateral(
-        pck_crl_issuer_chain=texts["pck_crl_issuer_chain"],
+        pck_crl_issuer_chain=_unread(texts["pck_crl_issuer_chain"]),
         root_ca_crl=_hex(texts["root_ca_crl"], "root_ca_crl"),
         pck_crl=_hex(texts["pck_crl"], "pck_crl"),
         tcb_info_issuer_chain=texts["tcb_info_issuer_chain"],
@@ -201,6 +201,14 @@ def parse_qe_identity(text: str) -> QeIdentity:
         isv_prod_id=fields.integer("isvprodid", high=2**16 - 1),
         levels=_each(fields, "tcbLevels", _svn_level),
     )
+
+
+def _unread(chain: str) -> str:
+    """PEM is ASCII; a lone surrogate could not even be handed on."""
+    if not chain.isascii():
+        what = "endorsements.intel.pck_crl_issuer_chain"
+        raise MalformedEvidence(f"{what} is not a chain of PEM certificates.", step=what)
+    return chain
 
 
 def _chain(text: str, name: str) -> tuple[bytes, ...]:

@@ -82,19 +82,19 @@ def ask_library(
 ) -> tuple[Factor, TcbLevel | None]:
     """Its verdict as one factor, and the level that it makes of `level`. `root`, DER, None: the library's own."""
     seconds = int(now)
-    given = dcap_qvl.QuoteCollateralV3(
-        collateral.pck_crl_issuer_chain,
-        collateral.root_ca_crl,
-        collateral.pck_crl,
-        collateral.tcb_info_issuer_chain,
-        collateral.tcb_info,
-        collateral.tcb_info_signature,
-        collateral.qe_identity_issuer_chain,
-        collateral.qe_identity,
-        collateral.qe_identity_signature,
-    )
     try:
         with _unpanicked():
+            given = dcap_qvl.QuoteCollateralV3(
+                collateral.pck_crl_issuer_chain,
+                collateral.root_ca_crl,
+                collateral.pck_crl,
+                collateral.tcb_info_issuer_chain,
+                collateral.tcb_info,
+                collateral.tcb_info_signature,
+                collateral.qe_identity_issuer_chain,
+                collateral.qe_identity,
+                collateral.qe_identity_signature,
+            )
             verifier = dcap_qvl.QuoteVerifier(root)
             claims = verifier.verify_with_policy(quote, given, seconds, library_policy(seconds))
         tcb = json.loads(claims.to_json())["tcb"]
