@@ -345,6 +345,8 @@ def said(*content: Any) -> dict[str, Any]:
         ({"max_tokens": None}, "max_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"messages": []}, "messages"),
+        ({"messages": HELLO * 4097}, "messages"),
+        (said(*[{"type": "tool_result", "tool_use_id": "CANARY", "content": "x"}] * 4097), "messages"),
         ({"messages": "CANARY"}, "messages"),
         ({"messages": [{"role": "CANARY", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),

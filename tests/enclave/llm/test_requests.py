@@ -35,6 +35,7 @@ def test_defaults_are_openais() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("messages", HI * 4097),
         ("n", 0),
         ("n", 9),
         ("n", 1.5),

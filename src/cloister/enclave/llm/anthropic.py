@@ -13,7 +13,7 @@ from cloister.enclave.llm.engine import EngineInfo, GenerateRequest, Prompt, Sam
 from cloister.enclave.llm.envelope import Refused
 from cloister.enclave.llm.fields import Fields, refuse
 from cloister.enclave.llm.functions import element, join_texts, missing, read_tools, refuse_media, required_text
-from cloister.enclave.llm.requests import MAX_STOP_LENGTH, MAX_STOPS, MAX_TOKENS, Ask
+from cloister.enclave.llm.requests import MAX_MESSAGES, MAX_STOP_LENGTH, MAX_STOPS, MAX_TOKENS, Ask
 from cloister.enclave.llm.service import Call
 from cloister.enclave.llm.structured import ANY, Plan, Shape, plan_answer
 from cloister.enclave.llm.toolcalls import AUTO, Tool, ToolChoice
@@ -111,6 +111,8 @@ def _asked(fields: Fields) -> Ask:
     ]
     if not turns:
         refuse("messages", "'messages' must hold at least one message.", "missing_required_parameter")
+    if len(turns) > MAX_MESSAGES:
+        refuse("messages", f"'messages' may hold {MAX_MESSAGES} messages and results of tools at most.")
     if turns[-1]["role"] == "assistant":
         refuse("messages", "'messages' must not end with the assistant's: this model begins its answers anew.")
     if system:

@@ -10,6 +10,10 @@ from cloister.enclave.llm.envelope import Refused
 __all__ = ["Fields", "parse_object", "refuse"]
 
 MAX_DEPTH = 64
+MAX_VALUES = 100_000
+"""Values in one body; what is passed on takes hundreds of bytes each, however short it was written."""
+_TOKENS = (1, 2)
+"""How deep arrays of token ids stand: as one prompt, or among several. Their numbers count as no values."""
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -18,10 +22,11 @@ def refuse(param: str | None, message: str, code: str = "invalid_value") -> NoRe
 
 
 def parse_object(body: bytes) -> "Fields":
-    """Strict JSON: UTF-8, one object, finite numbers, no lone surrogates, no deeper than `MAX_DEPTH`.
+    """Strict JSON: UTF-8, one object, finite numbers, no lone surrogates, no deeper than `MAX_DEPTH`, and at most
+    `MAX_VALUES` values beside token ids.
 
     Raises:
-        Refused: 400 `invalid_json`.
+        Refused: 400 `invalid_json`; 413 `request_too_large` for too many values.
     """
     try:
         value = json.loads(body.decode(), parse_constant=_not_json, parse_float=_finite)
@@ -31,20 +36,23 @@ def parse_object(body: bytes) -> "Fields":
         raise Refused(400, "invalid_json", "The body is not valid JSON.") from None
     if not isinstance(value, dict):
         raise Refused(400, "invalid_json", "The body must be a JSON object.")
-    _limit_depth(value)
+    _limit_size(value)
     return Fields(value)
 
 
-def _limit_depth(value: Any) -> None:
+def _limit_size(value: Any) -> None:
     """What is passed on (a message's extra fields) is encoded and walked again, perhaps on a deeper stack."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for holder in level
-            for item in (holder.values() if isinstance(holder, dict) else holder)
-            if isinstance(item, dict | list)
-        ]
+    level, count = [value], 0
+    for depth in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for holder in level:
+            items = holder.values() if isinstance(holder, dict) else holder
+            tokens = depth in _TOKENS and isinstance(holder, list)
+            count += sum(type(item) is not int for item in items) if tokens else len(items)
+            inner += [item for item in items if isinstance(item, dict | list)]
+        if count > MAX_VALUES:
+            raise Refused(413, "request_too_large", f"The body may hold {MAX_VALUES} values at most.")
+        level = inner
     if level:
         raise Refused(400, "invalid_json", f"The body is nested deeper than {MAX_DEPTH} levels.")
 

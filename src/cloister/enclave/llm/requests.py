@@ -16,6 +16,7 @@ from cloister.enclave.llm.toolcalls import AUTO, Tool, ToolChoice
 __all__ = ["Ask", "GenerateAsk", "parse_chat", "parse_completion", "parse_generate"]
 
 MAX_CHOICES = 8
+MAX_MESSAGES = 4096
 MAX_PROMPTS = 16
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
@@ -75,7 +76,10 @@ def parse_chat(fields: Fields) -> Ask:
     """`/v1/chat/completions`. `stream_options.include_obfuscation` is accepted and makes no difference: the sealed channel
     pads every event. Raises `Refused` (400)."""
     _refuse_unsupported_chat(fields)
-    messages = tuple(_message(value, index) for index, value in enumerate(fields.array("messages")))
+    values = fields.array("messages")
+    if len(values) > MAX_MESSAGES:
+        refuse("messages", f"'messages' may hold {MAX_MESSAGES} messages at most.")
+    messages = tuple(_message(value, index) for index, value in enumerate(values))
     if not messages:
         refuse("messages", "'messages' must hold at least one message.", "missing_required_parameter")
     max_tokens = fields.integer("max_tokens", 1, MAX_TOKENS)

@@ -1,8 +1,9 @@
 """What every route shares: the engine, the queue, the tenants, the counters; and one call with its client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -16,7 +17,7 @@ from cloister.enclave.llm.fields import Fields, parse_object
 from cloister.enclave.llm.metrics import Metrics
 from cloister.enclave.llm.queue import Queue, Ticket
 from cloister.enclave.llm.tenants import ApiKey, Principal, Tenants, cache_scope
-from cloister.errors import EngineDied, MalformedModel
+from cloister.errors import EngineDied, MalformedModel, QueueFull
 
 __all__ = ["ApiConfig", "Call", "Service"]
 
@@ -44,6 +45,8 @@ class ApiConfig:
     """Seconds that a request waits for an engine that died and is being restarted, before it is refused."""
     max_body: int = 8 << 20
     """Bytes of one request."""
+    max_held: int = 128 << 20
+    """Bytes of all requests that wait or are answered; a principal's first is taken beyond them."""
     generate_tokens: int = 256
     """Tokens that /generate leaves for the answer where the caller does not say."""
 
@@ -56,6 +59,8 @@ class Service:
         self.queue = Queue(config.max_waiting)
         self._tokenizing = Queue(config.max_waiting)
         self._tokenizing.slots = _TOKENIZING
+        self._held: Counter[str] = Counter()
+        """Bytes, of each principal's requests."""
         self.metrics = Metrics()
 
     def serving(self, model: str | None = None) -> EngineInfo:
@@ -82,8 +87,10 @@ class Service:
             self.engine.info  # noqa: B018 (raises while the model is loaded for the first time)
             await asyncio.sleep(_RESTART_POLL)
 
-    async def answers(self, principal: Principal, requests: Sequence[GenerateRequest]) -> Answers:
+    async def answers(self, principal: Principal, requests: Sequence[GenerateRequest], size: int = 0) -> Answers:
         """The events of all requests, each with its request's index, as they come. Closing it stops them all.
+
+        `size`: bytes of the body that they came in.
 
         Raises:
             QueueFull, Refused: no place in the queue, or none in time; 400 for a model that continues no texts.
@@ -93,15 +100,30 @@ class Service:
             message = "This model gives embeddings and continues no texts: /v1/embeddings takes its requests."
             raise Refused(400, "unsupported_model", message, param="model")
         self.queue.slots = self.engine.info.slots
-        tickets = self.queue.admit(principal.name, len(requests))
+        with self._holding(principal, size):
+            tickets = self.queue.admit(principal.name, len(requests))
+            try:
+                streams = [self._answer(*item) for item in zip(range(len(requests)), requests, tickets, strict=True)]
+                async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
+                    async for item in merged:
+                        yield item
+            finally:
+                for ticket in tickets:
+                    ticket.release()
+
+    @contextmanager
+    def _holding(self, principal: Principal, size: int) -> Iterator[None]:
+        """Raises: QueueFull: too much is held already."""
+        name = principal.name
+        if self._held[name] and self._held.total() + size > self.config.max_held:
+            raise QueueFull("Too many long requests are waiting.", retry_after=self.queue.retry_after)
+        self._held[name] += size
         try:
-            streams = [self._answer(*item) for item in zip(range(len(requests)), requests, tickets, strict=True)]
-            async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
-                async for item in merged:
-                    yield item
+            yield
         finally:
-            for ticket in tickets:
-                ticket.release()
+            self._held[name] -= size
+            if not self._held[name]:
+                del self._held[name]
 
     async def _answer(self, index: int, request: GenerateRequest, ticket: Ticket) -> Answers:
         # Only the first answer of a request can time out: once one runs, the others are on their way.
@@ -207,15 +229,19 @@ class Call:
         self.receive = receive
         self.reply = reply
         self.principal = Principal()
+        self.size = 0
+        """Bytes of the body, once it was read."""
         self.prompt_field = "messages"
         """What this route calls the prompt, for errors that name it."""
 
     async def fields(self) -> Fields:
         """The body's JSON object. Raises `Refused` (400, 413, 415) and `ClientGone`."""
-        return parse_object(await read_json_body(self.headers, self.receive, self.service.config.max_body))
+        body = await read_json_body(self.headers, self.receive, self.service.config.max_body)
+        self.size = len(body)
+        return parse_object(body)
 
     def answers(self, requests: Sequence[GenerateRequest]) -> Answers:
-        return self.service.answers(self.principal, requests)
+        return self.service.answers(self.principal, requests, self.size)
 
     def scope(self) -> bytes | None:
         """Whose cached prefixes may be reused. Raises `Refused` (400)."""
