@@ -6,7 +6,7 @@ import uuid
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.enclave.llm.schema_check import is_valid, random_text
 
@@ -78,6 +78,13 @@ SCHEMAS: dict[str, Any] = {
         "properties": {"value": {"type": "null"}, "children": {"type": "array", "items": {"$ref": "#"}, "maxItems": 1}},
         "required": ["value"],
     },
+    "a choice of anything": {"anyOf": [True], "oneOf": [{"type": "null"}]},
+    "choices of two kinds": {"anyOf": [{"$ref": "#/$defs/a"}], "oneOf": [{"required": ["name"]}], "$defs": {"a": PERSON}},
+    "a limit beside a reference to anything": {
+        "allOf": [{"$ref": "#/$defs/a", "type": "string", "maxLength": 3}],
+        "$defs": {"a": True},
+    },
+    "many references": {"allOf": [{"$ref": "#/$defs/a"}] * 40, "$defs": {"a": PERSON}},
     "remarks": {"type": "null", "title": "x", "description": "y", "default": 5, "examples": [1], "x-mine": {"not": 1}},
     "unknown format": {"type": "string", "format": "uri", "maxLength": 5},
 }  # fmt: skip
@@ -207,6 +214,18 @@ HOSTILE: dict[str, Any] = {
     "counts backwards": {"type": "array", "minItems": 3, "maxItems": 2},
     "reference by anchor": {"$ref": "#a", "$defs": {"a": {"$anchor": "a", "type": "null"}}},
     "reference before its way": {"$ref": "#x/$defs/a", "$defs": {"a": {"type": "null"}}},
+    "choices beside a reference to others": {
+        "$ref": "#/$defs/a",
+        "anyOf": [{"const": 1}],
+        "$defs": {"a": {"anyOf": [{"const": 1}, {"const": 2}]}},
+    },
+    "choices beside a part's": {"allOf": [{"anyOf": [{"const": 1}]}], "anyOf": [{"const": 1}, {"const": 2}]},
+    "choices among others": {"anyOf": [{"oneOf": [{"const": 1}]}], "oneOf": [{"const": 1}, {"const": 2}]},
+    "limits beside a part's reference": {
+        "allOf": [{"$ref": "#/$defs/a", "type": "string", "minLength": 1}],
+        "$defs": {"a": {"minLength": 5}},
+    },
+    "reference to itself beside a limit": {"allOf": [{"$ref": "#/allOf/0", "type": "null"}]},
     "negative count": {"type": "string", "minLength": -1},
     "count of another kind": {"type": "string", "maxLength": "5"},
     "huge count": {"type": "array", "minItems": 10**9},
@@ -276,6 +295,7 @@ KEYWORDS = [
     "prefixItems",
     "anyOf",
     "allOf",
+    "oneOf",
     "$ref",
     "enum",
     "const",
@@ -293,6 +313,7 @@ ANYTHING = st.recursive(
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYWORDS), ANYTHING, max_size=5))
+@example({"type": "array", "minItems": None})
 def test_any_json_is_a_schema_or_refused(schema: Any) -> None:
     with contextlib.suppress(Refused, WrongUse):
         grammar_of(schema)

@@ -74,6 +74,7 @@ _BEYOND = (
     "$dynamicRef",
     "$recursiveRef",
 )
+_COMPOSING = ("allOf", "anyOf", "oneOf")
 _REMARKS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
     | {"$defs", "definitions"}
@@ -153,29 +154,23 @@ class SchemaWriter:
         return self._composed(schema, depth)
 
     def _composed(self, schema: Mapping[str, Any], depth: int) -> str:
-        beside = {key: value for key, value in schema.items() if key not in ("$ref", "allOf", "anyOf", "oneOf")}
+        beside = {key: value for key, value in schema.items() if key not in ("$ref", *_COMPOSING)}
+        composing = {key: schema[key] for key in _COMPOSING if key in schema}
         bare = not beside.keys() - _REMARKS
-        if "$ref" in schema and bare and not schema.keys() & {"allOf", "anyOf", "oneOf"}:
+        if "$ref" in schema and bare and not composing:
             return self._ref(schema["$ref"], depth)
         if "$ref" in schema:
-            merged = self._merge(beside, self._target(schema["$ref"]))
-            return self._visit({**{k: v for k, v in schema.items() if k != "$ref"}, **merged}, depth + 1)
+            merged = self._merge(beside, {"$ref": schema["$ref"]})
+            return self._visit(self._merge(merged, composing), depth + 1)
         if "allOf" in schema:
-            for part in self._list(schema["allOf"]):
-                while isinstance(part, dict) and "$ref" in part and not part.keys() - _REMARKS - {"$ref"}:
-                    depth += 1
-                    if depth > MAX_DEPTH:
-                        self._refuse("refers to itself without end")
-                    part = self._target(part["$ref"])
+            for part in self._list(composing.pop("allOf")):
                 beside = self._merge(beside, part)
-            rest = {key: schema[key] for key in ("anyOf", "oneOf") if key in schema}
-            return self._visit({**beside, **rest}, depth + 1)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                other = {k: schema[k] for k in ("anyOf", "oneOf") if k in schema and k != key}
-                options = [part if bare else self._merge(beside, part) for part in self._list(schema[key])]
-                options = [{**part, **other} if other else part for part in options]
-                return self._either([self._visit(option, depth + 1) for option in options])
+            return self._visit(self._merge(beside, composing), depth + 1)
+        for key in composing:
+            others = {k: v for k, v in composing.items() if k != key}
+            options = [part if bare and not others else self._merge(beside, part) for part in self._list(schema[key])]
+            options = [self._merge(option, others) if others else option for option in options]
+            return self._either([self._visit(option, depth + 1) for option in options])
         return self._plain(schema, depth)
 
     def _list(self, value: Any) -> Sequence[Any]:
@@ -190,13 +185,18 @@ class SchemaWriter:
 
     def _merge(self, one: Mapping[str, Any], other: Any) -> dict[str, Any]:
         """A schema that says what both say, where that can be told at a glance."""
+        turns = 0
+        while isinstance(other, dict) and "$ref" in other:
+            turns += 1
+            if turns > MAX_DEPTH:
+                self._refuse("refers to itself without end")
+            one = self._merge(one, {key: value for key, value in other.items() if key != "$ref"})
+            other = self._target(other["$ref"])
         if other is True:
             return dict(one)
         if not isinstance(other, dict):
             self._refuse("combines what allows nothing")
         self._spend(len(one) + len(other))
-        if "$ref" in other:
-            other = {**self._target(other["$ref"]), **{k: v for k, v in other.items() if k != "$ref"}}
         merged, other = self._limited(one, other), self._limited(other, one)
         if ("prefixItems" in one and "items" in other) or ("items" in one and "prefixItems" in other):
             self._refuse("combines lists in a way that a grammar cannot say")
@@ -347,6 +347,7 @@ class SchemaWriter:
         for value in (least, most):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 self._refuse(f"has no count in '{low}' or '{high}'")
+        least = least or 0
         if least > MAX_ITEMS or (most is not None and most < least):
             self._refuse(f"asks for more than {MAX_ITEMS} in '{low}', or for less in '{high}'")
         if most is None:
