@@ -54,3 +54,18 @@ async def test_what_a_client_that_leaves_had_asked_is_held_no_longer(engine: Scr
     left.cancel()
     await eventually(lambda: engine.running == 0)
     assert not api._service._held
+
+
+@pytest.mark.parametrize("text", ["x" * 1000, [1] * 250])
+async def test_what_is_to_be_embedded_counts_too(engine: ScriptedEngine, text: Any) -> None:
+    gate = asyncio.Event()
+    engine.script = [Started(7, 0), gate, Done("stop", 7, 0, 0)]
+    api, clients = served(engine, max_held=1999)
+    held = ask(clients["ann"])
+    await eventually(lambda: engine.running == 1)
+    body = {"model": "default", "input": text}
+    assert (await clients["ann"].post("/v1/embeddings", json=body)).status_code == 429
+    assert (await clients["bob"].post("/v1/embeddings", json=body)).status_code == 200
+    gate.set()
+    assert (await held).status_code == 200
+    assert not api._service._held

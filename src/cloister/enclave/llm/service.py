@@ -46,7 +46,8 @@ class ApiConfig:
     max_body: int = 8 << 20
     """Bytes of one request."""
     max_held: int = 128 << 20
-    """Bytes of all requests that wait or are answered; a principal's first is taken beyond them."""
+    """Bytes of all requests that wait or are answered (4 for a token to be embedded); a principal's first is taken beyond
+    them."""
     generate_tokens: int = 256
     """Tokens that /generate leaves for the answer where the caller does not say."""
 
@@ -166,15 +167,17 @@ class Service:
             message = "This model continues texts and gives no embeddings. A model that does is one with a pooling."
             raise Refused(400, "unsupported_model", message, param="model")
         self.queue.slots = info.slots
-        ticket = self.queue.admit(principal.name, 1)[0]
-        try:
-            await ticket.wait(self.config.wait_limit)
-            await self.recovered()
-            found = await self.engine.embed(inputs)
-        except MalformedModel:
-            raise Refused(500, "model_failed", "The model computed no finite embedding of a text.") from None
-        finally:
-            ticket.release()
+        size = sum(len(one) if isinstance(one, str) else 4 * len(one) for one in inputs)
+        with self._holding(principal, size):
+            ticket = self.queue.admit(principal.name, 1)[0]
+            try:
+                await ticket.wait(self.config.wait_limit)
+                await self.recovered()
+                found = await self.engine.embed(inputs)
+            except MalformedModel:
+                raise Refused(500, "model_failed", "The model computed no finite embedding of a text.") from None
+            finally:
+                ticket.release()
         self.metrics.prompt_tokens += sum(embedded.tokens for embedded in found)
         return found
 
