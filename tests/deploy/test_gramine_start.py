@@ -22,7 +22,7 @@ from cloister.cli.local import file_digest
 from cloister.client import InnerRequest, Session
 from cloister.enclave.boot import EnclaveConfig
 from cloister.errors import VerificationFailed
-from cloister.evidence.launch import App, LaunchConfig, launch_digest
+from cloister.evidence.launch import LaunchConfig, built_in, launch_digest
 from cloister.host.backend import Event, RunningEnclave, Spawn
 from cloister.models.store import embedded_path
 from cloister.sim.measure import ROOMS
@@ -36,7 +36,7 @@ LAUNCH = LaunchConfig(
     owner_key="ed25519:" + "A" * 43,
     deployment="one",
     release=1,
-    app=App("llm", "ab" * 32),
+    app=built_in(CONFIG.digest().hex()),
     models=(file_digest(embedded_path("tiny")),),
     config_sha256=CONFIG.digest().hex(),
 )

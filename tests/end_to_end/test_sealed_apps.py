@@ -32,6 +32,7 @@ from cloister.cli.sealed import LocalApp, config_for
 from cloister.client import Session, http_client
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.errors import NotTrusted, VerificationFailed
+from cloister.evidence.launch import parse_launch
 from cloister.models.download import resolve
 from cloister.owner.appfile import read_appfile
 from cloister.owner.deployment import launch_bytes, owner_name
@@ -445,6 +446,18 @@ def test_another_bundle_than_the_launch_config_names_starts_nothing(
         tmp_path / "other", state, 'name = "hello"\napp = "main:app"\nkind = "wsgi"\n', {"main.py": "app = 1"}
     )
     with hosted(flask_app, state, bundle=str(other.made.path)) as host:
+        event = host.event()
+    assert (event["event"], event["error"], event["step"]) == ("failed", "NotTrusted", "launch.app")
+
+
+@pytest.mark.parametrize("kind", ["wsgi", "llm"])
+def test_under_an_apps_launch_config_nothing_starts_without_its_bundle(
+    flask_app: Owned, state: Path, kind: str
+) -> None:
+    """The built-in app, with a model of the host's, would be taken for the app that clients pin."""
+    launch = parse_launch(flask_app.launch)
+    launch = replace(launch, app=replace(launch.app, kind=kind), models=("ab" * 32,))
+    with hosted(flask_app, state, bundle="", launch=base64.b64encode(launch.encode()).decode()) as host:
         event = host.event()
     assert (event["event"], event["error"], event["step"]) == ("failed", "NotTrusted", "launch.app")
 

@@ -25,7 +25,7 @@ from cloister.cli.trust import configured_signers
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.errors import MalformedEvidence, WrongUse
 from cloister.evidence.bundle import MAX_HEAD, NAME, BundleHead, parse_bundle_head
-from cloister.evidence.launch import OWNER_KEY, App, LaunchConfig, parse_launch
+from cloister.evidence.launch import OWNER_KEY, LaunchConfig, built_in, parse_launch
 from cloister.evidence.simulated import PLATFORM
 from cloister.models.download import resolve
 from cloister.owner import filekeys
@@ -163,13 +163,14 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
         found = resolve(model, progress=bar)
     output.note("measuring the code that will run", "dim")
     plan = Plan.make(found, platform=wishes.platform, engine="thread" if in_sgx else "process")
+    config = plan.config.digest().hex()
     launch = LaunchConfig(
         owner_key=plan.owner,
         deployment=wishes.name,
         release=next_release(state_directory(), wishes.name),
-        app=App("llm", plan.measurement.code.removeprefix("sha256:")),
+        app=built_in(config),
         models=(plan.model_digest,),
-        config_sha256=plan.config.digest().hex(),
+        config_sha256=config,
     )
     return Deployment(
         name=wishes.name,

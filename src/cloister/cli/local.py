@@ -23,7 +23,7 @@ from cloister.enclave.llm.llama.library import library_dir
 from cloister.enclave.llm.upstream import model_digest
 from cloister.errors import NotTrusted, Unreachable, WrongUse
 from cloister.evidence import simulated
-from cloister.evidence.launch import App, LaunchConfig, launch_digest
+from cloister.evidence.launch import LaunchConfig, built_in, launch_digest
 from cloister.host.process import EnclaveProcess, listen
 from cloister.models.store import LocalModel
 from cloister.owner.deployment import owner_name
@@ -112,14 +112,14 @@ class Plan:
         )
 
     def launch(self) -> bytes:
-        code = self.measurement.code.removeprefix("sha256:")
+        config = self.config.digest().hex()
         return LaunchConfig(
             owner_key=self.owner,
             deployment=self.deployment,
             release=1,
-            app=App("llm", code),
+            app=built_in(config),
             models=(self.model_digest,),
-            config_sha256=self.config.digest().hex(),
+            config_sha256=config,
         ).encode()
 
 

@@ -43,7 +43,7 @@ from cloister.enclave.serving import TlsFront, server
 from cloister.errors import CloisterError, EngineLoading, MalformedEvidence, NotTrusted, WrongUse
 from cloister.evidence.document import MAX_LOG
 from cloister.evidence.endorsements import parse_endorsements
-from cloister.evidence.launch import LaunchConfig
+from cloister.evidence.launch import LaunchConfig, built_in
 
 __all__ = ["MAX_BOOT", "main"]
 
@@ -113,6 +113,19 @@ def _sealed(boot: Boot) -> Life:
     return Life(boot, Surroundings(source, gpus, lambda: _read_endorsements(boot.endorsements_path), _say))
 
 
+def _check_app(launch: LaunchConfig) -> None:
+    """Without a bundle this is the built-in app, and never one that a policy pins by its bundle. Raises: NotTrusted."""
+    own = built_in(launch.config_sha256)
+    if launch.app != own:
+        raise NotTrusted(
+            "The launch config names an app that comes in a bundle, and there is none.",
+            step="launch.app",
+            expected=f"{own.kind} {own.sha256}",
+            got=f"{launch.app.kind} {launch.app.sha256}",
+            hint="Start the enclave with the bundle, or deploy the built-in app anew.",
+        )
+
+
 class _Enclave:
     """Joins the rooms; holds nothing that a room could hold itself."""
 
@@ -121,6 +134,7 @@ class _Enclave:
         self.config = parse_config(boot.config)
         self.source, self.gpus = _sources(self.config, boot)
         self.launch: LaunchConfig = check_launch(boot.launch, boot.config, self.source)
+        _check_app(self.launch)
         self.ring: KeyRing | None = None
         self.group = self._find_group()
         os.environ["CLOISTER_ENGINE_DIR"] = boot.engine_dir

@@ -12,7 +12,17 @@ from typing import Any
 
 from cloister.evidence.strict_json import Fields, load_object
 
-__all__ = ["MAX_LAUNCH", "NO_LOGS", "OWNER_KEY", "PUBLIC", "App", "LaunchConfig", "launch_digest", "parse_launch"]
+__all__ = [
+    "MAX_LAUNCH",
+    "NO_LOGS",
+    "OWNER_KEY",
+    "PUBLIC",
+    "App",
+    "LaunchConfig",
+    "built_in",
+    "launch_digest",
+    "parse_launch",
+]
 
 MAX_LAUNCH = 64 * 1024
 
@@ -32,6 +42,11 @@ class App:
 
     kind: str
     sha256: str
+
+
+def built_in(config_sha256: str) -> App:
+    """The app of a launch config without a bundle. No manifest is a configuration, so no sealed app's digest is one's."""
+    return App("llm", config_sha256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
