@@ -1,6 +1,7 @@
 import socketserver
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +23,9 @@ def https() -> Iterator[Https]:
 
 
 @contextmanager
-def _raw(*blocks: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A server of one answer, block by block, that asks the other side's leave for nothing."""
+def _raw(*blocks: bytes, tls: ssl.SSLContext | None = None, every: float = 0, asked: bool = True) -> Iterator[str]:
+    """A server of one answer, block by block, that asks the other side's leave for nothing. `every`: seconds between blocks;
+    `asked`: after it has read a request."""
 
     class Handler(socketserver.StreamRequestHandler):
         def setup(self) -> None:
@@ -37,10 +39,11 @@ def _raw(*blocks: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
 
         def handle(self) -> None:
             with suppress(OSError):  # the client had enough
-                while self.rfile.readline().strip():
+                while asked and self.rfile.readline().strip():
                     pass
                 for block in blocks:
                     self.wfile.write(block)
+                    time.sleep(every)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -97,17 +100,48 @@ def test_an_endless_answer_is_cut_off(https: Https) -> None:
         https.get(url)
 
 
-def test_a_dripping_answer_is_cut_off_at_the_deadline() -> None:
-    """Each look at the clock takes half a minute: no real time passes."""
-    ticks = iter(range(0, 3000, 30))
-    https = Https(clock=lambda: float(next(ticks)))
-    body = (b"1\r\nx\r\n",) * 50
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+DRIPS = {
+    "a body in pieces": (CHUNKED, b"1\r\nx\r\n"),
+    "a body of no stated length": (HEAD + b"\r\n", b"x"),
+    "a head": (HEAD, b"x"),
+    "answers that are none yet": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_a_dripping_answer_is_cut_off_at_the_deadline(name: str) -> None:
+    first, again = DRIPS[name]
+    _expect_too_long(first, again)
+
+
+def test_a_dripping_handshake_is_cut_off_at_the_deadline() -> None:
+    """A TLS record of 16 KiB, byte by byte."""
+    _expect_too_long(b"\x16\x03\x03\x40\x00", b"\x02", scheme="https")
+
+
+def _expect_too_long(first: bytes, again: bytes, scheme: str = "http") -> None:
+    """Each byte comes well before a timeout of reading."""
+    https = Https(deadline=0.5)
+    before = time.monotonic()
     try:
         with (
-            _raw(HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *body) as url,
+            _raw(first, *[again] * 100, every=0.05, asked=scheme == "http") as url,
             pytest.raises(ConnectionFailed, match="takes too long"),
         ):
-            https.get(url)
+            https.get(url.replace("http:", f"{scheme}:"))
+        assert time.monotonic() - before < 4
+    finally:
+        https.close()
+
+
+def test_within_the_deadline_nothing_is_cut() -> None:
+    https = Https(deadline=30)
+    try:
+        with _raw(CHUNKED, *[b"1\r\nx\r\n"] * 4, b"0\r\n\r\n", every=0.05) as url:
+            fetched = https.get(url)
+        assert fetched is not None
+        assert fetched.body == b"xxxx"
     finally:
         https.close()
 

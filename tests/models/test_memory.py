@@ -1,3 +1,4 @@
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,8 +70,13 @@ def test_adds_up_what_is_resident_and_what_there_is_while_loading() -> None:
     assert needed.peak == needed.resident + 825_600
 
 
-def test_a_part_for_each_stream_takes_room_for_scores_too() -> None:
+def test_a_part_for_each_stream_takes_room_for_scores_where_flash_attention_is_slow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of a chunk of 512 rows, four heads, against 1,024 tokens."""
+    apart, shared = (estimate(MODEL, context=1024, streams=2, kv_type=kind).buffers for kind in ("f16", "q8_0"))
+    assert apart == shared or platform.machine() != "x86_64"
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     apart, shared = (estimate(MODEL, context=1024, streams=2, kv_type=kind).buffers for kind in ("f16", "q8_0"))
     assert apart - shared == 4 * MODEL.heads * 1024 * 512
     long = estimate(MODEL, context=1 << 18, streams=1)
@@ -90,7 +96,7 @@ def test_a_quarter_of_the_free_memory_is_the_caches_between_one_and_two_gibibyte
 
 
 def test_what_stands_here_and_in_the_engine_is_the_same() -> None:
-    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED", "_MOST_SCORES"):
+    for name in ("_LEAST_CACHE", "_MOST_CACHE", "_MOST_PARTED", "_MOST_SCORES", "_VECTOR"):
         assert getattr(memory, name) == getattr(engine, name)
     assert memory._MOST_CONTEXT == engine._MOST_CONTEXT
     assert LoopSettings().chunk == memory._CHUNK

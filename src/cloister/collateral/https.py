@@ -1,13 +1,13 @@
 """One bounded HTTPS request: no redirect, no cookie, no compression, a limit of bytes and of time."""
 
+import contextlib
 import ipaddress
+import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import NoReturn
+from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -18,7 +18,7 @@ from cloister.errors import ConnectionFailed, MalformedEvidence, WrongUse
 __all__ = ["Fetched", "Https", "check_address"]
 
 _TIMEOUT = httpx2.Timeout(10.0, read=20.0)
-_DEADLINE = 60.0  # seconds for a whole answer, however slowly it drips
+_DEADLINE = 60.0  # seconds for a whole answer, its head and the handshake before it, however slowly they drip
 _MAX_HEADER = 64 * 1024
 _OFFLINE = "Later, or from a network that reaches it. A document that carries its collateral needs none."
 _BUSY = (429, 502, 503, 504)
@@ -70,11 +70,52 @@ def _open(*, tls: bool, here: bool) -> httpx2.Client:
     )
 
 
-class Https:
-    """May be shared between threads. Close it."""
+class _Deadline:
+    """Shuts one request's connection when its time is over, whatever it waits for: a timeout of reading begins anew with each byte."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._held: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:
+            for held in self._held:
+                held.close()
+            self._held = []
+
+    def trace(self, event: str, info: dict[str, Any]) -> None:
+        """httpcore's events. The descriptor is this one's own: a handshake takes the connection's socket over."""
+        if event.endswith(".connect_tcp.complete"):
+            try:
+                held = info["return_value"].get_extra_info("socket").dup()
+            except OSError as error:
+                raise httpx2.ConnectError("There is no descriptor left.") from error
+            with self._lock:
+                self._held.append(held)
+            if self.over:
+                self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.over = True
+            for held in self._held:
+                with contextlib.suppress(OSError):  # it broke off by itself
+                    held.shutdown(socket.SHUT_RDWR)
+
+
+class Https:
+    """May be shared between threads. Close it. `deadline`: seconds for a whole answer."""
+
+    def __init__(self, *, deadline: float = _DEADLINE) -> None:
+        self._deadline = deadline
         self._clients: dict[tuple[bool, bool], httpx2.Client] = {}
         self._opening = threading.Lock()
 
@@ -96,36 +137,47 @@ class Https:
         parts = urlsplit(url)
         host = parts.hostname or ""
         client = self._client(tls=parts.scheme == "https", here=_is_loopback(host))
-        until = self._clock() + _DEADLINE
-        try:
-            with client.stream("GET", url) as response:
-                if response.status_code == 404:
-                    return None
-                if response.status_code != 200:
-                    _refuse_status(host, response)
-                return Fetched(self._read(response, host, until), response.headers)
-        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-            raise ConnectionFailed(
-                f"{host} could not be reached, or its answer broke off.",
-                step="collateral",
-                got=type(error).__name__,
-                hint=_OFFLINE,
-            ) from error
-
-    def _read(self, response: httpx2.Response, host: str, until: float) -> bytes:
-        if sum(len(name) + len(value) for name, value in response.headers.raw) > _MAX_HEADER:
-            raise MalformedEvidence(f"{host} sends too much in headers.", step="collateral")
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise MalformedEvidence(f"{host} compresses what nobody asked it to.", step="collateral")
-        body = bytearray()
-        for block in response.iter_raw():
-            body += block
-            if len(body) > MAX_PIECE:
-                expected = f"{MAX_PIECE} bytes"
-                raise MalformedEvidence(f"{host} sends too much.", step="collateral", expected=expected, got="more")
-            if self._clock() > until:
+        with _Deadline(self._deadline) as deadline:
+            found = None
+            try:
+                found = _ask(client, url, host, deadline)
+            except (ConnectionFailed, MalformedEvidence):
+                if not deadline.over:
+                    raise
+            if deadline.over:  # though it seems whole: of no stated length, an answer ends as one that was cut
                 raise ConnectionFailed(f"{host} takes too long to answer.", step="collateral", hint=_OFFLINE)
-        return bytes(body)
+            return found
+
+
+def _ask(client: httpx2.Client, url: str, host: str, deadline: _Deadline) -> Fetched | None:
+    try:
+        with client.stream("GET", url, extensions={"trace": deadline.trace}) as response:
+            if response.status_code == 404:
+                return None
+            if response.status_code != 200:
+                _refuse_status(host, response)
+            return Fetched(_read(response, host), response.headers)
+    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+        raise ConnectionFailed(
+            f"{host} could not be reached, or its answer broke off.",
+            step="collateral",
+            got=type(error).__name__,
+            hint=_OFFLINE,
+        ) from error
+
+
+def _read(response: httpx2.Response, host: str) -> bytes:
+    if sum(len(name) + len(value) for name, value in response.headers.raw) > _MAX_HEADER:
+        raise MalformedEvidence(f"{host} sends too much in headers.", step="collateral")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise MalformedEvidence(f"{host} compresses what nobody asked it to.", step="collateral")
+    body = bytearray()
+    for block in response.iter_raw():
+        body += block
+        if len(body) > MAX_PIECE:
+            expected = f"{MAX_PIECE} bytes"
+            raise MalformedEvidence(f"{host} sends too much.", step="collateral", expected=expected, got="more")
+    return bytes(body)
 
 
 def _refuse_status(host: str, response: httpx2.Response) -> NoReturn:

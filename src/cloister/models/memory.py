@@ -6,6 +6,7 @@ there is all of that but the file. Not counted: the interpreters of the enclave'
 """
 
 import contextlib
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ KV_TYPES = {"f16": (1, 2), "q8_0": (32, 34)}
 _MOST_CONTEXT = 16384
 _LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32
 _MOST_SCORES = 1 << 28
+_VECTOR = 16
 _PADDING = 256
 _CHUNK = 512
 _SEQUENCES = 2
@@ -117,7 +119,7 @@ def estimate(
         file=model.file_size,
         weights=weights,
         kv=kv_bytes(model, cells, kv_type),
-        buffers=_buffers(model, cells, streams) + (_scores(model, context) if parted else 0),
+        buffers=_buffers(model, cells, streams) + (_scores(model, context) if parted and _has_scores(model) else 0),
     )
 
 
@@ -136,6 +138,11 @@ def _buffers(model: Description, cells: int, streams: int) -> int:
     width = max(model.width, model.heads * model.key_length)
     rows = _CHUNK * (2 * cells + 4 * (5 * width + 2 * model.feed_forward))
     return rows + 4 * _SEQUENCES * streams * model.vocabulary
+
+
+def _has_scores(model: Description) -> bool:
+    """Whether the engine goes without flash attention where every stream has a part, as it is slow there for few rows."""
+    return platform.machine() != "x86_64" or bool(model.key_length % _VECTOR or model.value_length % _VECTOR)
 
 
 def _scores(model: Description, context: int) -> int:

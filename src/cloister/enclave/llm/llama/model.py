@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = ["PART", "AbortedError", "Model", "SelfTestError"]
 _CONTROL_ATTRIBUTES = 1 << 0 | 1 << 3  # LLAMA_TOKEN_ATTR_UNKNOWN, LLAMA_TOKEN_ATTR_CONTROL
 _LEAST_CACHE, _MOST_CACHE, _MOST_PARTED = 1 << 30, 1 << 31, 1 << 32  # bytes
 _MOST_SCORES = 1 << 28  # bytes
+_VECTOR = 16
+"""Values that are added up side by side."""
 PART = 256
 """Cells: llama.cpp fills every part of a cache up to a multiple of it."""
 _MOST_CONTEXT = 16384
@@ -192,7 +195,8 @@ class Model:
         if self.parted:
             self.sequences: int = parts
             self.kv_tokens: int = parts * self.context_length
-            self.chunk: int = max(min(settings.chunk, self._rows_within(_MOST_SCORES)), self.sequences)
+            most = settings.chunk if self._few_rows_are_fast else self._rows_within(_MOST_SCORES)
+            self.chunk: int = max(min(settings.chunk, most), self.sequences)
         else:
             within = max(self.context_length, int(_cache_budget(_MOST_CACHE) / cell))
             self.sequences = min(2 * settings.slots, lib.llama_max_parallel_sequences())
@@ -214,7 +218,8 @@ class Model:
         params.n_threads = params.n_threads_batch = settings.threads or threads
         params.type_k = params.type_v = number
         params.kv_unified = not self.parted
-        params.flash_attn_type = 0 if self.parted else -1  # LLAMA_FLASH_ATTN_TYPE_DISABLED, _AUTO
+        apart = self.parted and not self._few_rows_are_fast
+        params.flash_attn_type = 0 if apart else -1  # LLAMA_FLASH_ATTN_TYPE_DISABLED, _AUTO
         params.swa_full = True  # a sliding window could not give up part of a sequence
         params.no_perf = True
         self._flag = ctypes.create_string_buffer(2)
@@ -234,6 +239,19 @@ class Model:
         """Values of less than 16 bit need flash attention; states that are not cells cannot be cut back."""
         return self.reuses_prefixes and not self.pooled and settings.kv_type == "f16"
 
+    @property
+    def _few_rows_are_fast(self) -> bool:
+        """Whether flash attention has a way of its own for fewer than 64 rows (`tools/engine.patch`)."""
+        return platform.machine() == "x86_64" and not any(length % _VECTOR for length in self._head_lengths)
+
+    @property
+    def _head_lengths(self) -> list[int]:
+        """Of a head's keys, and of its values."""
+        architecture = self._meta("general.architecture")
+        plain = int(self._lib.llama_model_n_embd(self._model)) // max(int(self._lib.llama_model_n_head(self._model)), 1)
+        lengths = [self._meta(f"{architecture}.attention.{name}") for name in ("key_length", "value_length")]
+        return [int(length) if length.isdecimal() else plain for length in lengths]
+
     def _rows_within(self, size: int) -> int:
         """How many rows' scores, against a whole conversation, take `size` bytes in one layer: a multiple of 64."""
         row = 4 * int(self._lib.llama_model_n_head(self._model)) * self.context_length
@@ -241,13 +259,8 @@ class Model:
 
     def _cell_bytes(self, width: float) -> float:
         """Roughly what one token takes in the cache, at `width` bytes a value."""
-        lib = self._lib
-        architecture = self._meta("general.architecture")
-        plain = int(lib.llama_model_n_embd(self._model)) // max(int(lib.llama_model_n_head(self._model)), 1)
-        lengths = [self._meta(f"{architecture}.attention.{name}") for name in ("key_length", "value_length")]
-        values = sum(int(length) if length.isdecimal() else plain for length in lengths)
-        heads = int(lib.llama_model_n_layer(self._model)) * int(lib.llama_model_n_head_kv(self._model))
-        return float(width * max(heads * values, 1))
+        heads = int(self._lib.llama_model_n_layer(self._model)) * int(self._lib.llama_model_n_head_kv(self._model))
+        return float(width * max(heads * sum(self._head_lengths), 1))
 
     @property
     def context(self) -> Any:
