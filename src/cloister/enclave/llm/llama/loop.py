@@ -58,7 +58,7 @@ _SMALLEST_CHUNK = 64
 """Rows. llama.cpp's attention reads so many at once; a batch of fewer costs up to eight times as much where much stands
 before it (measured at depth 3,000: 63 rows 4.8 s, 64 rows 0.6 s)."""
 _SMALLEST_PARTED = 32
-"""Rows, where the cache has a part for each stream: there llama.cpp does without flash attention, and few rows are cheap."""
+"""Rows, where the cache has a part for each stream: there few rows are cheap."""
 _DEEP = 512
 _GROWTH = 256
 """Cells that a stream reserves beyond what it holds. Most answers end long before the most that they might become."""
