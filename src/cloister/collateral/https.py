@@ -71,7 +71,8 @@ def _open(*, tls: bool, here: bool) -> httpx2.Client:
 
 
 class _Deadline:
-    """Shuts one request's connection when its time is over, whatever it waits for: a timeout of reading begins anew with each byte."""
+    """Shuts one request's connection when its time is over, whatever it waits for: a timeout of reading begins anew with
+    each byte."""
 
     def __init__(self, seconds: float) -> None:
         self.over = False
