@@ -354,6 +354,14 @@ def test_a_sealed_app_without_a_model_is_not_taken_for_a_model_in_its_name() -> 
     assert not refused(sealed.document(), policy("sev-snp", models=frozenset()))
 
 
+@pytest.mark.parametrize("name", ["sev-snp", "azure-sev-snp"])
+def test_a_policy_may_name_the_processors_product(name: str) -> None:
+    entry = CODE[MACHINES[name].platform]
+    for product, wrong in (("Milan", set()), ("Genoa", {"measurement.product"})):
+        pinned = {MACHINES[name].platform: ({**entry, "product": product},)}
+        assert refused(genuine(name), policy(name, measurements=pinned)) == wrong
+
+
 @every
 def test_shared_keys_are_believed_only_under_a_configuration_that_is_named(name: str) -> None:
     """It says whom the group lets in: of somebody else's making, a simulator."""

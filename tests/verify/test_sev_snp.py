@@ -91,6 +91,7 @@ def test_says_what_the_report_says() -> None:
         "measurement": "01" * 48,
         "id_key_digest": "02" * 48,
         "author_key_digest": "00" * 48,
+        "product": "Milan",
         "guest_svn": "9",
         "family_id": bytes(range(16)).hex(),
         "image_id": bytes(range(16, 32)).hex(),

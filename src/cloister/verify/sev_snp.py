@@ -113,7 +113,7 @@ def judge(
         simulated=False,
         report_data=parsed.report_data,
         launch_sha256=parsed.host_data,
-        measurement=_measurement(parsed),
+        measurement=_measurement(parsed, product),
         engine=None,
         platform_id=parsed.chip_id.hex() if any(parsed.chip_id) else "",
         factors=factors,
@@ -291,9 +291,10 @@ def _unjudged(report: Report) -> Iterator[Factor]:
         )
 
 
-def _measurement(report: Report) -> Mapping[str, str]:
+def _measurement(report: Report, product: str) -> Mapping[str, str]:
     return MappingProxyType(
         {
+            "product": product,
             "measurement": report.measurement.hex(),
             "id_key_digest": report.id_key_digest.hex(),
             "author_key_digest": report.author_key_digest.hex(),
