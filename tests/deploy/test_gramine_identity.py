@@ -53,7 +53,12 @@ def policy(**more: Any) -> Policy:
         "launch_sha256": launch_digest(LAUNCH.encode()).hex(),
     }
     return Policy(
-        owner_key=OWNER, deployment=LAUNCH.deployment, app=LAUNCH.app.sha256, measurements={"sgx": (pinned,)}, **more
+        owner_key=OWNER,
+        deployment=LAUNCH.deployment,
+        app=LAUNCH.app.sha256,
+        models=frozenset(LAUNCH.models),
+        measurements={"sgx": (pinned,)},
+        **more,
     )
 
 
