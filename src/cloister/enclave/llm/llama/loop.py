@@ -37,7 +37,7 @@ __all__ = ["DecodeLoop", "Job", "Stats"]
 
 _CHUNK_SECONDS = 0.15
 """How long one chunk of somebody's prompt may hold up as many answers, at least one small chunk."""
-_LONGEST_CHUNK = 0.5
+_LONGEST_CHUNK = 0.4
 """Seconds for which prompts may hold up answers at a time, however many prompts wait and however long ago the last was."""
 _MOST_OWED = 4.0
 """Seconds of reading that are saved up at most while nobody has a prompt, or nobody an answer: short prompts that come
