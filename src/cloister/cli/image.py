@@ -228,7 +228,9 @@ def policy(
         output.line(f"wrote {out}")
     output.note(f"fingerprint {grouped(fingerprint(written))}")
     if not model:
-        output.note("names no model: `cloister deploy` adds the app's own; for other clients of an app with one, --model")
+        output.note(
+            "names no model: `cloister deploy` adds the app's own; for other clients of an app with one, --model"
+        )
     if signature:
         output.line(f"wrote {signature}")
         output.note(f"signed by {owner}")
