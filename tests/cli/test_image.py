@@ -181,7 +181,7 @@ def test_a_policy_of_sgx_pins_the_enclave_with_its_launch_config(
     launch_sha256 = hashlib.sha256((enclave / "launch.json").read_bytes()).hexdigest()
     entry = {"mr_enclave": "17" * 32, "launch_sha256": launch_sha256}
     policy = load_policy(out, [owner[1]])
-    assert policy.platforms == ("sgx",)
+    assert (policy.platforms, policy.models) == (("sgx",), frozenset({"cd" * 32}))
     assert [dict(one) for one in policy.measurements["sgx"]] == said["entries"] == [entry]
     assert said["toml"] == out.read_text()
     assert said["fingerprint"] == fingerprint(policy)

@@ -142,8 +142,9 @@ def test_a_model_with_sealed_weights_answers_and_neither_operator_nor_wire_has_t
     (folder / "cloister.toml").write_text('name = "chat"\napp = "llm"\nmodel = "own.gguf"\nplatform = "sim"\n')
     told = told_of(host.do("cloister deploy chat --json"))
     address, policy = told["url"], shlex.split(told["try"])[-1]
-    answer = host.do(f"cloister ask {shlex.quote(address)} '{QUESTION_CANARY}' --policy {policy}").stdout.strip()
-    assert answer
+    question = f"cloister ask {shlex.quote(address)} '{QUESTION_CANARY}' --policy {policy} --temperature 0"
+    answer = host.do(question).stdout.strip()
+    assert len(answer) > 16  # a shorter one might stand anywhere
     parts = [weights[at : at + 64] for at in range(len(weights) // 8, len(weights) - 64, len(weights) // 8)]
     canaries = [QUESTION_CANARY.encode(), *(part for part in parts if len(set(part)) > 24)]
     assert len(canaries) > 4

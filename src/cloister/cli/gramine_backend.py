@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloister.cli.backend import public_model, start_on
-from cloister.cli.image_gramine import PLATFORM, Image, boot_lines, build, entry_of, signing_key
+from cloister.cli.image_gramine import PLATFORM, Image, boot_lines, build, signing_key
 from cloister.deploy.gramine import NAME
 from cloister.deploy.gramine_sign import find_gramine, sign
 from cloister.errors import WrongUse
@@ -77,7 +77,7 @@ class GramineBackend:
         folder = self._taken(spawn.name)
         try:
             build(folder, image, self._gramine)
-            self._measured[parse_launch(spawn.launch)] = entry_of(sign(folder, signing_key()), spawn.launch)
+            self._measured[parse_launch(spawn.launch)] = sign(folder, signing_key()).entry(spawn.launch)
             with listen("127.0.0.1", 0) as sock:
                 port: int = sock.getsockname()[1]
             lines = boot_lines(image, model.name, (), host="127.0.0.1", port=port)

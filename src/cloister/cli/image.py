@@ -31,7 +31,7 @@ from cloister.deploy.predict import SERVING, StartedBy
 from cloister.deploy.sev_snp import SNP_CPU
 from cloister.deploy.uki import parse_image
 from cloister.errors import WrongUse
-from cloister.evidence.launch import MAX_LAUNCH, LaunchConfig, launch_digest, parse_launch
+from cloister.evidence.launch import MAX_LAUNCH, LaunchConfig, parse_launch
 from cloister.verify import Policy
 from cloister.verify.policy import Limits
 
@@ -120,16 +120,7 @@ def predict(
         entries: tuple[Entry, ...] = (_of_enclave(image)[0],)
     else:
         kernel = _read(image)
-        start = _start(
-            platform,
-            started_by=started_by,
-            phase=phase,
-            disk=disk,
-            firmware=firmware,
-            vcpus=vcpus,
-            cpu=cpu,
-            pins=pin,
-        )
+        start = _start(platform, started_by, phase, disk, firmware, vcpus, cpu, pin)
         entries, parsed = predict_entries(kernel, start), parse_image(kernel)
         version = ".".join(map(str, parsed.kernel_version))
         about |= {"stub": parsed.stub, "kernel": version, "started_by": started_by}
@@ -189,18 +180,10 @@ def policy(
     if platform == _SGX:
         entry, launch = _of_enclave(image)
         _demand_fitting(launch, deployment, owner)
+        model = model or list(launch.models)
         entries: tuple[Entry, ...] = (entry,)
     else:
-        start = _start(
-            platform,
-            started_by=started_by,
-            phase=phase,
-            disk=disk,
-            firmware=firmware,
-            vcpus=vcpus,
-            cpu=cpu,
-            pins=pin,
-        )
+        start = _start(platform, started_by, phase, disk, firmware, vcpus, cpu, pin)
         entries = predict_entries(_read(image), start)
     written = Policy(
         deployment=deployment,
@@ -246,7 +229,7 @@ def _of_enclave(folder: Path) -> tuple[Entry, LaunchConfig]:
     except OSError as error:
         hint = "`cloister image gramine DIR` makes one, and signs it where Gramine is installed."
         raise WrongUse(f"{folder} holds no signed enclave: {error.strerror}.", hint=hint) from error
-    return {"mr_enclave": signed.mr_enclave, "launch_sha256": launch_digest(said).hex()}, parse_launch(said)
+    return signed.entry(said), parse_launch(said)
 
 
 def _demand_fitting(launch: LaunchConfig, deployment: str, owner: str) -> None:
@@ -316,7 +299,6 @@ def _gramine_missing() -> None:
 
 def _start(
     platform: str,
-    *,
     started_by: str,
     phase: list[str] | None,
     disk: Path | None,

@@ -42,7 +42,7 @@ from cloister.models.memory import estimate
 from cloister.models.store import LocalModel
 from cloister.sim.measure import code_files
 
-__all__ = ["Image", "boot_lines", "build", "entry_of", "gramine_command", "measure", "signing_key"]
+__all__ = ["Image", "boot_lines", "build", "gramine_command", "measure", "signing_key"]
 
 PLATFORM = "sgx"
 
@@ -124,12 +124,7 @@ def measure(image: Image) -> dict[str, str | int]:
         image_folder = Path(folder) / "image"
         build(image_folder, image, gramine)
         signed = sign(image_folder, signing_key())
-    return entry_of(signed, image.launch)
-
-
-def entry_of(signed: Signed, launch: bytes) -> dict[str, str | int]:
-    """SGX has no field of its own for the launch config, so both are pinned together."""
-    return {"mr_enclave": signed.mr_enclave, "launch_sha256": launch_digest(launch).hex()}
+    return signed.entry(image.launch)
 
 
 def _fitting_config(image: Image) -> EnclaveConfig:

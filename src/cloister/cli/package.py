@@ -60,4 +60,4 @@ def pack(app: AppFile, out: Path, state: Path) -> Package:
 def model_of(app: AppFile) -> str:
     """What `app.model` names: a file is looked for beside the app's own, wherever the command is called."""
     beside = app.folder / app.model
-    return str(beside) if beside.is_file() else app.model
+    return str(beside) if beside.suffix == ".gguf" and beside.is_file() else app.model

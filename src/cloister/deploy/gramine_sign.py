@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cloister.deploy.gramine import NAME, Gramine
 from cloister.errors import MalformedEvidence, WrongUse
+from cloister.evidence.launch import launch_digest
 
 __all__ = ["SIGSTRUCT_SIZE", "Signed", "find_gramine", "make_signing_key", "parse_sigstruct", "sign"]
 
@@ -55,6 +56,10 @@ class Signed:
     isv_prod_id: int
     isv_svn: int
     debug: bool
+
+    def entry(self, launch: bytes) -> dict[str, str | int]:
+        """For a policy's measurements of `sgx`. The hardware has no field for the launch config, so both are pinned together."""
+        return {"mr_enclave": self.mr_enclave, "launch_sha256": launch_digest(launch).hex()}
 
 
 def parse_sigstruct(data: bytes) -> Signed:

@@ -139,8 +139,8 @@ class Limits:
 class Policy:
     """`models`, `app` and `config` are SHA-256 digests (64 hexadecimal digits, without prefix).
 
-    `models` None: in a simulator, whatever the launch config says; on hardware, none. `platforms` None: any that can be verified; a simulator only under
-    `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
+    `models` None: in a simulator, whatever the launch config says; on hardware, none. `platforms` None: any that can be
+    verified; a simulator only under `simulator_root`, the PEM of its root certificate. `tolerate_insecure` names weakened settings that are accepted.
     `measurements_signer` ("ed25519:…") or `sigstore` ("identity" and "issuer" of a certificate) names whose signed
     measurements, coming with the evidence, count beside `measurements`.
     `broker_key` ("ed25519:…"): who else than the owner may hand it keys and secrets; None: nobody. `logs` "public": an app
