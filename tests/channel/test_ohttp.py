@@ -423,6 +423,17 @@ def stream_of(sealer: ResponseSealer) -> list[bytes]:
     ]
 
 
+def test_the_nonce_may_leave_before_there_is_an_answer_and_leaves_once() -> None:
+    sealed, sealer = exchange()
+    nonce = sealer.begin()
+    assert len(nonce) == 32
+    assert sealer.begin() == b""
+    assert sealed.response.feed(nonce) == []
+    head, *rest = read(sealed.response, stream_of(sealer))
+    assert head == ResponseHead(200, tuple(SSE))
+    assert isinstance(rest[-1], ResponseEnd)
+
+
 def test_a_stream_sends_one_padded_chunk_per_event() -> None:
     sealed, sealer = exchange()
     sent = stream_of(sealer)

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from tests.client.deployment import HANG, Deployment, InnerApp, RecordingHop, Stage, Tampering, frames
@@ -20,6 +21,7 @@ from cloister.errors import (
     NotTrusted,
     PlaintextRefused,
     TruncatedResponse,
+    VerificationFailed,
     WrongUse,
 )
 
@@ -437,7 +439,43 @@ def test_the_way_there_is_no_other_s_and_leaves_no_mark(
         for _ in range(2):
             assert ask(session)[0] == 200
     ours = {b"content-type", b"content-length", b"incremental", b"cloister-replica"}
-    assert seen == ours | {b"host", b"accept", b"accept-encoding", b"connection", b"user-agent"}
+    assert seen == ours | {b"host", b"accept", b"accept-encoding", b"user-agent"}
+
+
+def test_a_proxy_of_the_environment_stands_before_other_machines_alone(
+    deployment: Deployment, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees where to, and what anybody on the way sees."""
+    asked: list[str] = []
+
+    async def seen(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(dict(scope["headers"])[b"host"].decode())
+        await deployment.gateway({**scope, "path": urlsplit(scope["path"]).path}, receive, send)
+
+    proxy = stage.show(seen)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy.removeprefix("http://"))
+    with Session("http://far.invalid", policy=deployment.policy) as session, pytest.raises(VerificationFailed):
+        session.verify()  # a simulated enclave on another machine
+    assert asked == ["far.invalid"]
+    monkeypatch.setenv("no_proxy", "example.org, far.invalid")
+    with Session("http://far.invalid", policy=deployment.policy) as session, pytest.raises(ConnectionFailed):
+        session.verify()
+    assert asked == ["far.invalid"]
+
+
+@pytest.mark.parametrize("proxy", ["nonsense://p:1", "http://[::1"])
+def test_a_proxy_of_the_environment_that_is_none_says_so(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", proxy)
+    for kind in (Session, AsyncSession):
+        with pytest.raises(WrongUse, match="proxy") as caught:
+            kind("https://far.invalid", policy=deployment.policy)
+        assert "NO_PROXY" in str(caught.value.hint)
 
 
 def test_a_session_that_requires_post_quantum_keys_seals_to_no_others(

@@ -79,8 +79,8 @@ def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
     spoiling: Spoiling, whole: bytes, error: type[CloisterError]
 ) -> None:
     spoiling.whole = whole
-    with httpx2.Client(verify=spoiling.trust, trust_env=False) as client:
-        hop = Hop(client, never, None)
+    with httpx2.HTTPTransport(verify=spoiling.trust) as transport:
+        hop = Hop(transport, never, None)
         with pytest.raises(error):
             hop.drive(asks(spoiling.url))
         hop.close()
@@ -90,8 +90,8 @@ def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
 @cases
 async def test_so_it_is_for_the_async_hop(spoiling: Spoiling, whole: bytes, error: type[CloisterError]) -> None:
     spoiling.whole = whole
-    async with httpx2.AsyncClient(verify=spoiling.trust, trust_env=False) as client:
-        hop = AsyncHop(client, never, None)
+    async with httpx2.AsyncHTTPTransport(verify=spoiling.trust) as transport:
+        hop = AsyncHop(transport, never, None)
         with pytest.raises(error):
             await hop.drive(asks(spoiling.url))
         await hop.close()

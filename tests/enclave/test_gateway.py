@@ -447,19 +447,41 @@ def streams(*gaps: float, text: str = "word", ends: bool = True) -> App:
     return app
 
 
+async def test_the_outer_head_and_the_nonce_leave_before_there_is_an_answer(device: Device) -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await told.wait()
+        await streams(0)(scope, receive, send)
+
+    deployment = inner(app, device)
+    sealed = sealed_to(deployment)
+    call = post(deployment, sealed.body)
+    running = asyncio.create_task(call.run())
+    await asked.wait()
+    head, nonce = call.sent
+    assert head["status"] == 200
+    assert len(nonce["body"]) == 32
+    assert sealed.response.feed(nonce["body"]) == []
+    told.set()
+    await running
+    assert sealed.response.feed(call.body[32:])
+
+
 async def test_the_first_event_leaves_at_once_and_the_rest_on_a_grid(device: Device) -> None:
     deployment = inner(streams(0, *[0.0043] * 30), device)
     sealed = sealed_to(deployment)
     call = await post(deployment, sealed.body).run()
     _, body = opened(sealed, call.body)
     assert body.count(b"data: word") == 31
-    assert call.times[1:] == pytest.approx([0, 0.05, 0.10, 0.15])  # of the bodies
+    assert call.times[2:] == pytest.approx([0, 0.05, 0.10, 0.15])  # of what follows head and nonce
 
 
 async def test_the_grid_is_the_same_whenever_a_stream_began_or_paused(device: Device) -> None:
     deployment = inner(streams(0.02, 0.51, 0.03), device)
     call = await post(deployment, sealed_to(deployment).body).run()
-    assert call.times[1:] == pytest.approx([0.02, 0.55, 0.60])
+    assert call.times[2:] == pytest.approx([0.02, 0.55, 0.60])
 
 
 async def test_one_event_and_many_leave_in_blocks(device: Device) -> None:
@@ -499,7 +521,7 @@ async def test_a_disconnect_ends_the_app_at_once(device: Device) -> None:
     deployment = inner(app, device)
     call = post(deployment, sealed_to(deployment).body)
     running = asyncio.create_task(call.run())
-    await call.until(2)
+    await call.until(3)
     call.gone.set()
     gone = now()
     await ended.wait()
@@ -519,7 +541,7 @@ async def test_what_the_app_does_after_its_answer_is_not_cut_short(device: Devic
     deployment = inner(app, device)
     call = post(deployment, sealed_to(deployment).body)
     running = asyncio.create_task(call.run())
-    await call.until(2)  # all of it leaves together
+    await call.until(3)  # all of it leaves together
     assert not call.sent[-1]["more_body"]
     call.gone.set()
     await running

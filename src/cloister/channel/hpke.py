@@ -6,6 +6,7 @@ AEADs: 0x0001 AES-128-GCM, 0x0002 AES-256-GCM, 0x0003 ChaCha20Poly1305.
 Base mode says nothing about who the sender is. Whatever fails to open fails with the same words.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,13 +179,24 @@ def generate(kem_id: int, entropy: Entropy) -> PrivateKey:
     return XWingKey(entropy(32)) if kem_id == KEM_XWING else X25519Key(entropy(32))
 
 
+@functools.lru_cache(maxsize=32)
+def _x25519_half(public: bytes) -> X25519PublicKey:
+    """Of either KEM's key. A session seals to the same key again and again."""
+    return X25519PublicKey.from_public_bytes(public[-32:])
+
+
+@functools.lru_cache(maxsize=32)
+def _mlkem_half(public: bytes) -> MLKEM768PublicKey:
+    return MLKEM768PublicKey.from_public_bytes(public[:-32])
+
+
 def _encapsulate(kem_id: int, public: bytes, entropy: Entropy) -> tuple[bytes, bytes]:
     ephemeral = X25519PrivateKey.from_private_bytes(entropy(32))
     enc = ephemeral.public_key().public_bytes_raw()
-    dh = ephemeral.exchange(X25519PublicKey.from_public_bytes(public[-32:]))
+    dh = ephemeral.exchange(_x25519_half(public))
     if kem_id == KEM_X25519:
         return enc, _dhkem_secret(dh, enc, public)
-    mlkem, ciphertext = MLKEM768PublicKey.from_public_bytes(public[:-32]).encapsulate()
+    mlkem, ciphertext = _mlkem_half(public).encapsulate()
     return ciphertext + enc, _xwing_secret(mlkem, dh, enc, public[-32:])
 
 

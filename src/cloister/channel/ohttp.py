@@ -6,6 +6,7 @@
 Every failure to open says the same. What a chunk's length announces is checked before the chunk is stored.
 """
 
+import functools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from cloister.channel.hpke import (
     setup_receiver,
     setup_sender,
 )
-from cloister.channel.keys import KeyRing, ReceiverKey, choose, parse_configs, replica_of
+from cloister.channel.keys import KeyConfig, KeyRing, ReceiverKey, choose, parse_configs, replica_of
 from cloister.channel.limits import DEFAULT_LIMITS, MAX_CHUNK, Limits
 from cloister.channel.padding import EVENT_MULTIPLE, padded_length
 from cloister.errors import ChannelBroken, CloisterError, MalformedMessage, NotTrusted, TruncatedResponse, WrongUse
@@ -304,11 +305,16 @@ class ResponseSealer:
         self._stream = False
         self._state = "new"
 
+    def begin(self) -> bytes:
+        """The nonce, which tells nothing and may leave before there is an answer: the client can make its keys meanwhile."""
+        nonce, self._nonce = self._nonce, b""
+        return nonce
+
     def start(self, status: int, headers: Iterable[Field], *, stream: bool = False) -> bytes:
         """Raises: MalformedMessage for a status or fields that HTTP does not allow."""
         self._move("new", "started")
         self._stream = stream
-        return self._nonce + self._put(encode_response_head(status, headers))
+        return self.begin() + self._put(encode_response_head(status, headers))
 
     def data(self, body: bytes) -> bytes:
         self._move("started", "started")
@@ -464,6 +470,12 @@ def seal_request(
     return seal_to(verified.ohttp_keys, request, require_pq=require_pq, entropy=entropy)
 
 
+@functools.lru_cache(maxsize=32)
+def _chosen(ohttp_keys: bytes, *, require_pq: bool) -> tuple[KeyConfig, int]:
+    """A session seals to the same keys again and again."""
+    return choose(parse_configs(ohttp_keys), require_pq=require_pq)
+
+
 def seal_to(
     ohttp_keys: bytes, request: Request, *, require_pq: bool = False, entropy: Entropy = os.urandom
 ) -> SealedRequest:
@@ -474,7 +486,7 @@ def seal_to(
     """
     if request.authority != AUTHORITY:
         raise WrongUse("Sealed requests go to http://enclave.invalid only.", step="target", expected=AUTHORITY)
-    config, aead_id = choose(parse_configs(ohttp_keys), require_pq=require_pq)
+    config, aead_id = _chosen(ohttp_keys, require_pq=require_pq)
     message = encode_request(request)
     if len(message) > DEFAULT_LIMITS.request_bytes:
         raise WrongUse("The request is too large.", step="size", expected=str(DEFAULT_LIMITS.request_bytes))

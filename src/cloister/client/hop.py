@@ -1,13 +1,15 @@
 """The untrusted hop, sync and async: carries out the steps of an `exchange` and translates what goes wrong on the way.
 
-Plain HTTP through httpx2: no cookies, no redirects, no compression, nothing of the inner request. TLS, if there is any,
-is the hop's own affair: what protects the words is the seal.
+Plain HTTP by httpx2's transport alone, which knows no cookies and no redirects: no compression, nothing of the inner
+request. TLS, if there is any, is the hop's own affair: what protects the words is the seal.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TypeAlias, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
@@ -15,12 +17,25 @@ from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
-__all__ = ["AsyncHop", "Hop", "Timeouts"]
+__all__ = ["AsyncHop", "Hop", "Timeouts", "proxy_for"]
 
 T = TypeVar("T")
 # httpcore2 translates a record that does not open (`ssl.SSLError`, an OSError) on the sync way alone.
 _FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError)
 Timeouts: TypeAlias = Mapping[str, float | None]  # connect, read, write, pool; seconds
+_SECONDS = 30.0
+_READ_SECONDS = 300.0  # of silence: a model may think long before its first token
+_TIMEOUTS: Timeouts = {"connect": _SECONDS, "write": _SECONDS, "pool": _SECONDS, "read": _READ_SECONDS}
+_HEADERS = {"user-agent": "cloister", "accept-encoding": "identity"}
+
+
+def proxy_for(url: str) -> str | None:
+    """The address of the proxy that the environment names for this URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, …)."""
+    parts, named = urlsplit(url), getproxies()
+    found = named.get(parts.scheme) or named.get("all")
+    if not found or proxy_bypass(parts.netloc):
+        return None
+    return found if "://" in found else f"http://{found}"
 
 
 class _Base:
@@ -29,8 +44,14 @@ class _Base:
 
     def __init__(self, timeouts: Timeouts | None) -> None:
         self.trailers: list[tuple[bytes, bytes]] = []
-        self._extensions = {"timeout": dict(timeouts)} if timeouts is not None else {}
+        self._timeouts = dict(_TIMEOUTS if timeouts is None else timeouts)
         self._answered = False
+
+    def _request(self, step: Fetch) -> httpx2.Request:
+        headers = {**_HEADERS, **step.headers}
+        return httpx2.Request(
+            step.method, step.url, headers=headers, content=step.content, extensions={"timeout": self._timeouts}
+        )
 
     def _opened(self, opened: Opened, data: bytes) -> Iterator[bytes]:
         """The content in what arrived. Raises: TruncatedResponse, ChannelBroken."""
@@ -56,10 +77,10 @@ class _Base:
 
 class Hop(_Base):
     def __init__(
-        self, client: httpx2.Client, verify: Callable[[Verified | None], Verified], timeouts: Timeouts | None
+        self, transport: httpx2.BaseTransport, verify: Callable[[Verified | None], Verified], timeouts: Timeouts | None
     ) -> None:
         super().__init__(timeouts)
-        self._client = client
+        self._transport = transport
         self._verify = verify
         self._response: httpx2.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
@@ -96,11 +117,8 @@ class Hop(_Base):
     def _fetch(self, step: Fetch) -> Arrived:
         self.close()
         self._answered = False
-        request = self._client.build_request(
-            step.method, step.url, headers=step.headers, content=step.content, extensions=self._extensions
-        )
         try:
-            response = self._client.send(request, stream=True)
+            response = self._transport.handle_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = True
@@ -117,12 +135,12 @@ class Hop(_Base):
 class AsyncHop(_Base):
     def __init__(
         self,
-        client: httpx2.AsyncClient,
+        transport: httpx2.AsyncBaseTransport,
         verify: Callable[[Verified | None], Awaitable[Verified]],
         timeouts: Timeouts | None,
     ) -> None:
         super().__init__(timeouts)
-        self._client = client
+        self._transport = transport
         self._verify = verify
         self._response: httpx2.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
@@ -165,11 +183,8 @@ class AsyncHop(_Base):
     async def _fetch(self, step: Fetch) -> Arrived:
         await self.close()
         self._answered = False
-        request = self._client.build_request(
-            step.method, step.url, headers=step.headers, content=step.content, extensions=self._extensions
-        )
         try:
-            response = await self._client.send(request, stream=True)
+            response = await self._transport.handle_async_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = True

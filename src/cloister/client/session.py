@@ -4,22 +4,20 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx2
 
 from cloister.client.attestor import Attestor, Clock, Completer
 from cloister.client.exchange import InnerRequest, Opened, Sealer, attest
-from cloister.client.hop import AsyncHop, Hop, Timeouts
+from cloister.client.hop import AsyncHop, Hop, Timeouts, proxy_for
 from cloister.client.memory import Memory
+from cloister.errors import WrongUse
 from cloister.verify import Policy, Verified
 
 __all__ = ["Answer", "AsyncAnswer", "AsyncSession", "Session"]
 
 _KEEPALIVE = 4.0  # seconds; a little less than uvicorn's 5, so that nothing is sent into a connection being closed
-_CONNECT_TIMEOUT = 30.0  # seconds; also for writing
-_READ_TIMEOUT = 300.0  # seconds of silence: a model may think long before its first token
 
 
 class _Core(ABC):
@@ -39,15 +37,14 @@ class _Core(ABC):
     ) -> None:
         self._attestor = Attestor(url, policy, clock=clock, pin=pin_measurement, memory=memory, complete=complete)
         self._sealer = Sealer(self._attestor, clock, require_pq=require_pq, reuse_cache=reuse_cache)
-        self._connect(
-            timeout=httpx2.Timeout(_CONNECT_TIMEOUT, read=_READ_TIMEOUT),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE),
-            cookies=CookieJar(policy=DefaultCookiePolicy(allowed_domains=[])),
-            headers={"user-agent": "cloister", "accept-encoding": "identity"},
-            follow_redirects=False,
-            # A proxy named by the environment is one more untrusted hop; but none leads back to this machine.
-            trust_env=not self._attestor.loopback,
-        )
+        # A proxy named by the environment is one more untrusted hop; but none leads back to this machine.
+        proxy = None if self._attestor.loopback else proxy_for(self._attestor.base)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE)
+        try:
+            self._connect(limits=limits, proxy=proxy, trust_env=not self._attestor.loopback)
+        except (ImportError, ValueError, httpx2.InvalidURL) as error:
+            hint = "Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or name this address in NO_PROXY."
+            raise WrongUse("The proxy that the environment names cannot be used.", step="proxy", hint=hint) from error
 
     @abstractmethod
     def _connect(self, **http: Any) -> None: ...
@@ -85,7 +82,7 @@ class Session(_Core):
     """
 
     def _connect(self, **http: Any) -> None:
-        self._client = httpx2.Client(**http)
+        self._transport = httpx2.HTTPTransport(**http)
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Session":
@@ -95,7 +92,7 @@ class Session(_Core):
         self.close()
 
     def close(self) -> None:
-        self._client.close()
+        self._transport.close()
 
     def verify(self, *, force: bool = False) -> Verified:
         """What was verified within the last hour and still holds; otherwise, or with `force`, verified anew.
@@ -109,7 +106,7 @@ class Session(_Core):
 
         Raises: WrongUse before anything was sent; NotTrusted, Malformed, Unreachable.
         """
-        hop = Hop(self._client, self._renew, timeouts)
+        hop = Hop(self._transport, self._renew, timeouts)
         try:
             return Answer(hop.drive(self._sealer.exchange(request)), hop)
         except BaseException:
@@ -122,7 +119,7 @@ class Session(_Core):
             current = self._attestor.current()
             if current is not None and current is not stale:
                 return current
-            hop = Hop(self._client, self._renew, None)
+            hop = Hop(self._transport, self._renew, None)
             try:
                 return hop.drive(attest(self._attestor))
             finally:
@@ -153,7 +150,7 @@ class AsyncSession(_Core):
     """`Session` for asyncio: one event loop, any number of tasks."""
 
     def _connect(self, **http: Any) -> None:
-        self._client = httpx2.AsyncClient(**http)
+        self._transport = httpx2.AsyncHTTPTransport(**http)
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> "AsyncSession":
@@ -163,7 +160,7 @@ class AsyncSession(_Core):
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def verify(self, *, force: bool = False) -> Verified:
         """As `Session.verify`."""
@@ -171,7 +168,7 @@ class AsyncSession(_Core):
 
     async def send(self, request: InnerRequest, timeouts: Timeouts | None = None) -> "AsyncAnswer":
         """As `Session.send`."""
-        hop = AsyncHop(self._client, self._renew, timeouts)
+        hop = AsyncHop(self._transport, self._renew, timeouts)
         try:
             return AsyncAnswer(await hop.drive(self._sealer.exchange(request)), hop)
         except BaseException:
@@ -190,7 +187,7 @@ class AsyncSession(_Core):
             current = self._attestor.current()
             if current is not None and current is not stale:
                 return current
-            hop = AsyncHop(self._client, self._renew, None)
+            hop = AsyncHop(self._transport, self._renew, None)
             try:
                 return await hop.drive(attest(self._attestor))
             finally:

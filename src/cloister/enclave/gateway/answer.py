@@ -1,6 +1,7 @@
 """Seals what the inner app sends, and decides when it leaves.
 
-A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, the same for all streams (so that
+The outer head tells nothing, so it leaves before there is an answer, with the nonce of its keys: the client is done with
+both when the first token comes. A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, the same for all streams (so that
 the front wakes once for many), each time as one sealed chunk, padded (`events`). Any other answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm
 and length of tokens tell what is being said: this reduces it and does not remove it.
 """
@@ -42,15 +43,11 @@ class Sealer(Protocol):
     def finish(self, trailers: inner.Fields, *, pad: bool) -> bytes: ...
 
 
-def _opaque_head(status: int, headers: inner.Fields) -> Head:
-    return 200, list(_OUTER_HEADERS)
-
-
 class Answer:
     """One answer: `send` is the inner app's, `pump` the gateway's; they meet in a buffer.
 
-    `outer` makes of the inner status and headers those that travel in clear: by default they tell nothing. `receipt`
-    leaves with the end, of an event stream as its last comment, of any other answer in its trailers.
+    `opening` leaves at once, behind an outer head that tells nothing; or `outer` makes one of the inner status and headers.
+    `receipt` leaves with the end, of an event stream as its last comment, of any other answer in its trailers.
     """
 
     def __init__(
@@ -58,18 +55,20 @@ class Answer:
         sealer: Sealer,
         *,
         padding: bool,
-        outer: Callable[[int, inner.Fields], Head] = _opaque_head,
+        opening: bytes = b"",
+        outer: Callable[[int, inner.Fields], Head] | None = None,
         receipt: PendingReceipt | None = None,
     ) -> None:
         self._sealer = sealer
         self._receipt = receipt
+        self._opening = opening
         self._outer = outer
         self._padding = padding
         self._events: EventBuffer | None = None  # set when the answer is an event stream
         self._body = bytearray()  # of any other answer
         self._head: Head | None = None
         self._whole = False  # leaves in whole chunks only
-        self._left = False  # something has gone out
+        self._left = False  # something of it has gone out
         self._failed = False
         self._gone = False
         self._begun = False  # the first event is on its way
@@ -107,6 +106,9 @@ class Answer:
         Raises: EngineDied when the inner app failed with its answer half sent. The server then cuts the connection,
         and since nothing is sealed as "final", no client takes what came for the whole.
         """
+        if self._outer is None:
+            await send({"type": "http.response.start", "status": 200, "headers": list(_OUTER_HEADERS)})
+            await send({"type": "http.response.body", "body": self._opening, "more_body": True})
         while not self._gone:
             await self._work.wait()
             self._work.clear()
@@ -190,8 +192,9 @@ class Answer:
     async def _leave(self, send: Send, sealed: bytes, *, more: bool) -> None:
         if not self._left and self._head is not None:
             self._left = True
-            status, headers = self._outer(*self._head)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
+            if self._outer is not None:
+                status, headers = self._outer(*self._head)
+                await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": sealed, "more_body": more})
 
     def _fail(self) -> None:

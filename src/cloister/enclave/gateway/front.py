@@ -155,7 +155,8 @@ class Gateway:
         if isinstance(opened, Problem):
             await opened.answer(send)
         elif opened is not None:
-            answer = Answer(opened.response, padding=self._padding, receipt=self._receipt(opened.request))
+            receipt = self._receipt(opened.request)
+            answer = Answer(opened.response, padding=self._padding, opening=opened.response.begin(), receipt=receipt)
             await self._inside.answer(opened.request, answer, scope, receive, send)
 
     async def _ehbp_keys(self, *, reads: bool, send: Send) -> None:
