@@ -161,12 +161,12 @@ def test_a_prepared_job_is_in_the_inbox_before_a_young_chunk_is_told_to_wait_for
     loop = SimpleNamespace(
         forgotten=lambda number: False,
         submit=seen.append,
-        regroup=lambda: seen.append(f"regroup, {inbox.qsize()} waits"),
+        regroup=lambda number: seen.append(f"regroup {number}, {inbox.qsize()} waits"),
     )
     preparer = SimpleNamespace(prepare=lambda number, request: f"job {number}")
     nothing: Any = SimpleNamespace()
     _Desk(nothing, loop, preparer, nothing, inbox)._prepare(7, nothing)  # type: ignore[arg-type]
-    assert seen == ["regroup, 1 waits"]
+    assert seen == ["regroup 7, 1 waits"]
     inbox.get()()
     assert seen[1:] == ["job 7"]
 

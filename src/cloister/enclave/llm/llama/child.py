@@ -312,7 +312,7 @@ class _Desk:
             self._inbox.put(lambda: self._loop.reject(number, refusal))
         else:
             self._inbox.put(lambda: self._loop.submit(job))
-            self._loop.regroup()
+            self._loop.regroup(number)
 
     def _answer(self, number: int) -> None:
         message = self._asked.message(number)

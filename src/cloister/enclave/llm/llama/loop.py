@@ -176,10 +176,11 @@ class DecodeLoop:
             if self._current.owners and self._current.owners <= self._current.cancelled:
                 self._model.abort(True)  # noqa: FBT003
 
-    def regroup(self) -> None:
-        """A job is about to be submitted: let a chunk that began just now wait for it (`_GATHERING`). From any thread."""
+    def regroup(self, number: int) -> None:
+        """This job is about to be submitted: let a chunk that began just now, without it, wait for it (`_GATHERING`)."""
         with self._current.lock:
-            if self._current.owners and time.monotonic() < self._current.gathers_until:
+            owners = self._current.owners
+            if owners and number not in owners and time.monotonic() < self._current.gathers_until:
                 self._model.abort(True)  # noqa: FBT003
 
     def forgotten(self, number: int) -> bool:
