@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from tests.cli.running import run
 
-from cloister.cli.local import LocalEnclave, Plan, names_of, origins, owner_key, policy_for, write_root
+from cloister.cli.local import LocalEnclave, Plan, owner_key, policy_for, write_root
 from cloister.cli.main import app
 from cloister.cli.serve import _warn_of_plaintext, _warn_of_tls
 from cloister.enclave.boot import KeyHash
 from cloister.errors import WrongUse
+from cloister.host.process import names_of, origins
 from cloister.models.download import resolve
 from cloister.owner.deployment import owner_name
 from cloister.sim import Device
@@ -143,9 +144,7 @@ def test_a_tls_listener_is_called_by_what_leads_to_it(monkeypatch: pytest.Monkey
     assert names_of("127.0.0.1") == names_of("localhost") == ("localhost", "127.0.0.1")
     assert names_of("::1") == ("localhost", "::1")
     assert (names_of("10.0.0.7"), names_of("chat.example")) == (("10.0.0.7",), ("chat.example",))
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-        assert origins(("localhost", "::1"), sock) == (f"https://localhost:{port}", f"https://[::1]:{port}")
+    assert origins(("localhost", "::1"), 8443) == ("https://localhost:8443", "https://[::1]:8443")
     monkeypatch.setattr("cloister.cli.serve._find_platform", lambda _asked: "tdx")
     nameless = run(app, "serve", "tiny", "--tls", "--host", "0.0.0.0", "--dangerously-without-api-keys")
     assert nameless.exit_code == 2

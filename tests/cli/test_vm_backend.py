@@ -125,6 +125,18 @@ def test_the_guest_is_handed_the_exact_bytes_and_the_model(settings: VmSettings,
     assert line.data_bytes == model.stat().st_size
 
 
+def test_a_tls_listener_is_named_and_has_a_port_of_its_own(settings: VmSettings, tmp_path: Path) -> None:
+    known = ("https://chat.example.org:8501",)
+    running = backend_of(settings).start(replace(spawn_of(replace(CONFIG, tls=True)), tls_origins=known))
+    next(iter(running.events()))
+    running.stop()
+    line = parse_line((tmp_path / "bin/qemu.boot").read_bytes())
+    assert (line.tls_port, line.tls_origins) == (8443, known)
+    said = (tmp_path / "bin/qemu.arguments").read_text()
+    assert f"hostfwd=tcp:127.0.0.1:{running.tls_port}-10.0.2.15:8443" in said
+    assert running.tls_port != running.port
+
+
 def test_a_bundle_is_handed_over_as_it_lies(settings: VmSettings, tmp_path: Path) -> None:
     bundle = tmp_path / "app.bundle"
     bundle.write_bytes(b"cloister-bundle\0" + bytes(500))

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +161,34 @@ def assert_wire_has_none(told: dict[str, Any], hops: list[Relay], canaries: list
     for canary in canaries:
         assert canary not in api
         assert canary not in sealed
+
+
+def by_tls(host: Host, origin: str) -> str:
+    """As `curl --cacert cert.pem` asks. Raises: httpx2.ConnectError for another certificate."""
+    trusted = ssl.create_default_context(cafile=str(host.shell.home / "cert.pem"))
+    with httpx2.Client(verify=trusted, trust_env=False, timeout=60) as client:
+        return client.get(f"{origin}/{QUESTION_CANARY}").text
+
+
+def test_an_app_with_a_tls_listener_answers_by_the_attested_certificate(host: Host) -> None:
+    told = told_of(host.do("cloister deploy words --name listening --tls --json"))
+    try:
+        assert told["app"]["tls"][0].startswith("https://localhost:")
+        assert "tls" in told["verification"]["insecure"]
+        assert ask(told) == ANSWER
+        policy = shlex.split(told["try"])[-1]
+        save = f"cloister verify {shlex.quote(told['url'])} --policy {policy} --save-cert cert.pem"
+        host.do(save)
+        for origin in told["app"]["tls"]:
+            assert by_tls(host, origin) == ANSWER
+        again = told_of(host.do("cloister restart listening --json"))
+        assert again["app"]["tls"] == told["app"]["tls"]
+        with pytest.raises(httpx2.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            by_tls(host, told["app"]["tls"][0])  # another start, another key
+        host.do(save)
+        assert by_tls(host, told["app"]["tls"][0]) == ANSWER
+    finally:
+        host.do("cloister remove listening --yes")
 
 
 def test_a_missing_secret_is_said_before_anything_is_uploaded(host: Host) -> None:

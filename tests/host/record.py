@@ -5,6 +5,7 @@ from cloister.host.store import App
 APP = App(
     name="one",
     port=8500,
+    tls_port=None,
     owner="ed25519:" + "A" * 43,
     launch=b"launch",
     config=b"config",

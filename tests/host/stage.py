@@ -23,13 +23,14 @@ from cloister.verify import Policy
 OWNER = "ed25519:" + "A" * 43
 STRANGER = "ed25519:" + "B" * 42 + "A"
 CONFIG = json.dumps({"platform": "sim"}).encode()
+WITH_TLS = json.dumps({"platform": "sim", "tls": True}).encode()
 GIB = 1 << 30
 
 
 class FakeEnclave:
-    def __init__(self, spawn: Spawn, port: int, events: list[Event]) -> None:
+    def __init__(self, spawn: Spawn, port: int, tls_port: int, events: list[Event]) -> None:
         self.spawn = spawn
-        self.port = port
+        self.port, self.tls_port = port, tls_port
         self.pid: int | None = None
         self.stopped = threading.Event()
         self._said: queue.Queue[Event | None] = queue.Queue()
@@ -59,6 +60,7 @@ class FakeBackend:
     platform: str = "sim"
     bounds_memory: bool = False
     port: int = 9
+    tls_port: int = 0
     script: Callable[[Spawn], list[Event]] = lambda spawn: [{"event": "ready"}]
     error: Exception | None = None
     started: list[FakeEnclave] = field(default_factory=list)
@@ -67,7 +69,7 @@ class FakeBackend:
     def start(self, spawn: Spawn) -> RunningEnclave:
         if self.error is not None:
             raise self.error
-        enclave = FakeEnclave(spawn, self.port, self.script(spawn))
+        enclave = FakeEnclave(spawn, self.port, self.tls_port, self.script(spawn))
         self.started.append(enclave)
         return enclave
 
@@ -84,7 +86,13 @@ class FakeBackend:
 
 
 def launch_of(
-    *, owner: str = OWNER, deployment: str = "one", release: int = 1, logs: str = "none", app: str = "ab" * 32
+    *,
+    owner: str = OWNER,
+    deployment: str = "one",
+    release: int = 1,
+    logs: str = "none",
+    app: str = "ab" * 32,
+    config: bytes = CONFIG,
 ) -> bytes:
     return LaunchConfig(
         owner_key=owner,
@@ -92,7 +100,7 @@ def launch_of(
         release=release,
         app=LaunchApp("llm", app),
         models=("cd" * 32,),
-        config_sha256=hashlib.sha256(CONFIG).hexdigest(),
+        config_sha256=hashlib.sha256(config).hexdigest(),
         logs=logs,
     ).encode()
 
@@ -128,12 +136,19 @@ class Stage:
     time: list[float]
 
 
-def open_stage(folder: Path, backend: FakeBackend, time_: list[float], ports: tuple[int, int]) -> Stage:
+def open_stage(
+    folder: Path,
+    backend: FakeBackend,
+    time_: list[float],
+    ports: tuple[int, int],
+    address: str = "http://127.0.0.1:{port}",
+) -> Stage:
     store = Store(folder / "host.db")
     bundles = Bundles(folder / "bundles", UploadLimits(most=GIB, quota=GIB, reserve=0))
     settings = FleetSettings(
         capacity=Capacity(4 * GIB, (0, 1)),
         ports=ports,
+        address=address,
         tick=0.01,
         sample=0.01,
         sweep=0.01,

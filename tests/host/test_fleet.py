@@ -14,6 +14,7 @@ from tests.host.stage import (
     CONFIG,
     GIB,
     STRANGER,
+    WITH_TLS,
     FakeBackend,
     Stage,
     asked,
@@ -113,6 +114,60 @@ def test_its_port_leads_to_the_enclave_that_runs_and_answers_503_while_none_does
         assert ask(app["port"]) == b"GET / HTTP/1.1\r\n\r\n"
         stage.fleet.stop("one")
         assert ask(app["port"]).startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_tls_listener_has_a_stable_port_of_its_own(stage: Stage, backend: FakeBackend) -> None:
+    wanted = replace(asked(launch=launch_of(config=WITH_TLS), config=WITH_TLS), replace=True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=echo, args=(server,), daemon=True).start()
+        backend.tls_port = server.getsockname()[1]
+        app = stage.fleet.deploy(wanted, "me")
+        ready(stage)
+        port = stage.store.app("one").tls_port
+        assert app["tls"] == [f"https://localhost:{port}", f"https://127.0.0.1:{port}"]
+        assert backend.last.spawn.tls_origins == tuple(app["tls"])
+        assert port is not None
+        assert port != app["port"]
+        assert ask(port) == b"GET / HTTP/1.1\r\n\r\n"
+        assert stage.fleet.deploy(asked("two"), "me")["port"] not in (port, app["port"])
+        assert stage.fleet.deploy(wanted, "me")["tls"] == app["tls"]
+        stage.fleet.stop("one")
+        with contextlib.suppress(ConnectionResetError):
+            assert ask(port) == b""
+    stage = reopen(stage)
+    try:
+        assert stage.fleet.describe("one")["tls"] == app["tls"]
+        assert stage.fleet.deploy(asked(replace=True), "me")["tls"] == []
+        with pytest.raises(ConnectionRefusedError):
+            ask(port)
+    finally:
+        close_stage(stage)
+
+
+def test_a_tls_port_that_somebody_took_is_that_apps_trouble(stage: Stage) -> None:
+    stage.fleet.deploy(asked(launch=launch_of(config=WITH_TLS), config=WITH_TLS), "me")
+    port = stage.store.app("one").tls_port
+    close_stage(stage)
+    with socket.create_server(("127.0.0.1", port or 0)):
+        stage = open_stage(stage.folder, stage.backend, stage.time, stage.fleet._settings.ports)
+        assert state_of(stage) == "failed"
+    try:
+        ready(stage)  # once it is free again
+    finally:
+        close_stage(stage)
+
+
+def test_a_tls_listener_wants_a_name(tmp_path: Path, stage: Stage) -> None:
+    nameless = open_stage(
+        tmp_path / "nameless", FakeBackend(), [0.0], stage.fleet._settings.ports, "http://0.0.0.0:{port}"
+    )
+    try:
+        with pytest.raises(WrongUse, match="no name") as caught:
+            nameless.fleet.deploy(asked(launch=launch_of(config=WITH_TLS), config=WITH_TLS), "me")
+        assert "--address" in str(caught.value.hint)
+        assert nameless.store.apps() == []
+    finally:
+        close_stage(nameless)
 
 
 def echo(server: socket.socket) -> None:

@@ -58,6 +58,12 @@ def test_a_machine_with_a_software_tpm() -> None:
     )
 
 
+def test_a_second_port_leads_to_the_tls_listener() -> None:
+    command = machine_command(replace(VTPM, tls_port=40002))
+    forwards = "hostfwd=tcp:127.0.0.1:40001-10.0.2.15:8484,hostfwd=tcp:127.0.0.1:40002-10.0.2.15:8443"
+    assert command[command.index("-netdev") + 1] == f"user,id=net,restrict=on,ipv6=off,{forwards}"
+
+
 def test_a_trust_domain_is_made_with_the_launch_digest_in_its_configuration() -> None:
     command = machine_command(TDX)
     launch = base64.b64encode(LAUNCH_SHA256 + bytes(16)).decode()

@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import threading
 
@@ -79,6 +80,20 @@ def test_without_an_enclave_it_answers_503_and_with_a_new_one_it_leads_there() -
             assert _ask(relay.port, b"hello") == b"HELLO"
         assert relay.take() == []  # it was told to keep nothing
         assert (relay.connections, relay.received, relay.sent) == (2, 5, 5)
+    finally:
+        relay.stop()
+
+
+def test_before_tls_it_closes_while_nobody_is_there() -> None:
+    relay = Relay(0, keep=0, tls=True)
+    relay.start()
+    try:
+        with contextlib.suppress(ConnectionResetError):  # it reads nothing, so it may be this
+            assert _ask(relay.port, b"\x16\x03\x01") == b""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=_echo_once, args=(server,), daemon=True).start()
+            relay.upstream_port = server.getsockname()[1]
+            assert _ask(relay.port, b"hello") == b"HELLO"
     finally:
         relay.stop()
 

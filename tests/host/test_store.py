@@ -30,6 +30,32 @@ def test_what_was_put_is_there_in_the_next_process(path: Path) -> None:
     assert [(line.kind, line.text) for line in again.lines("one")] == [("ready", "words")]
 
 
+def test_the_state_of_a_former_release_is_taken_over(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        for statement in _FORMER:
+            db.execute(statement)
+        db.commit()
+    store = Store(path)
+    assert store.apps() == [APP]
+    store.put(replace(APP, name="two", port=8501, tls_port=8502))
+    store.close()
+    assert [app.tls_port for app in Store(path).apps()] == [None, 8502]
+
+
+_FORMER = (
+    """CREATE TABLE app (
+  name TEXT PRIMARY KEY, port INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL, launch BLOB NOT NULL, config BLOB NOT NULL,
+  bundle TEXT, model TEXT, memory_bytes INTEGER NOT NULL, cores INTEGER NOT NULL, expires_at REAL,
+  restart TEXT NOT NULL CHECK (restart IN ('always', 'never')), wanted TEXT NOT NULL CHECK (wanted IN ('run', 'stop')),
+  deployed_by TEXT NOT NULL, created_at REAL NOT NULL, changed_at REAL NOT NULL
+) STRICT""",
+    f"""INSERT INTO app VALUES ('one', 8500, '{APP.owner}', x'6c61756e6368', x'636f6e666967', '{APP.bundle}', NULL, 1073741824, 1,
+  NULL, 'always', 'run', 'me', 1.0, 1.0)""",
+    "PRAGMA user_version = 1",
+)
+"""Schema 1, with one app."""
+
+
 def test_the_file_is_its_users_alone(path: Path) -> None:
     Store(path)
     assert path.stat().st_mode & 0o077 == 0

@@ -8,7 +8,7 @@ import pytest
 from tests.host.stage import CONFIG, FakeBackend, eventually, launch_of
 
 from cloister.errors import ConnectionFailed, WrongUse
-from cloister.host.backend import Spawn
+from cloister.host.backend import RunningEnclave, Spawn
 from cloister.host.supervisor import Backoff, Supervisor
 
 SPAWN = Spawn(
@@ -31,13 +31,16 @@ class Watched:
         return Supervisor(
             self.backend,
             lambda: SPAWN,
-            attach=self.ports.append,
+            attach=self.attach,
             log=lambda kind, text: self.told.append((kind, text)),
             backoff=Backoff(first=1.0, most=8.0, steady=100.0),
             clock=lambda: self.now,
             pause=self.pause,
             **more,
         )
+
+    def attach(self, running: RunningEnclave | None) -> None:
+        self.ports.append(running.port if running else 0)
 
     def pause(self, stopping: threading.Event, seconds: float) -> bool:
         self.pauses.append(seconds)
@@ -273,7 +276,7 @@ def test_a_spawn_is_made_anew_for_each_start(backend: FakeBackend, watched: Watc
     supervisor = Supervisor(
         backend,
         spawn,
-        attach=watched.ports.append,
+        attach=watched.attach,
         log=lambda kind, text: None,
         clock=lambda: 0.0,
         pause=watched.pause,

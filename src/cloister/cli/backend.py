@@ -45,12 +45,14 @@ class ProcessBackend:
 
     def start(self, spawn: Spawn) -> RunningEnclave:
         """Raises: WrongUse for an upstream, and for a model that is a file of this machine; what `resolve` raises."""
-        if parse_config(spawn.config).upstream is not None:
+        config = parse_config(spawn.config)
+        if config.upstream is not None:
             hint = "A model belongs into the bundle."
             raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
         model = None if spawn.model is None else public_model(spawn.model)
         measurement = self._measure()
         sock = listen("127.0.0.1", 0)
+        tls = listen("127.0.0.1", 0) if config.tls else None
         hardware = self._device.launch(measurement, launch_digest(spawn.launch))
         boot = Boot(
             launch=spawn.launch,
@@ -61,9 +63,12 @@ class ProcessBackend:
             model_name=model.name if model else "",
             engine_dir=str(library_dir()),
             bundle_path=str(spawn.bundle) if spawn.bundle else "",
+            tls_fd=tls.fileno() if tls else None,
+            tls_origins=spawn.tls_origins if tls else (),
         )
-        process = EnclaveProcess(boot.encode(), (sock.fileno(), hardware.fd), silent=True)
-        return _Running(process, hardware, sock, spawn.cores)
+        sockets = [sock, tls] if tls else [sock]
+        given = (*(one.fileno() for one in sockets), hardware.fd)
+        return _Running(EnclaveProcess(boot.encode(), given, silent=True), hardware, sockets, spawn.cores)
 
     def forget(self, name: str) -> None:
         """Nothing is kept for one app."""
@@ -89,12 +94,17 @@ class ProcessBackend:
 
 
 class _Running:
-    """Its simulated hardware ends with it."""
+    """Its simulated hardware ends with it. `sockets`: where it listens, and its TLS listener's if there is one."""
 
     def __init__(
-        self, process: EnclaveProcess, hardware: LaunchedEnclave, sock: socket.socket, cores: Sequence[int]
+        self,
+        process: EnclaveProcess,
+        hardware: LaunchedEnclave,
+        sockets: Sequence[socket.socket],
+        cores: Sequence[int],
     ) -> None:
-        self.port: int = sock.getsockname()[1]
+        ports: list[int] = [sock.getsockname()[1] for sock in sockets]
+        self.port, self.tls_port = ports[0], ports[1] if len(ports) > 1 else 0
         self._process = process
         self._hardware = hardware
         self._lock = threading.Lock()
@@ -102,7 +112,8 @@ class _Running:
             self.pid = start_on(cores, process)
         finally:
             hardware.handed_over()
-            sock.close()
+            for sock in sockets:
+                sock.close()
 
     def events(self) -> Iterator[Event]:
         yield from self._process.events()

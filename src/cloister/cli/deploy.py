@@ -93,12 +93,17 @@ def deploy(
     restart: Annotated[
         Restart, typer.Option("--restart", help="Whether the host starts it again when it ends by itself.")
     ] = "always",
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Weaker, and so named to all clients: a TLS listener too, inside the enclave.")
+    ] = False,
     wait: Wait = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Package an app, bring it to a host, verify the enclave that waits there, release its keys to it, and wait until it
     answers. An app of that name is replaced, under the same address."""
-    wishes = Wishes(name=name, platform=platform, policy=policy, bundle=bundle, api_keys=api_keys, broker=broker)
+    wishes = Wishes(
+        name=name, platform=platform, policy=policy, bundle=bundle, api_keys=api_keys, broker=broker, tls=tls
+    )
     with connect(host) as client:
         client.get("/v1/host")  # before the work of packaging: is it there, and am I let in?
         if model and secrets is not None:
@@ -305,5 +310,10 @@ def _tell(app: dict[str, Any], made: Deployment, verified: Verified, as_json: bo
         return
     for part in summary(verified):
         output.note(part, hang=2)
+    if app["tls"]:
+        listeners = ", ".join(output.one_line(str(origin), 80) for origin in app["tls"])
+        output.note(
+            f"TLS, which is weaker: {listeners}; its certificate: cloister verify … --save-cert cert.pem", hang=2
+        )
     output.line(f"ready {address}")
     output.line(shlex.join(words))

@@ -62,6 +62,7 @@ class Wishes:
     bundle: Path | None = None
     api_keys: Path | None = None
     broker: str = ""
+    tls: bool = False
 
 
 _OF_SEALED_APPS = ("policy", "bundle", "api_keys", "broker")
@@ -117,7 +118,8 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
     if head.manifest.name != app.name:
         raise WrongUse("That bundle is of another app.", expected=app.name, got=head.manifest.name, step="bundle")
     with_keys = wishes.api_keys is not None
-    config = config_for(head, platform, **({"api_keys": True} if with_keys else {})).encode()
+    asked = {name: True for name, wanted in (("api_keys", with_keys), ("tls", wishes.tls)) if wanted}
+    config = config_for(head, platform, **asked).encode()
     launch = launch_bytes(
         head,
         owner_key=owner_name(owner_key()),
@@ -131,7 +133,7 @@ def prepare(folder: Path, wishes: Wishes) -> tuple[Deployment, AppFile]:
             name=name,
             launch=launch,
             config=config,
-            policy=_policy(launch, _read_policy(file, platform)),
+            policy=_policy(launch, _read_policy(file, platform), tls=wishes.tls),
             kind=head.manifest.kind,
             bundle=(path, _digest(path)),
             head=head_bytes,
@@ -162,7 +164,7 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
     output.note("measuring the code that will run", "dim")
-    plan = Plan.make(found, platform=wishes.platform, engine="thread" if in_sgx else "process")
+    plan = Plan.make(found, platform=wishes.platform, engine="thread" if in_sgx else "process", tls=wishes.tls)
     config = plan.config.digest().hex()
     launch = LaunchConfig(
         owner_key=plan.owner,
@@ -269,7 +271,8 @@ def load_record(name: str, host: str, policy: Path | None) -> Deployment | None:
         launch, config, head = (base64.b64decode(found[part]) for part in ("launch", "config", "head"))
         folder, keys = Path(found["folder"]), found["api_keys"]
         deployed = parse_launch(launch)
-        platform = str(json.loads(config)["platform"])
+        said = json.loads(config)
+        platform, tls = str(said["platform"]), said.get("tls") is True
         file, sha256 = found["bundle"]
     except (ValueError, KeyError, TypeError, MalformedEvidence) as error:
         raise WrongUse(f"{path} is damaged.", hint="Deploy the app again.", step="record") from error
@@ -277,7 +280,7 @@ def load_record(name: str, host: str, policy: Path | None) -> Deployment | None:
         name=name,
         launch=launch,
         config=config,
-        policy=_policy(launch, _read_policy(policy or _named_policy(folder), platform, kept_as=name)),
+        policy=_policy(launch, _read_policy(policy or _named_policy(folder), platform, kept_as=name), tls=tls),
         kind=deployed.app.kind,
         bundle=(Path(file), str(sha256)),
         head=head,
@@ -321,10 +324,11 @@ def _no_policy() -> WrongUse:
     return WrongUse("What to believe of the host's hardware is not said.", hint=hint, step="policy")
 
 
-def _policy(launch_bytes_: bytes, believed: Policy | None) -> Policy:
+def _policy(launch_bytes_: bytes, believed: Policy | None, *, tls: bool) -> Policy:
     """What the owner knows is pinned: on real hardware beside what is `believed` of it, on simulated hardware beside
-    this machine's own simulator and the code that is installed here."""
+    this machine's own simulator and the code that is installed here. A TLS listener, which the owner asked for, is tolerated."""
     launch = parse_launch(launch_bytes_)
+    asked = {"tls"} if tls else set[str]()
     pins: dict[str, Any] = {
         "owner_key": launch.owner_key,
         "broker_key": launch.broker_key,
@@ -335,14 +339,14 @@ def _policy(launch_bytes_: bytes, believed: Policy | None) -> Policy:
         "models": frozenset(launch.models) or None,
     }
     if believed is not None:
-        return replace(believed, **pins)
+        return replace(believed, tolerate_insecure=believed.tolerate_insecure | asked, **pins)
     device = Device.open(state_directory() / "sim")
     write_root(device)
     return Policy(
         platforms=(PLATFORM,),
         measurements={PLATFORM: (measure(library_dir()).components(),)},
         simulator_root=device.root_pem,
-        tolerate_insecure=frozenset({"api-keys-off", _UNCONFINED}),
+        tolerate_insecure=frozenset({"api-keys-off", _UNCONFINED, *asked}),
         **pins,
     )
 

@@ -4,7 +4,6 @@ Everything here is the untrusted host's work: it makes the launch config, plays 
 """
 
 import hashlib
-import ipaddress
 import os
 import socket
 import threading
@@ -24,7 +23,7 @@ from cloister.enclave.llm.upstream import model_digest
 from cloister.errors import NotTrusted, Unreachable, WrongUse
 from cloister.evidence import simulated
 from cloister.evidence.launch import LaunchConfig, built_in, launch_digest
-from cloister.host.process import EnclaveProcess, listen
+from cloister.host.process import EnclaveProcess, listen, names_of, origins
 from cloister.models.store import LocalModel
 from cloister.owner.deployment import owner_name
 from cloister.owner.joining import keep_together
@@ -38,8 +37,6 @@ __all__ = [
     "Plan",
     "file_digest",
     "group_policy_for",
-    "names_of",
-    "origins",
     "policy_for",
     "state_directory",
     "write_root",
@@ -220,7 +217,7 @@ class LocalEnclave:
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         self._tls = self._listen_tls(host, tls_port) if plan.config.tls else None
-        self.tls_origins = origins(tls_names or names_of(host), self._tls)
+        self.tls_origins = () if self._tls is None else origins(tls_names or names_of(host), self._tls.getsockname()[1])
         launch = plan.launch()
         self._device: Device | None = None
         self._hardware: LaunchedEnclave | None = None
@@ -302,25 +299,6 @@ class LocalEnclave:
         self._socket.close()
         if self._tls is not None:
             self._tls.close()
-
-
-def names_of(host: str) -> tuple[str, ...]:
-    """What clients call an address to listen on; () where anything may lead to it."""
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        return (host,)
-    if address.is_loopback:
-        return ("localhost", str(address))
-    return () if address.is_unspecified else (host,)
-
-
-def origins(names: Sequence[str], sock: socket.socket | None) -> tuple[str, ...]:
-    """The TLS listener's, by each of its names."""
-    if sock is None:
-        return ()
-    port = sock.getsockname()[1]
-    return tuple(f"https://{f'[{name}]' if ':' in name else name}:{port}" for name in names)
 
 
 def write_root(device: Device) -> Path:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from cloister.cli.local import names_of, origins, owner_key, state_directory
+from cloister.cli.local import owner_key, state_directory
 from cloister.enclave.boot import Boot, EnclaveConfig
 from cloister.enclave.llm.llama.library import library_dir
 from cloister.evidence import simulated
 from cloister.evidence.bundle import BundleHead
 from cloister.evidence.launch import launch_digest
-from cloister.host.process import EnclaveProcess, listen
+from cloister.host.process import EnclaveProcess, listen, names_of, origins
 from cloister.owner.deployment import launch_bytes, owner_name
 from cloister.sim import Device, measure
 from cloister.verify import Policy
@@ -60,7 +60,7 @@ class LocalApp:
             engine_dir=str(library_dir()),
             bundle_path=str(bundle.absolute()),
             tls_fd=self._tls.fileno() if self._tls else None,
-            tls_origins=origins(names_of("127.0.0.1"), self._tls),
+            tls_origins=origins(names_of("127.0.0.1"), self._tls.getsockname()[1]) if self._tls else (),
         )
         self.process = EnclaveProcess(boot.encode(), (self._socket.fileno(), *given))
 

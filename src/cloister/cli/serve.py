@@ -12,7 +12,7 @@ import typer
 
 from cloister.cli import output
 from cloister.cli.keys import read_keys
-from cloister.cli.local import LocalEnclave, Plan, group_policy_for, names_of, state_directory, write_root
+from cloister.cli.local import LocalEnclave, Plan, group_policy_for, state_directory, write_root
 from cloister.cli.progress import loading_bar
 from cloister.enclave.attest.detect import Machine, detect
 from cloister.enclave.llm.llama.config import KV_TYPES
@@ -20,6 +20,7 @@ from cloister.enclave.llm.llama.library import library_dir
 from cloister.enclave.llm.upstream import Address, find_model, parse_address
 from cloister.errors import EngineDied, MalformedModel, WrongUse
 from cloister.evidence.simulated import PLATFORM
+from cloister.host.process import names_of
 from cloister.models.download import resolve
 from cloister.models.gguf import read_description
 from cloister.models.memory import available_memory, estimate, judge

@@ -34,6 +34,7 @@ from cloister.evidence.tpm import parse_public
 from cloister.host.backend import Event, RunningEnclave, Spawn
 from cloister.host.process import listen
 from cloister.host.qemu import (
+    GUEST_TLS_PORT,
     Accelerator,
     BootLine,
     Machine,
@@ -168,12 +169,15 @@ class _Running:
     def __init__(
         self, settings: VmSettings, spawn: Spawn, model: LocalModel | None, folder: Path, tpm: Path | None
     ) -> None:
-        with listen("127.0.0.1", 0) as sock:  # QEMU takes no socket, so it takes the port when this is closed
+        wants_tls = parse_config(spawn.config).tls
+        # QEMU takes no socket, so it takes the ports when these are closed.
+        with listen("127.0.0.1", 0) as sock, listen("127.0.0.1", 0) as tls:
             self.port: int = sock.getsockname()[1]
+            self.tls_port: int = tls.getsockname()[1] if wants_tls else 0
         self._folder = folder
         self._lock = threading.Lock()
         self._stopping = False
-        machine = _machine(settings, spawn, model, folder, self.port)
+        machine = _machine(settings, spawn, model, folder, self.port, self.tls_port or None)
         before = os.sched_getaffinity(0)
         try:
             os.sched_setaffinity(0, spawn.cores)  # of this thread: its children inherit it
@@ -246,7 +250,9 @@ class _LastWords:
             self._lines.append(line)
 
 
-def _machine(settings: VmSettings, spawn: Spawn, model: LocalModel | None, folder: Path, port: int) -> Machine:
+def _machine(
+    settings: VmSettings, spawn: Spawn, model: LocalModel | None, folder: Path, port: int, tls_port: int | None
+) -> Machine:
     launch = parse_launch(spawn.launch)
     data = spawn.bundle or (model.path if model else None)
     line = BootLine(
@@ -255,6 +261,8 @@ def _machine(settings: VmSettings, spawn: Spawn, model: LocalModel | None, folde
         data="bundle" if spawn.bundle else "model" if model else None,
         data_bytes=data.stat().st_size if data else 0,
         model_name=model.name if model else "",
+        tls_port=GUEST_TLS_PORT if tls_port else None,
+        tls_origins=spawn.tls_origins if tls_port else (),
     )
     boot = folder / "boot"
     boot.write_bytes(line.encode())
@@ -270,6 +278,7 @@ def _machine(settings: VmSettings, spawn: Spawn, model: LocalModel | None, folde
         memory_bytes=spawn.memory_bytes,
         cores=len(spawn.cores),
         port=port,
+        tls_port=tls_port,
         egress=bool(launch.egress),
         tpm=folder / "tpm.sock" if settings.tee == "vtpm" else None,
         cpu=settings.cpu if settings.tee == "sev-snp" else "",

@@ -40,7 +40,7 @@ class TlsFront:
     def open(cls, app: Any, config: EnclaveConfig, boot: Boot, now: float) -> Self | None:
         """None where the configuration asks for none. `now` in Unix seconds. Raises: WrongUse."""
         if config.tls != (boot.tls_fd is not None):
-            hint = "Host and enclave must be the same release of cloister; `cloister host` has no TLS listener yet."
+            hint = "Host and enclave must be the same release of cloister."
             raise WrongUse("The configuration and the sockets disagree about a TLS listener.", step="tls", hint=hint)
         return (
             None if boot.tls_fd is None else cls(app, TlsKey(boot.tls_origins, now), socket.socket(fileno=boot.tls_fd))

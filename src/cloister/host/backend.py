@@ -17,7 +17,8 @@ Event: TypeAlias = dict[str, Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spawn:
     """What one start of an enclave needs. `launch`, `config`: exact bytes. `bundle`: its file, or None for a built-in app
-    with a public `model` (a reference). `memory_bytes`: what it may take. `cores`: the CPUs it may run on."""
+    with a public `model` (a reference). `memory_bytes`: what it may take. `cores`: the CPUs it may run on. `tls_origins`: how
+    clients know its TLS listener ("https://name:port"), where the config says `tls`."""
 
     name: str
     launch: bytes
@@ -26,6 +27,7 @@ class Spawn:
     model: str | None
     memory_bytes: int
     cores: Sequence[int]
+    tls_origins: tuple[str, ...] = ()
 
 
 class RunningEnclave(Protocol):
@@ -33,6 +35,9 @@ class RunningEnclave(Protocol):
 
     port: int
     """Where it listens, on this machine's loopback."""
+
+    tls_port: int
+    """Where its TLS listener is; 0 without one."""
 
     pid: int | None
     """The leader of its processes' group, for what it takes of memory and time; None where that cannot be seen."""

@@ -12,19 +12,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloister.errors import Conflict, HostFull, WrongUse
 from cloister.evidence.bundle import MAX_HEAD, NAME, parse_bundle_head
 from cloister.evidence.launch import PUBLIC, LaunchConfig, launch_digest, parse_launch
 from cloister.host.appraisal import Seen, look
-from cloister.host.backend import HostBackend, Spawn
+from cloister.host.backend import HostBackend, RunningEnclave, Spawn
 from cloister.host.bundles import Bundles
-from cloister.host.process import listen
+from cloister.host.process import listen, names_of, origins
 from cloister.host.relay import Relay
 from cloister.host.resources import Capacity, Resources, choose_cores
 from cloister.host.store import App, Restart, Sample, Store
@@ -72,14 +73,29 @@ class Deployment:
 
 @dataclass(slots=True)
 class _Live:
-    """An app's port, and its supervisor while it shall run."""
+    """An app's ports (`tls` where it has a TLS listener), and its supervisor while it shall run."""
 
     relay: Relay
+    tls: Relay | None = None
     supervisor: Supervisor | None = None
     cores: tuple[int, ...] = ()
     seen: Seen | None = None
     seen_of: int = 0  # the start that `seen` is about
     trouble: str = ""
+
+    @property
+    def relays(self) -> list[Relay]:
+        return [self.relay] if self.tls is None else [self.relay, self.tls]
+
+    def lead(self, running: RunningEnclave | None) -> None:
+        """The ports to the enclave that runs now, or to none."""
+        self.relay.upstream_port = running.port if running else 0
+        if self.tls is not None:
+            self.tls.upstream_port = running.tls_port if running else 0
+
+    def stop(self) -> None:
+        for relay in self.relays:
+            relay.stop()
 
 
 class Fleet:
@@ -141,7 +157,7 @@ class Fleet:
             with ThreadPoolExecutor(max(len(supervisors), 1)) as pool:
                 list(pool.map(Supervisor.stop, supervisors))
             for live in self._live.values():
-                live.relay.stop()
+                live.stop()
             self._live.clear()
         for thread in self._threads:
             thread.join()
@@ -166,9 +182,11 @@ class Fleet:
             before = self._before(wanted, launch)
             given = self._admit(wanted.name, wanted.resources)
             now = self._clock()
+            port = before.port if before else self._free_port()
             app = App(
                 name=wanted.name,
-                port=before.port if before else self._free_port(),
+                port=port,
+                tls_port=self._tls_port(wanted, before, port),
                 owner=launch.owner_key,
                 launch=wanted.launch,
                 config=wanted.config,
@@ -186,6 +204,8 @@ class Fleet:
             self._store.put(app)
             self._store.log(app.name, now, "deployed", f"release {launch.release}, by {by}")
             self._halt(app.name)
+            if before is not None and before.tls_port != app.tls_port:
+                self._close_ports(app.name)
             self._open(app)
             if before is not None:
                 self._forget(before.bundle)
@@ -230,9 +250,7 @@ class Fleet:
             app = self._store.app(name)
             self._halt(name)
             self._store.remove(name)
-            live = self._live.pop(name, None)
-            if live is not None:
-                live.relay.stop()
+            self._close_ports(name)
             self._forget(app.bundle)
             self._backend.forget(name)
 
@@ -259,6 +277,7 @@ class Fleet:
             "starts": status.starts,
             "address": self._settings.address.format(name=app.name, port=app.port),
             "port": app.port,
+            "tls": list(self._tls_origins(app)),
             "owner": app.owner,
             "deployment": launch.deployment,
             "release": launch.release,
@@ -304,7 +323,8 @@ class Fleet:
             _check_bundle(self._bundles.path(wanted.bundle), launch)
         if hashlib.sha256(wanted.config).hexdigest() != launch.config_sha256 or len(wanted.config) > _MAX_CONFIG:
             raise WrongUse("The config is not the one that the launch config names.", step="config")
-        platform = _platform(wanted.config)
+        said = _parsed(wanted.config)
+        platform = str(said.get("platform", ""))
         if platform != self._backend.platform:
             raise WrongUse(
                 "This host has another platform than the app was deployed for.",
@@ -316,6 +336,22 @@ class Fleet:
         if wanted.expires_at is not None and wanted.expires_at <= self._clock():
             raise WrongUse("The app's time would be over before it began.", step="expiry")
         return launch
+
+    def _tls_port(self, wanted: Deployment, before: App | None, port: int) -> int | None:
+        """None where the config asks for no TLS listener. Raises: WrongUse where no client could name it; HostFull."""
+        if _parsed(wanted.config).get("tls") is not True:
+            return None
+        if not self._tls_names(wanted.name, port):
+            hint = "Its operator gives it one: cloister host --address 'https://{name}.example.org'"
+            raise WrongUse("This host has no name that a TLS listener could go by.", hint=hint, step="tls")
+        return before.tls_port if before is not None and before.tls_port else self._free_port({port})
+
+    def _tls_names(self, name: str, port: int) -> tuple[str, ...]:
+        host = urlsplit(self._settings.address.format(name=name, port=port)).hostname
+        return names_of(host) if host else ()
+
+    def _tls_origins(self, app: App) -> tuple[str, ...]:
+        return () if app.tls_port is None else origins(self._tls_names(app.name, app.port), app.tls_port)
 
     def _before(self, wanted: Deployment, launch: LaunchConfig) -> App | None:
         before = next((app for app in self._store.apps() if app.name == wanted.name), None)
@@ -336,8 +372,9 @@ class Fleet:
     def _over(self, app: App) -> bool:
         return app.expires_at is not None and app.expires_at <= self._clock()
 
-    def _free_port(self) -> int:
-        used = {app.port for app in self._store.apps()}
+    def _free_port(self, beside: Set[int] = frozenset()) -> int:
+        apps = self._store.apps()
+        used = {*beside, *(app.port for app in apps), *(app.tls_port for app in apps)}
         first, last = self._settings.ports
         for port in range(first, last + 1):
             if port not in used:
@@ -358,7 +395,7 @@ class Fleet:
         live.supervisor = Supervisor(
             self._backend,
             lambda: self._spawn(app, live.cores),
-            attach=lambda port: setattr(live.relay, "upstream_port", port),
+            attach=live.lead,
             log=lambda kind, text: self._store.log(app.name, self._clock(), kind, text),
             words=launch.logs == PUBLIC,
             again=app.restart == "always",
@@ -370,17 +407,26 @@ class Fleet:
     def _opened(self, app: App) -> _Live:
         """A port that somebody else has taken is that app's trouble alone, and is tried again."""
         before = self._live.get(app.name)
-        live = _Live(Relay(0, keep=0))
-        try:
-            live.relay.listener = listen(self._settings.listen, app.port)
-        except WrongUse as error:
-            live.trouble = error.message
-            if before is None or not before.trouble:
-                self._store.log(app.name, self._clock(), "failed", error.message)
-        else:
-            live.relay.start()
+        live = _Live(Relay(0, keep=0), None if app.tls_port is None else Relay(0, keep=0, tls=True))
+        with contextlib.ExitStack() as listening:
+            try:
+                for relay, port in zip(live.relays, (app.port, app.tls_port or 0), strict=False):
+                    relay.listener = listening.enter_context(listen(self._settings.listen, port))
+            except WrongUse as error:
+                live.trouble = error.message
+                if before is None or not before.trouble:
+                    self._store.log(app.name, self._clock(), "failed", error.message)
+            else:
+                listening.pop_all()
+                for relay in live.relays:
+                    relay.start()
         self._live[app.name] = live  # whole: others look at it meanwhile
         return live
+
+    def _close_ports(self, name: str) -> None:
+        live = self._live.pop(name, None)
+        if live is not None:
+            live.stop()
 
     def _spawn(self, app: App, cores: tuple[int, ...]) -> Spawn:
         return Spawn(
@@ -391,6 +437,7 @@ class Fleet:
             model=app.model,
             memory_bytes=app.memory_bytes,
             cores=cores,
+            tls_origins=self._tls_origins(app),
         )
 
     def _halt(self, name: str) -> None:
@@ -448,8 +495,8 @@ class Fleet:
         usage = self._usage()
         for name, live, supervisor in self._supervised():
             if supervisor in usage:
-                took, relay = usage[supervisor], live.relay
-                passed = (relay.connections, relay.received, relay.sent)
+                took, relays = usage[supervisor], live.relays
+                passed = [sum(getattr(relay, name) for relay in relays) for name in ("connections", "received", "sent")]
                 self._store.sample(name, Sample(self._clock(), took.memory_bytes, took.cpu_seconds, *passed))
 
     def _appraise(self) -> None:
@@ -496,9 +543,9 @@ def _check_bundle(path: Path, launch: LaunchConfig) -> None:
         )
 
 
-def _platform(config: bytes) -> str:
+def _parsed(config: bytes) -> dict[str, Any]:
     try:
         found = json.loads(config)
     except (ValueError, RecursionError) as error:
         raise WrongUse("The config is not JSON.", step="config") from error
-    return str(found.get("platform", "")) if isinstance(found, dict) else ""
+    return found if isinstance(found, dict) else {}

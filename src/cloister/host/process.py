@@ -5,6 +5,7 @@ the child's standard output. When this process dies, the child sees its standard
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -30,7 +31,7 @@ from cloister.errors import (
     WrongUse,
 )
 
-__all__ = ["EnclaveProcess", "listen"]
+__all__ = ["EnclaveProcess", "listen", "names_of", "origins"]
 
 _MAX_LINE = 64 * 1024
 # Isolated, and without `site`: no user site, no .pth file, no sitecustomize, none of the host's PYTHON* variables. A
@@ -62,6 +63,22 @@ def listen(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host} port {port}: {error.strerror}.", hint="Choose another port with --port."
         ) from error
     return sock
+
+
+def names_of(host: str) -> tuple[str, ...]:
+    """What clients call an address to listen on; () where anything may lead to it."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        return (host,)
+    if address.is_loopback:
+        return ("localhost", str(address))
+    return () if address.is_unspecified else (host,)
+
+
+def origins(names: Sequence[str], port: int) -> tuple[str, ...]:
+    """A TLS listener's, by each of its names."""
+    return tuple(f"https://{f'[{name}]' if ':' in name else name}:{port}" for name in names)
 
 
 def _next_line(stdout: IO[bytes]) -> bytes:

@@ -8,7 +8,8 @@ virtio disk  cloister-boot    one line of JSON (`BootLine`), then zeros up to a 
 virtio disk  cloister-data    the bundle or the model's file, then zeros up to a whole sector; read-only
 virtio disk  cloister-root    the image's root file system, where it is not all in the kernel image; read-only
 virtio port  cloister.events  from the guest: a line of JSON for each event; QEMU's standard output
-network      10.0.2.15:8484   what one port of this machine's loopback leads to; nowhere else without egress
+network      10.0.2.15:8484   what one port of this machine's loopback leads to, and one more to port 8443 where the
+                              enclave has a TLS listener; nowhere else without egress
 TDX: MRCONFIGID is the launch digest and 16 zero bytes; SEV-SNP: HOST_DATA is it. vTPM: the image extends PCR 14 by it.
 ```
 
@@ -31,6 +32,7 @@ from cloister.errors import WrongUse
 __all__ = [
     "EVENTS",
     "GUEST_PORT",
+    "GUEST_TLS_PORT",
     "SECTOR",
     "Accelerator",
     "BootLine",
@@ -50,6 +52,7 @@ Accelerator: TypeAlias = Literal["kvm", "tcg"]
 EVENTS = "cloister.events"
 SECTOR = 512
 GUEST_PORT = 8484
+GUEST_TLS_PORT = 8443
 
 QUOTES = MappingProxyType({"type": "vsock", "cid": "2", "port": "4050"})
 """Where Intel's quote generation service listens: on the host, at its usual port."""
@@ -110,7 +113,7 @@ class BootLine:
 class Machine:
     """One virtual machine. `kernel`: the unified kernel image, started by QEMU's `-kernel`. `firmware`: an OVMF with its
     variables, in one file. `boot`, `data`, `root`: files of the disks. `port` of this machine's loopback leads to the
-    guest. `egress`: whether the guest reaches the network. `tpm`: swtpm's control socket, where `tee` is "vtpm".
+    guest, and `tls_port`, if there is one, to its TLS listener. `egress`: whether the guest reaches the network. `tpm`: swtpm's control socket, where `tee` is "vtpm".
     `cpu`: QEMU's word for a CPU; the launch digest of SEV-SNP depends on it, and on `cores`. `c_bit`: the host CPU's, of
     CPUID 0x8000001F.
 
@@ -128,6 +131,7 @@ class Machine:
     port: int
     data: Path | None = None
     root: Path | None = None
+    tls_port: int | None = None
     egress: bool = False
     tpm: Path | None = None
     cpu: str = ""
@@ -244,7 +248,9 @@ def _disk(name: str, path: Path) -> tuple[str, ...]:
 
 def _network(machine: Machine) -> str:
     restrict = "off" if machine.egress else "on"
-    return f"user,id=net,restrict={restrict},ipv6=off,hostfwd=tcp:127.0.0.1:{machine.port}-10.0.2.15:{GUEST_PORT}"
+    ways = {machine.port: GUEST_PORT, **({machine.tls_port: GUEST_TLS_PORT} if machine.tls_port else {})}
+    forwards = "".join(f",hostfwd=tcp:127.0.0.1:{port}-10.0.2.15:{inside}" for port, inside in ways.items())
+    return f"user,id=net,restrict={restrict},ipv6=off{forwards}"
 
 
 def _tpm(control: Path) -> tuple[str, ...]:

@@ -45,11 +45,12 @@ class Record:
 class Relay:
     """Listens on a free loopback port, or on the `listener` given, and passes every byte on to `upstream_port`,
     remembering the last `keep` bytes. `upstream_port` may change; while it is 0, or when too many are connected, the answer
-    is HTTP's 503. `received` and `sent` count bytes from and to clients."""
+    is HTTP's 503, or with `tls` none. `received` and `sent` count bytes from and to clients."""
 
     upstream_port: int
     keep: int = 4 << 20
     listener: socket.socket | None = None
+    tls: bool = False
     port: int = field(default=0, init=False)
     received: int = field(default=0, init=False)
     sent: int = field(default=0, init=False)
@@ -100,14 +101,15 @@ class Relay:
         self._connections += 1
         number = self._connections
         if self._open >= _MOST:
-            writer.write(_FULL)
+            if not self.tls:
+                writer.write(_FULL)
             writer.close()
             return
         self._open += 1
         try:
             if self.upstream_port:
                 await self._carry(number, reader, writer)
-            else:
+            elif not self.tls:
                 await self._answer_nobody(reader, writer)
         except asyncio.CancelledError:
             pass  # the relay stops; asyncio's own callback would complain about a cancelled task

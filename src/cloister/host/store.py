@@ -16,7 +16,7 @@ from cloister.errors import Conflict, HostFull, NotFound, WrongUse
 
 __all__ = ["App", "Line", "Restart", "Sample", "State", "Store", "TokenRecord", "Wanted"]
 
-SCHEMA = 1
+SCHEMA = 2
 MOST_LINES = 2000  # of log, for each app
 MOST_SAMPLES = 1440
 MOST_TEXT = 500  # characters of one line
@@ -29,8 +29,8 @@ State: TypeAlias = Literal[
 
 _TABLES = """
 CREATE TABLE app (
-  name TEXT PRIMARY KEY, port INTEGER NOT NULL UNIQUE, owner TEXT NOT NULL, launch BLOB NOT NULL, config BLOB NOT NULL,
-  bundle TEXT, model TEXT, memory_bytes INTEGER NOT NULL, cores INTEGER NOT NULL, expires_at REAL,
+  name TEXT PRIMARY KEY, port INTEGER NOT NULL UNIQUE, tls_port INTEGER, owner TEXT NOT NULL, launch BLOB NOT NULL,
+  config BLOB NOT NULL, bundle TEXT, model TEXT, memory_bytes INTEGER NOT NULL, cores INTEGER NOT NULL, expires_at REAL,
   restart TEXT NOT NULL CHECK (restart IN ('always', 'never')), wanted TEXT NOT NULL CHECK (wanted IN ('run', 'stop')),
   deployed_by TEXT NOT NULL, created_at REAL NOT NULL, changed_at REAL NOT NULL
 ) STRICT;
@@ -45,16 +45,19 @@ CREATE TABLE sample (
 ) STRICT;
 CREATE INDEX sample_of_app ON sample (app, seq);
 """
+_SINCE = {1: "ALTER TABLE app ADD COLUMN tls_port INTEGER"}
+"""What makes of each former schema the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """One deployed app as it was asked for. `port`: its stable one. `owner`: the launch config's owner key. `launch` and
+    """One deployed app as it was asked for. `port`: its stable one; `tls_port`: that of its TLS listener, if it has one. `owner`: the launch config's owner key. `launch` and
     `config`: exact bytes. `bundle`: the SHA-256 of a stored bundle, or None for a built-in app with a public `model`.
     `memory_bytes` and `cores` are limits. `expires_at`: Unix seconds, None = never. `deployed_by`: a token's name."""
 
     name: str
     port: int
+    tls_port: int | None
     owner: str
     launch: bytes
     config: bytes
@@ -128,7 +131,9 @@ class Store:
             if version == 0:
                 for statement in _TABLES.split(";\n"):
                     db.execute(statement)
-                db.execute(f"PRAGMA user_version = {SCHEMA}")
+            elif version in _SINCE:
+                for former in range(version, SCHEMA):
+                    db.execute(_SINCE[former])
             elif version != SCHEMA:
                 raise WrongUse(
                     "The host's state was written by another release of cloister.",
@@ -137,6 +142,7 @@ class Store:
                     expected=f"schema {SCHEMA}",
                     got=f"schema {version}",
                 )
+            db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:

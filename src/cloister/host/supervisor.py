@@ -66,7 +66,7 @@ class _Outcome:
 
 
 class Supervisor:
-    """`spawn` is asked anew for every start. `attach` is told the port of the enclave that runs, 0 when none does. `log`
+    """`spawn` is asked anew for every start. `attach` is told of the enclave that runs, None when none does. `log`
     is told (kind, text). `words`: whether the app's own words are kept."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Supervisor:
         backend: HostBackend,
         spawn: Callable[[], Spawn],
         *,
-        attach: Callable[[int], None],
+        attach: Callable[[RunningEnclave | None], None],
         log: Callable[[str, str], None],
         words: bool = False,
         again: bool = True,
@@ -165,11 +165,11 @@ class Supervisor:
         try:
             if self._stopping.is_set():
                 return _Outcome()
-            self._attach(running.port)
+            self._attach(running)
             try:
                 outcome = self._follow(running)
             finally:
-                self._attach(0)
+                self._attach(None)
             return _Outcome(detail=self._reason) if self._reason else outcome
         finally:
             running.stop()
