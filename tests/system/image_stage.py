@@ -25,7 +25,7 @@ from cloister.deploy.predict import predict_pcrs
 from cloister.deploy.uki import parse_image
 from cloister.errors import VerificationFailed
 from cloister.host.backend import Spawn
-from cloister.host.qemu import BootLine, Machine, machine_command, tpm_command
+from cloister.host.qemu import GUEST_TLS_PORT, BootLine, Machine, machine_command, tpm_command
 from cloister.models.store import LocalModel
 from cloister.owner.appfile import AppFile
 from cloister.owner.deployment import launch_bytes, owner_name
@@ -36,6 +36,7 @@ from cloister.verify.policy import Policy
 
 FIRMWARE = Path("/usr/share/ovmf/OVMF.fd")
 MEMORY = 2 << 30
+TLS_ORIGINS = ("https://localhost:8501",)
 AUTHORITIES = "--ca ca/issuercert.pem --ca ca/swtpm-localca-rootca-cert.pem"
 
 
@@ -112,13 +113,14 @@ def _until(process: "subprocess.Popen[bytes]", ready: Callable[[], bool]) -> Non
 
 @dataclass
 class Guest:
-    """A machine that runs. `events`: all that the enclave said so far."""
+    """A machine that runs. `events`: all that the enclave said so far. `tls_port`: its TLS listener's, 0 without one."""
 
     port: int
     console: Path
     process: "subprocess.Popen[bytes]"
     events: list[dict[str, Any]] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
+    tls_port: int = 0
 
     @property
     def url(self) -> str:
@@ -208,7 +210,7 @@ def hosted(backend: VmBackend, spawn: Spawn) -> Iterator[Guest]:
     """Started as `cloister host --backend vm` does."""
     enclave = backend.start(spawn)
     assert isinstance(enclave, Running)
-    guest = Guest(enclave.port, Path(os.devnull), enclave._process)
+    guest = Guest(enclave.port, Path(os.devnull), enclave._process, tls_port=enclave.tls_port)
     listening = threading.Thread(target=guest.listen, args=(enclave.events(),))
     listening.start()
     try:
@@ -253,24 +255,31 @@ class Sealed:
         provision(url, policy=policy, owner=self.owner, release=given)
 
 
-def seal(folder: Path, app: AppFile, *, model: LocalModel | None = None) -> Sealed:
+def seal(folder: Path, app: AppFile, *, model: LocalModel | None = None, tls: bool = False) -> Sealed:
     owner = Ed25519PrivateKey.generate()
     made = package(app, folder / "app.cloister", state=folder / "state", model=model)
-    config = config_for(made.head, "vtpm", slots=2).encode()
+    config = config_for(made.head, "vtpm", slots=2, tls=tls).encode()
     launch = launch_bytes(made.head, owner_key=owner_name(owner), deployment="acme", release=1, config=config)
-    line = BootLine(launch=launch, config=config, data="bundle", data_bytes=made.path.stat().st_size)
+    line = BootLine(
+        launch=launch,
+        config=config,
+        data="bundle",
+        data_bytes=made.path.stat().st_size,
+        tls_port=GUEST_TLS_PORT if tls else None,
+        tls_origins=TLS_ORIGINS if tls else (),
+    )
     in_sectors(made.path.read_bytes(), made.path)
     return Sealed(app, made, owner, launch, config, line.encode())
 
 
-def policy_text(kernel: Path, tpm: SoftwareTpm, owner: Ed25519PrivateKey, *lines: str) -> str:
+def policy_text(kernel: Path, tpm: SoftwareTpm, owner: Ed25519PrivateKey, *lines: str, tolerated: str = "") -> str:
     """What an auditor writes who has the image, and enrolled the TPM: nothing of it came from the machine."""
     pcrs = predict_pcrs(parse_image(kernel.read_bytes()), started_by="qemu")
     entry = ", ".join(f'pcr{index} = "{value.hex()}"' for index, value in sorted(pcrs.items()))
     return "\n".join(
         (
             f'version = 1\ndeployment = "acme"\nowner_key = "{owner_name(owner)}"',
-            'platforms = ["vtpm"]\ndangerously_tolerate_insecure = ["api-keys-off"]',
+            f'platforms = ["vtpm"]\ndangerously_tolerate_insecure = ["api-keys-off"{tolerated}]',
             *lines,
             f"[measurements]\nvtpm = [{{ {entry} }}]",
             f'[limits]\nplatform_ids = ["{tpm.pin}"]\n',

@@ -3,13 +3,19 @@ when a byte of its command line is another one. Minutes: run by `make test-app-i
 
 import os
 import shutil
+import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import httpx2
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from tests.system.image_stage import (
     FIRMWARE,
     MEMORY,
+    TLS_ORIGINS,
     Built,
     Guest,
     Sealed,
@@ -25,12 +31,14 @@ from tests.system.image_stage import (
 from tests.system.outside_stage import Outside, outside
 
 from cloister.cli.vm_backend import VmBackend, VmSettings
-from cloister.client import http_client
+from cloister.client import Session, http_client
+from cloister.client.certificate import fetch_certificate
 from cloister.errors import VerificationFailed
 from cloister.evidence.launch import launch_digest, parse_launch
 from cloister.host.backend import Spawn
 from cloister.owner.appfile import read_appfile
 from cloister.verify import Policy, parse_policy
+from cloister.verify.tls import check_certificate
 
 pytestmark = [pytest.mark.system, pytest.mark.app_image]
 
@@ -92,7 +100,7 @@ def sealed(beyond: Outside, tmp_path_factory: pytest.TempPathFactory) -> Sealed:
     for name, content in (("cloister.toml", APP_TOML), ("words.py", APP)):
         (folder / name).write_text(content.replace("PORT", str(beyond.port)))
     shutil.copy(beyond.authority, folder / "outside.crt")
-    return seal(folder, read_appfile(folder))
+    return seal(folder, read_appfile(folder), tls=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +128,12 @@ def machines(
         model=None,
         memory_bytes=MEMORY,
         cores=(0,),
+        tls_origins=TLS_ORIGINS,
     )
     tpm = make_tpm(tmp_path_factory.mktemp("tpm"))
-    audited = policy_text(built.kernel, tpm, sealed.owner, f'app = "sha256:{sealed.made.head.sha256}"')
+    audited = policy_text(
+        built.kernel, tpm, sealed.owner, f'app = "sha256:{sealed.made.head.sha256}"', tolerated=', "tls"'
+    )
     with (
         hosted(backend, spawn) as first,
         booted(
@@ -136,7 +147,9 @@ def machines(
         ) as second,
     ):
         believed = backend.policy(parse_launch(sealed.launch))
-        believed = replace(believed, tolerate_insecure=frozenset({"api-keys-off"}))  # so the app has to be confined
+        believed = replace(
+            believed, tolerate_insecure=frozenset({"api-keys-off", "tls"})
+        )  # so the app has to be confined
         yield (first, believed), (second, parse_policy(audited, read=lambda _: b""))
 
 
@@ -161,6 +174,22 @@ def test_an_app_in_the_image_reaches_what_it_declared_by_name_and_knows_the_worl
         told = client.get("/outside", timeout=300).json()
     assert told.pop("authorities") > 100  # certifi's, which the image measures
     assert told == {"trusted": "from outside", "stranger": "SSLCertVerificationError", "undeclared": "gaierror"}
+
+
+def test_a_tls_listener_ends_inside_the_image_with_the_attested_key(
+    machines: tuple[tuple[Guest, Policy], ...], tmp_path: Path
+) -> None:
+    machine, policy = machines[0]
+    assert machine.until("ready")["event"] == "ready", machine.events
+    with Session(machine.url, policy=policy) as session:
+        verified = session.verify()
+    assert set(TLS_ORIGINS) <= set(verified.statement.aud)
+    certificate = check_certificate(fetch_certificate("localhost", machine.tls_port), verified, time.time())
+    kept = tmp_path / "cert.pem"
+    kept.write_bytes(certificate.public_bytes(Encoding.PEM))
+    trusted = ssl.create_default_context(cafile=str(kept))
+    with httpx2.Client(verify=trusted, trust_env=False, timeout=120) as client:
+        assert client.get(f"https://localhost:{machine.tls_port}/").text == SECRET[-4:]
 
 
 def test_one_changed_byte_of_the_command_line_gets_no_key(
