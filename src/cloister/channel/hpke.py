@@ -229,16 +229,21 @@ class AeadSequence:
         return plaintext
 
 
+@functools.lru_cache(maxsize=32)
+def _schedule(kem_id: int, aead_id: int, info: bytes) -> tuple[bytes, bytes]:
+    """The suite's identifier and the key schedule's context: the same for all requests to one key."""
+    suite = b"HPKE" + b"".join(number.to_bytes(2, "big") for number in (kem_id, KDF_HKDF_SHA256, aead_id))
+    psk_id_hash = _labeled_extract(suite, b"", b"psk_id_hash", b"")
+    return suite, b"\0" + psk_id_hash + _labeled_extract(suite, b"", b"info_hash", info)  # mode 0 is base
+
+
 class Context(AeadSequence):
     """What a setup gives to either end (RFC 9180, section 5.1): a sequence of messages, and exported secrets."""
 
     __slots__ = ("_exporter_secret", "_suite", "aead_id")
 
     def __init__(self, kem_id: int, aead_id: int, shared_secret: bytes, info: bytes) -> None:
-        suite = b"HPKE" + b"".join(number.to_bytes(2, "big") for number in (kem_id, KDF_HKDF_SHA256, aead_id))
-        psk_id_hash = _labeled_extract(suite, b"", b"psk_id_hash", b"")
-        info_hash = _labeled_extract(suite, b"", b"info_hash", info)
-        schedule = b"\0" + psk_id_hash + info_hash  # mode 0 is base
+        suite, schedule = _schedule(kem_id, aead_id, info)
         secret = _labeled_extract(suite, shared_secret, b"secret", b"")
         aead = AEADS[aead_id]
         super().__init__(

@@ -176,6 +176,9 @@ class AsyncSession(_Core):
             raise
 
     async def _renew(self, stale: Verified | None) -> Verified:
+        current = self._attestor.current()
+        if current is not None and current is not stale:
+            return current
         renewing = asyncio.create_task(self._renewed(stale))
         try:
             return await asyncio.shield(renewing)
