@@ -349,6 +349,13 @@ def test_a_public_model_runs_nowhere_else(run: Run, served: Served, platform: st
     assert "--platform sgx or sim" in done.stderr
 
 
+def test_in_sgx_there_is_no_tls_listener(run: Run, served: Served, backend: FakeBackend) -> None:
+    assert run("login", served.url, input=f"{served.token}\n").exit_code == 0
+    done = run("deploy", "--model", "tiny", "--name", "chat", "--platform", "sgx", "--tls")
+    assert (done.exit_code, backend.started) == (2, [])
+    assert "without --tls" in done.stderr
+
+
 @pytest.mark.parametrize("option", ["--api-keys", "--broker", "--bundle", "--policy", "--secrets"])
 def test_what_a_public_model_cannot_have_is_refused_and_not_passed_over(
     run: Run, served: Served, tmp_path: Path, option: str

@@ -87,6 +87,7 @@ def test_a_token_is_shown_once_and_rests_as_a_digest(run: Run, tmp_path: Path) -
         ["--address", "ftp://{name}"],
         ["--address", "https://{other}.example.org"],
         ["--address", "https://{name.__class__}"],
+        ["--address", "http://[{name}:{port}"],
     ],
     ids=" ".join,
 )

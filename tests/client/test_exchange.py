@@ -332,6 +332,32 @@ def test_a_failure_inside_before_an_answer_is_a_sealed_error_without_details(ses
     assert b"marked" not in body
 
 
+@pytest.mark.anyio
+async def test_an_enclave_that_ends_before_its_answer_has_begun_did_not_answer(
+    deployment: Deployment, stage: Stage
+) -> None:
+    """Its outer head and nonce came, which say nothing."""
+
+    async def dies(scope: Any, receive: Any, send: Any) -> None:
+        left = 2 if scope["method"] == "POST" else 100
+
+        async def until(message: Any) -> None:
+            nonlocal left
+            if not left:
+                raise ConnectionResetError
+            left -= 1
+            await send(message)
+
+        await deployment.gateway(scope, receive, until)
+
+    url = stage.show(dies)
+    with Session(url, policy=deployment.policy) as session, pytest.raises(ConnectionFailed, match="did not answer"):
+        ask(session)
+    async with AsyncSession(url, policy=deployment.policy) as other:
+        with pytest.raises(ConnectionFailed, match="did not answer"):
+            await other.send(InnerRequest("POST", "http://enclave.invalid/v1/echo", JSON, b"question"))
+
+
 def test_a_failure_inside_amid_an_answer_is_a_truncated_response(deployment: Deployment, stage: Stage) -> None:
     with Session(stage.show(deployment.gateway), policy=deployment.policy) as session:
         answer = session.send(InnerRequest("POST", "http://enclave.invalid/v1/breaks-late", JSON, b"x"))

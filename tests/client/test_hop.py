@@ -13,7 +13,7 @@ import pytest
 from tests.certificate import self_signed
 
 from cloister.client.exchange import READ, Arrived, Fetch, Reply, Step
-from cloister.client.hop import AsyncHop, Hop
+from cloister.client.hop import AsyncHop, Hop, proxy_for
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
@@ -69,6 +69,37 @@ def asks(url: str) -> Generator[Step, Reply, None]:
 
 def never(_stale: Verified | None) -> Any:
     raise NotImplementedError
+
+
+EXCEPTIONS = [
+    ("example.org", "https://a.example.org:8443", True),
+    (".example.org", "https://example.org", True),
+    ("*.example.org", "https://a.example.org:8443", True),
+    ("example.org:8443", "https://example.org:8443", True),
+    ("example.org:8443", "https://example.org", False),
+    ("ample.org", "https://example.org", False),
+    ("https://a.example.org", "https://a.example.org", True),
+    ("http://a.example.org", "https://a.example.org", False),
+    ("10.0.0.0/8", "https://10.0.0.5:8443", True),
+    ("10.0.0.0/8", "https://11.0.0.5:8443", False),
+    ("10.0.0.5", "https://10.0.0.5:8443", True),
+    ("fd00::1", "https://[fd00::1]:8443", True),
+    ("[fd00::1]", "https://[fd00::1]", True),
+    ("a.b, *", "https://example.org", True),
+    ("", "https://example.org", False),
+    (" , ", "https://example.org", False),
+]
+
+
+@pytest.mark.parametrize(("entries", "url", "excepted"), EXCEPTIONS)
+def test_a_proxy_of_the_environment_stands_before_what_is_not_excepted(
+    monkeypatch: pytest.MonkeyPatch, entries: str, url: str, *, excepted: bool
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "proxy.example:3128")
+    monkeypatch.setenv("no_proxy", entries)
+    assert proxy_for(url) == (None if excepted else "http://proxy.example:3128")
 
 
 cases = pytest.mark.parametrize(("whole", "error"), [(b"", ConnectionFailed), (HEAD, TruncatedResponse)])

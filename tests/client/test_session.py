@@ -335,6 +335,24 @@ def test_the_cache_secret_is_the_session_s_unless_the_caller_s(
 
 
 @pytest.mark.anyio
+async def test_a_session_that_was_closed_sends_nothing_more(deployment: Deployment, stage: Stage) -> None:
+    request = InnerRequest("GET", "http://enclave.invalid/v1/echo", (), b"")
+    url = stage.show(deployment.gateway)
+    with Session(url, policy=deployment.policy) as session:
+        session.verify()
+    async with AsyncSession(url, policy=deployment.policy) as other:
+        await other.verify()
+    for ask in (lambda: session.send(request), session.verify):
+        with pytest.raises(WrongUse, match="closed"):
+            ask()
+    with pytest.raises(WrongUse, match="closed"):
+        await other.send(request)
+    with pytest.raises(WrongUse, match="closed"):
+        await other.verify()
+    assert deployment.app.seen == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.anyio
 async def test_the_async_session_does_the_same(deployment: Deployment, stage: Stage) -> None:
     async with AsyncSession(stage.show(deployment.gateway), policy=deployment.policy) as session:
         first = await session.verify()

@@ -59,6 +59,7 @@ class FakeBackend:
     name: str = "fake"
     platform: str = "sim"
     bounds_memory: bool = False
+    offers_tls: bool = True
     port: int = 9
     tls_port: int = 0
     script: Callable[[Spawn], list[Event]] = lambda spawn: [{"event": "ready"}]

@@ -157,6 +157,17 @@ def test_a_tls_port_that_somebody_took_is_that_apps_trouble(stage: Stage) -> Non
         close_stage(stage)
 
 
+def test_a_platform_without_tls_listeners_refuses_one_and_leaves_what_runs(stage: Stage, backend: FakeBackend) -> None:
+    stage.fleet.deploy(asked(), "me")
+    ready(stage)
+    backend.offers_tls = False
+    wanted = replace(asked(launch=launch_of(config=WITH_TLS), config=WITH_TLS), replace=True)
+    with pytest.raises(WrongUse, match="TLS listener"):
+        stage.fleet.deploy(wanted, "me")
+    assert stage.store.app("one").config == CONFIG
+    assert not backend.last.stopped.is_set()
+
+
 def test_a_tls_listener_wants_a_name(tmp_path: Path, stage: Stage) -> None:
     nameless = open_stage(
         tmp_path / "nameless", FakeBackend(), [0.0], stage.fleet._settings.ports, "http://0.0.0.0:{port}"

@@ -56,6 +56,15 @@ _FORMER = (
 """Schema 1, with one app."""
 
 
+def test_a_state_of_this_release_is_opened_without_a_write(path: Path) -> None:
+    """A full disk keeps no host from starting."""
+    with contextlib.closing(Store(path)) as store:
+        store.put(APP)
+    with contextlib.closing(Store(path)) as store:
+        assert store.apps() == [APP]
+        assert path.with_name("host.db-wal").stat().st_size == 0
+
+
 def test_the_file_is_its_users_alone(path: Path) -> None:
     Store(path)
     assert path.stat().st_mode & 0o077 == 0

@@ -5,7 +5,6 @@ For laptops and tests: whoever runs the machine can read everything. It has no i
 
 import contextlib
 import os
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ class ProcessBackend:
     name = "process"
     platform = simulated.PLATFORM
     bounds_memory = False
+    offers_tls = True
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -51,24 +51,24 @@ class ProcessBackend:
             raise WrongUse("The host's own servers are not for apps.", hint=hint, step="config")
         model = None if spawn.model is None else public_model(spawn.model)
         measurement = self._measure()
-        sock = listen("127.0.0.1", 0)
-        tls = listen("127.0.0.1", 0) if config.tls else None
-        hardware = self._device.launch(measurement, launch_digest(spawn.launch))
-        boot = Boot(
-            launch=spawn.launch,
-            config=spawn.config,
-            listen_fd=sock.fileno(),
-            device_fd=hardware.fd,
-            model_path=str(model.path) if model else "",
-            model_name=model.name if model else "",
-            engine_dir=str(library_dir()),
-            bundle_path=str(spawn.bundle) if spawn.bundle else "",
-            tls_fd=tls.fileno() if tls else None,
-            tls_origins=spawn.tls_origins if tls else (),
-        )
-        sockets = [sock, tls] if tls else [sock]
-        given = (*(one.fileno() for one in sockets), hardware.fd)
-        return _Running(EnclaveProcess(boot.encode(), given, silent=True), hardware, sockets, spawn.cores)
+        with contextlib.ExitStack() as ours:  # the enclave has them once it runs
+            sockets = [ours.enter_context(listen("127.0.0.1", 0)) for _ in range(2 if config.tls else 1)]
+            hardware = self._device.launch(measurement, launch_digest(spawn.launch))
+            boot = Boot(
+                launch=spawn.launch,
+                config=spawn.config,
+                listen_fd=sockets[0].fileno(),
+                device_fd=hardware.fd,
+                model_path=str(model.path) if model else "",
+                model_name=model.name if model else "",
+                engine_dir=str(library_dir()),
+                bundle_path=str(spawn.bundle) if spawn.bundle else "",
+                tls_fd=sockets[1].fileno() if config.tls else None,
+                tls_origins=spawn.tls_origins if config.tls else (),
+            )
+            given = (*(one.fileno() for one in sockets), hardware.fd)
+            ports = [int(one.getsockname()[1]) for one in sockets]
+            return _Running(EnclaveProcess(boot.encode(), given, silent=True), hardware, ports, spawn.cores)
 
     def forget(self, name: str) -> None:
         """Nothing is kept for one app."""
@@ -94,16 +94,11 @@ class ProcessBackend:
 
 
 class _Running:
-    """Its simulated hardware ends with it. `sockets`: where it listens, and its TLS listener's if there is one."""
+    """Its simulated hardware ends with it. `ports`: where it listens, and its TLS listener's if there is one."""
 
     def __init__(
-        self,
-        process: EnclaveProcess,
-        hardware: LaunchedEnclave,
-        sockets: Sequence[socket.socket],
-        cores: Sequence[int],
+        self, process: EnclaveProcess, hardware: LaunchedEnclave, ports: Sequence[int], cores: Sequence[int]
     ) -> None:
-        ports: list[int] = [sock.getsockname()[1] for sock in sockets]
         self.port, self.tls_port = ports[0], ports[1] if len(ports) > 1 else 0
         self._process = process
         self._hardware = hardware
@@ -112,8 +107,6 @@ class _Running:
             self.pid = start_on(cores, process)
         finally:
             hardware.handed_over()
-            for sock in sockets:
-                sock.close()
 
     def events(self) -> Iterator[Event]:
         yield from self._process.events()

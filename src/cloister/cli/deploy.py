@@ -310,7 +310,7 @@ def _tell(app: dict[str, Any], made: Deployment, verified: Verified, as_json: bo
         return
     for part in summary(verified):
         output.note(part, hang=2)
-    if app["tls"]:
+    if app.get("tls"):
         listeners = ", ".join(output.one_line(str(origin), 80) for origin in app["tls"])
         output.note(
             f"TLS, which is weaker: {listeners}; its certificate: cloister verify … --save-cert cert.pem", hang=2

@@ -161,6 +161,8 @@ def prepare_public(model: str, wishes: Wishes) -> Deployment:
             step="platform",
         )
     in_sgx = wishes.platform == image_gramine.PLATFORM
+    if in_sgx and wishes.tls:
+        raise WrongUse("No enclave of SGX has a TLS listener.", hint="Deploy it without --tls.", step="tls")
     with output.download_bar() as bar:
         found = resolve(model, progress=bar)
     output.note("measuring the code that will run", "dim")

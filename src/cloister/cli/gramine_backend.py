@@ -18,7 +18,6 @@ from cloister.cli.backend import public_model, start_on
 from cloister.cli.image_gramine import PLATFORM, Image, boot_lines, build, signing_key
 from cloister.deploy.gramine import NAME
 from cloister.deploy.gramine_sign import find_gramine, sign
-from cloister.enclave.boot import parse_config
 from cloister.errors import WrongUse
 from cloister.evidence.launch import LaunchConfig, parse_launch
 from cloister.evidence.statement import INSECURE_NAMES
@@ -36,6 +35,7 @@ class GramineBackend:
     name = "gramine"
     platform = PLATFORM
     bounds_memory = True
+    offers_tls = False
 
     def __init__(self, folder: Path, *, root: Path = Path("/")) -> None:
         """`folder`: for the enclaves' files, a part of the host's state. `root`: where /dev and /sys are, for tests. Raises:
@@ -68,9 +68,6 @@ class GramineBackend:
         if spawn.bundle is not None or spawn.model is None:
             hint = "What a bundle holds is opened into memory that only Linux has. Deploy a public model, or to TDX or SEV-SNP."
             raise WrongUse("Sealed apps do not run under Gramine.", hint=hint, step="bundle")
-        if parse_config(spawn.config).tls:
-            hint = "Deploy it without --tls, or to TDX or SEV-SNP."
-            raise WrongUse("There is no TLS listener under Gramine yet.", hint=hint, step="tls")
         model = public_model(spawn.model)
         image = Image(
             launch=spawn.launch,

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -206,6 +207,7 @@ def _template(text: str, listen_on: str) -> str:
     template = text or f"http://{_bracketed(listen_on)}:{{port}}"
     try:
         good = template.format(name="app", port=1) != template.format(name="other", port=2)
+        urlsplit(template.format(name="app", port=1))
     except (ValueError, LookupError, AttributeError):
         good = False
     if not good or not template.startswith(("http://", "https://")):

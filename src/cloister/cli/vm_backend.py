@@ -80,6 +80,7 @@ class VmSettings:
 class VmBackend:
     name = "vm"
     bounds_memory = True
+    offers_tls = True
 
     def __init__(self, settings: VmSettings, enrol: Callable[[Path], str] | None = None) -> None:
         """`enrol`: the digest of the key with which the software TPM in a folder will attest.

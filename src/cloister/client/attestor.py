@@ -82,9 +82,10 @@ class Attestor:
 
     def current(self) -> Verified | None:
         """The last verification while it may still be used: at most an hour, and never past the statement's `exp`."""
-        if self._verified is None or self._clock.monotonic() >= self._trusted_until:
+        verified = self._verified  # another thread may be judging a new document meanwhile
+        if verified is None or self._clock.monotonic() >= self._trusted_until:
             return None
-        return self._verified if self._clock.wall() < self._verified.expires_at else None
+        return verified if self._clock.wall() < verified.expires_at else None
 
     def challenge(self) -> Challenge:
         nonce = self._entropy(_NONCE_BYTES)
@@ -123,8 +124,8 @@ class Attestor:
         for scope, counters in _counted(verified).items():
             self._memory.note(scope, counters)
         self._first = self._first or verified
-        self._verified = verified
         self._trusted_until = challenge.asked_at + min(LONGEST_TRUST, verified.expires_at - now)
+        self._verified = verified
         return verified
 
     def _check_simulator(self, verified: Verified) -> None:

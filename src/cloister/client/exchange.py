@@ -76,10 +76,13 @@ class Verify:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
+    """`opaque`: the status that comes back says nothing of the answer, which may be long in coming."""
+
     method: str
     url: str
     headers: Mapping[str, str]
     content: bytes
+    opaque: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ class Sealer:
                 "incremental": "?1",
                 "cloister-replica": sealed.replica,
             }
-            arrived = yield from _fetch(Fetch("POST", self._url, outer, sealed.body))
+            arrived = yield from _fetch(Fetch("POST", self._url, outer, sealed.body, opaque=True))
             if arrived.status != 200 or arrived.media_type != _SEALED:
                 refusal = _plaintext(arrived, (yield from _read(_DIAGNOSTIC)))
                 if renewed or not _may_be_stale_key(refusal):

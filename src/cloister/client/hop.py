@@ -5,11 +5,12 @@ request. TLS, if there is any, is the hop's own affair: what protects the words 
 """
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TypeAlias, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 import httpx2
 
@@ -33,13 +34,28 @@ def proxy_for(url: str) -> str | None:
     """The address of the proxy that the environment names for this URL (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, …)."""
     parts, named = urlsplit(url), getproxies()
     found = named.get(parts.scheme) or named.get("all")
-    if not found or proxy_bypass(parts.netloc):
+    if not found or any(_is_excepted(parts, entry.strip().lower()) for entry in named.get("no", "").split(",")):
         return None
     return found if "://" in found else f"http://{found}"
 
 
+def _is_excepted(parts: SplitResult, entry: str) -> bool:
+    """By one entry of `NO_PROXY`: `*`, a name and all below it (`.name` and `*.name` too), an address, a network; with a
+    scheme or a port, for that alone."""
+    scheme, _, rest = entry.rpartition("://")
+    host = parts.hostname or ""
+    if not rest or scheme not in ("", "all", parts.scheme):
+        return False
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(rest.strip("[]"), strict=False)
+    except ValueError:
+        name = rest.lstrip("*").lstrip(".")
+        ends = (host, f"{host}:{parts.port}", parts.netloc)
+        return not name or any(end == name or end.endswith(f".{name}") for end in ends)
+
+
 class _Base:
-    """One exchange's use of the hop; `answered` once a status has arrived. `trailers`: filled when an answer's authentic
+    """One exchange's use of the hop; `answered` once something of an answer has arrived. `trailers`: filled when an answer's authentic
     end has opened."""
 
     def __init__(self, timeouts: Timeouts | None) -> None:
@@ -97,6 +113,7 @@ class Hop(_Base):
 
     def body(self, opened: Opened) -> Iterator[bytes]:
         """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        self._answered = True
         self.trailers += opened.trailers
         yield from opened.body
         while data := self._read():
@@ -121,7 +138,7 @@ class Hop(_Base):
             response = self._transport.handle_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
-        self._answered = True
+        self._answered = not step.opaque
         self._response, self._chunks = response, response.iter_raw()
         return _arrived(response)
 
@@ -157,6 +174,7 @@ class AsyncHop(_Base):
 
     async def body(self, opened: Opened) -> AsyncIterator[bytes]:
         """The content as it opens; ends well only if the answer did. Raises: TruncatedResponse, ChannelBroken."""
+        self._answered = True
         self.trailers += opened.trailers
         for part in opened.body:
             yield part
@@ -187,7 +205,7 @@ class AsyncHop(_Base):
             response = await self._transport.handle_async_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
-        self._answered = True
+        self._answered = not step.opaque
         self._response, self._chunks = response, response.aiter_raw()
         return _arrived(response)
 

@@ -36,6 +36,7 @@ class _Core(ABC):
         clock: Clock = Clock(),  # noqa: B008 (frozen)
     ) -> None:
         self._attestor = Attestor(url, policy, clock=clock, pin=pin_measurement, memory=memory, complete=complete)
+        self._closed = False
         self._sealer = Sealer(self._attestor, clock, require_pq=require_pq, reuse_cache=reuse_cache)
         # A proxy named by the environment is one more untrusted hop; but none leads back to this machine.
         proxy = None if self._attestor.loopback else proxy_for(self._attestor.base)
@@ -68,6 +69,13 @@ class _Core(ABC):
         """The verification in use, if one still holds. Fetches nothing."""
         return self._attestor.current()
 
+    def _current(self, stale: Verified | None) -> Verified | None:
+        """The verification in use unless it is `stale`. Raises: WrongUse for a session that was closed."""
+        if self._closed:
+            raise WrongUse("This session was closed.", step="session", hint="Open another.")
+        current = self._attestor.current()
+        return None if current is stale else current
+
 
 class Session(_Core):
     """A verified, sealed way to one enclave. May be shared between threads.
@@ -92,6 +100,7 @@ class Session(_Core):
         self.close()
 
     def close(self) -> None:
+        self._closed = True
         self._transport.close()
 
     def verify(self, *, force: bool = False) -> Verified:
@@ -116,8 +125,7 @@ class Session(_Core):
     def _renew(self, stale: Verified | None) -> Verified:
         """The current verification unless it is `stale`: of many threads that find out, one fetches anew."""
         with self._lock:
-            current = self._attestor.current()
-            if current is not None and current is not stale:
+            if (current := self._current(stale)) is not None:
                 return current
             hop = Hop(self._transport, self._renew, None)
             try:
@@ -160,6 +168,7 @@ class AsyncSession(_Core):
         await self.aclose()
 
     async def aclose(self) -> None:
+        self._closed = True
         await self._transport.aclose()
 
     async def verify(self, *, force: bool = False) -> Verified:
@@ -176,8 +185,7 @@ class AsyncSession(_Core):
             raise
 
     async def _renew(self, stale: Verified | None) -> Verified:
-        current = self._attestor.current()
-        if current is not None and current is not stale:
+        if (current := self._current(stale)) is not None:
             return current
         renewing = asyncio.create_task(self._renewed(stale))
         try:
@@ -187,8 +195,7 @@ class AsyncSession(_Core):
 
     async def _renewed(self, stale: Verified | None) -> Verified:
         async with self._lock:
-            current = self._attestor.current()
-            if current is not None and current is not stale:
+            if (current := self._current(stale)) is not None:
                 return current
             hop = AsyncHop(self._transport, self._renew, None)
             try:

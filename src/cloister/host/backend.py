@@ -51,11 +51,13 @@ class RunningEnclave(Protocol):
 
 class HostBackend(Protocol):
     """`platform`: the word that a config's `platform` must say. `bounds_memory`: whether an enclave cannot have more than
-    its `Spawn.memory_bytes`, however it tries, so that nobody has to watch what its processes take."""
+    its `Spawn.memory_bytes`, however it tries, so that nobody has to watch what its processes take. `offers_tls`: whether an
+    enclave may have a TLS listener."""
 
     name: str
     platform: str
     bounds_memory: bool
+    offers_tls: bool
 
     def start(self, spawn: Spawn) -> RunningEnclave:
         """Returns when it runs. It lives no longer than the calling thread, and never longer than this process.

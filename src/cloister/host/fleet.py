@@ -338,17 +338,19 @@ class Fleet:
         return launch
 
     def _tls_port(self, wanted: Deployment, before: App | None, port: int) -> int | None:
-        """None where the config asks for no TLS listener. Raises: WrongUse where no client could name it; HostFull."""
+        """None where the config asks for no TLS listener. Raises: WrongUse where there can be none, or no client could name it;
+        HostFull."""
         if _parsed(wanted.config).get("tls") is not True:
             return None
+        if not self._backend.offers_tls:
+            raise WrongUse("No enclave of this host has a TLS listener.", hint="Deploy it without --tls.", step="tls")
         if not self._tls_names(wanted.name, port):
             hint = "Its operator gives it one: cloister host --address 'https://{name}.example.org'"
             raise WrongUse("This host has no name that a TLS listener could go by.", hint=hint, step="tls")
         return before.tls_port if before is not None and before.tls_port else self._free_port({port})
 
     def _tls_names(self, name: str, port: int) -> tuple[str, ...]:
-        host = urlsplit(self._settings.address.format(name=name, port=port)).hostname
-        return names_of(host) if host else ()
+        return names_of(urlsplit(self._settings.address.format(name=name, port=port)).hostname or "::")
 
     def _tls_origins(self, app: App) -> tuple[str, ...]:
         return () if app.tls_port is None else origins(self._tls_names(app.name, app.port), app.tls_port)

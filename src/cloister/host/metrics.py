@@ -9,8 +9,8 @@ _OF_APPS: tuple[tuple[str, str, str, str], ...] = (  # metric, type, help, field
     ("cloister_app_memory_bytes", "gauge", "Resident memory.", "memory_bytes"),
     ("cloister_app_cpu_seconds_total", "counter", "CPU time since its start.", "cpu_seconds"),
     ("cloister_app_connections_total", "counter", "Connections to its port.", "connections"),
-    ("cloister_app_received_bytes_total", "counter", "Sealed bytes from clients.", "received"),
-    ("cloister_app_sent_bytes_total", "counter", "Sealed bytes to clients.", "sent"),
+    ("cloister_app_received_bytes_total", "counter", "Bytes from clients.", "received"),
+    ("cloister_app_sent_bytes_total", "counter", "Bytes to clients.", "sent"),
 )
 
 

@@ -142,7 +142,8 @@ class Store:
                     expected=f"schema {SCHEMA}",
                     got=f"schema {version}",
                 )
-            db.execute(f"PRAGMA user_version = {SCHEMA}")
+            if version != SCHEMA:  # else nothing is written: a full disk keeps no host from starting
+                db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:

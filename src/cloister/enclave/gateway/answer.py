@@ -1,9 +1,10 @@
 """Seals what the inner app sends, and decides when it leaves.
 
 The outer head tells nothing, so it leaves before there is an answer, with the nonce of its keys: the client is done with
-both when the first token comes. A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, the same for all streams (so that
-the front wakes once for many), each time as one sealed chunk, padded (`events`). Any other answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm
-and length of tokens tell what is being said: this reduces it and does not remove it.
+both when the first token comes. A stream's first event leaves at once; what follows leaves together on a grid of 50 ms, the
+same for all streams (so that the front wakes once for many), each time as one sealed chunk, padded (`events`). Any other
+answer leaves in whole chunks of 16 KiB, at its end padded to a power of two. The rhythm and length of tokens tell what is
+being said: this reduces it and does not remove it.
 """
 
 import asyncio

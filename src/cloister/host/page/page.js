@@ -149,7 +149,7 @@ function rates(samples, count) {
 function showSamples(samples) {
   draw("memory", "Memory", samples.map((sample) => [sample.at, sample.memory_bytes]), size);
   draw("cpu", "CPU", rates(samples, (sample) => sample.cpu_seconds), (value) => `${(100 * value).toFixed(0)} %`);
-  draw("traffic", "Sealed traffic", rates(samples, (sample) => sample.received + sample.sent), (value) => `${size(value)}/s`);
+  draw("traffic", "Traffic", rates(samples, (sample) => sample.received + sample.sent), (value) => `${size(value)}/s`);
 }
 
 function showLines(lines) {
