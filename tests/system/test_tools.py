@@ -65,7 +65,7 @@ def run(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ran.returncode in codes, (command, ran.stdout[-4000:], ran.stderr[-4000:])
