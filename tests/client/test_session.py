@@ -339,16 +339,17 @@ async def test_a_session_that_was_closed_sends_nothing_more(deployment: Deployme
     request = InnerRequest("GET", "http://enclave.invalid/v1/echo", (), b"")
     url = stage.show(deployment.gateway)
     with Session(url, policy=deployment.policy) as session:
-        session.verify()
+        verified = session.verify()
     async with AsyncSession(url, policy=deployment.policy) as other:
         await other.verify()
-    for ask in (lambda: session.send(request), session.verify):
+    assert session.verify() is verified
+    for ask in (lambda: session.send(request), lambda: session.verify(force=True)):
         with pytest.raises(WrongUse, match="closed"):
             ask()
     with pytest.raises(WrongUse, match="closed"):
         await other.send(request)
     with pytest.raises(WrongUse, match="closed"):
-        await other.verify()
+        await other.verify(force=True)
     assert deployment.app.seen == []  # type: ignore[attr-defined]
 
 

@@ -70,11 +70,14 @@ class _Core(ABC):
         return self._attestor.current()
 
     def _current(self, stale: Verified | None) -> Verified | None:
-        """The verification in use unless it is `stale`. Raises: WrongUse for a session that was closed."""
-        if self._closed:
-            raise WrongUse("This session was closed.", step="session", hint="Open another.")
+        """The verification in use unless it is `stale`."""
         current = self._attestor.current()
         return None if current is stale else current
+
+    def _check_open(self) -> None:
+        """Before anything is sent: a transport that was closed would open a connection that nobody closes."""
+        if self._closed:
+            raise WrongUse("This session was closed.", step="session", hint="Open another.")
 
 
 class Session(_Core):
@@ -115,6 +118,7 @@ class Session(_Core):
 
         Raises: WrongUse before anything was sent; NotTrusted, Malformed, Unreachable.
         """
+        self._check_open()
         hop = Hop(self._transport, self._renew, timeouts)
         try:
             return Answer(hop.drive(self._sealer.exchange(request)), hop)
@@ -127,6 +131,7 @@ class Session(_Core):
         with self._lock:
             if (current := self._current(stale)) is not None:
                 return current
+            self._check_open()
             hop = Hop(self._transport, self._renew, None)
             try:
                 return hop.drive(attest(self._attestor))
@@ -177,6 +182,7 @@ class AsyncSession(_Core):
 
     async def send(self, request: InnerRequest, timeouts: Timeouts | None = None) -> "AsyncAnswer":
         """As `Session.send`."""
+        self._check_open()
         hop = AsyncHop(self._transport, self._renew, timeouts)
         try:
             return AsyncAnswer(await hop.drive(self._sealer.exchange(request)), hop)
@@ -197,6 +203,7 @@ class AsyncSession(_Core):
         async with self._lock:
             if (current := self._current(stale)) is not None:
                 return current
+            self._check_open()
             hop = AsyncHop(self._transport, self._renew, None)
             try:
                 return await hop.drive(attest(self._attestor))
