@@ -460,6 +460,7 @@ async def test_the_outer_head_and_the_nonce_leave_before_there_is_an_answer(devi
     call = post(deployment, sealed.body)
     running = asyncio.create_task(call.run())
     await asked.wait()
+    await call.until(2)
     head, nonce = call.sent
     assert head["status"] == 200
     assert len(nonce["body"]) == 32
