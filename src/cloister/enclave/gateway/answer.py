@@ -23,8 +23,6 @@ from cloister.errors import EngineDied
 __all__ = ["Answer", "Sealer"]
 
 GRID = 0.05  # seconds
-_APP_FIRST = 2
-"""Turns of the loop in which the app inside begins, and what it asks of others leaves, before the outer head does."""
 _HIGH_WATER = 1 << 18  # bytes that wait here before the inner app has to
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"})
 _OUTER_HEADERS = [
@@ -110,8 +108,6 @@ class Answer:
         and since nothing is sealed as "final", no client takes what came for the whole.
         """
         if self._outer is None:
-            for _ in range(_APP_FIRST):
-                await asyncio.sleep(0)
             await send({"type": "http.response.start", "status": 200, "headers": list(_OUTER_HEADERS)})
             await send({"type": "http.response.body", "body": self._opening, "more_body": True})
         while not self._gone:
