@@ -328,7 +328,8 @@ def _no_policy() -> WrongUse:
 
 def _policy(launch_bytes_: bytes, believed: Policy | None, *, tls: bool) -> Policy:
     """What the owner knows is pinned: on real hardware beside what is `believed` of it, on simulated hardware beside
-    this machine's own simulator and the code that is installed here. A TLS listener, which the owner asked for, is tolerated."""
+    this machine's own simulator and the code that is installed here. `tls`: the owner asked for a TLS
+    listener, so that is tolerated."""
     launch = parse_launch(launch_bytes_)
     asked = {"tls"} if tls else set[str]()
     pins: dict[str, Any] = {

@@ -55,8 +55,8 @@ def _is_excepted(parts: SplitResult, entry: str) -> bool:
 
 
 class _Base:
-    """One exchange's use of the hop; `answered` once something of an answer has arrived. `trailers`: filled when an answer's authentic
-    end has opened."""
+    """One exchange's use of the hop; `answered` once something of an answer has arrived. `trailers`: filled when an answer's
+    authentic end has opened."""
 
     def __init__(self, timeouts: Timeouts | None) -> None:
         self.trailers: list[tuple[bytes, bytes]] = []

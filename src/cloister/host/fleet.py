@@ -323,8 +323,7 @@ class Fleet:
             _check_bundle(self._bundles.path(wanted.bundle), launch)
         if hashlib.sha256(wanted.config).hexdigest() != launch.config_sha256 or len(wanted.config) > _MAX_CONFIG:
             raise WrongUse("The config is not the one that the launch config names.", step="config")
-        said = _parsed(wanted.config)
-        platform = str(said.get("platform", ""))
+        platform = str(_parsed(wanted.config).get("platform", ""))
         if platform != self._backend.platform:
             raise WrongUse(
                 "This host has another platform than the app was deployed for.",

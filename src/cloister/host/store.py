@@ -51,7 +51,8 @@ _SINCE = {1: "ALTER TABLE app ADD COLUMN tls_port INTEGER"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class App:
-    """One deployed app as it was asked for. `port`: its stable one; `tls_port`: that of its TLS listener, if it has one. `owner`: the launch config's owner key. `launch` and
+    """One deployed app as it was asked for. `port`: its stable one; `tls_port`: that of its TLS listener, if it has one.
+    `owner`: the launch config's owner key. `launch` and
     `config`: exact bytes. `bundle`: the SHA-256 of a stored bundle, or None for a built-in app with a public `model`.
     `memory_bytes` and `cores` are limits. `expires_at`: Unix seconds, None = never. `deployed_by`: a token's name."""
 

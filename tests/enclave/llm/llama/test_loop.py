@@ -232,17 +232,22 @@ def test_a_chunk_that_began_just_now_waits_for_prompts_that_come_at_the_same_mom
     assert {number: type(events[number][-1]) for number in events} == {1: Done, 2: Done, 3: Done}
 
 
+def regrouping(loop: DecodeLoop, model: Model, number: int) -> Callable[[Any], None]:
+    """`model.decode`, in the midst of which a job's coming is told."""
+    decode = model.decode
+
+    def told(items: Any) -> None:
+        loop.regroup(number)
+        decode(items)
+
+    return told
+
+
 def test_a_chunk_is_not_begun_again_for_a_prompt_that_it_reads(
     loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt's word of its coming may arrive after it."""
-    decode = model.decode
-
-    def regrouping(items: Any) -> None:
-        loop.regroup(1)
-        decode(items)
-
-    monkeypatch.setattr(model, "decode", regrouping)
+    monkeypatch.setattr(model, "decode", regrouping(loop, model, 1))
     loop.submit(job(1, "reading", model))
     drain(loop)
     assert loop.stats.aborts == 0
@@ -251,16 +256,10 @@ def test_a_chunk_is_not_begun_again_for_a_prompt_that_it_reads(
 def test_no_chunk_is_begun_again_beside_answers(
     loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode = model.decode
-
-    def regrouping(items: Any) -> None:
-        loop.regroup(2)
-        decode(items)
-
     loop.submit(job(1, "running", model, Sampling(max_tokens=40, temperature=0.0, ignore_eos=True)))
     while not loop.stats.decode_steps:
         loop.step()
-    monkeypatch.setattr(model, "decode", regrouping)
+    monkeypatch.setattr(model, "decode", regrouping(loop, model, 2))
     loop.submit(job(2, "reading", model))
     drain(loop)
     assert loop.stats.aborts == 0
