@@ -5,10 +5,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Generator, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import httpcore2
 import pytest
 from tests.certificate import self_signed
 
@@ -110,8 +111,8 @@ def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
     spoiling: Spoiling, whole: bytes, error: type[CloisterError]
 ) -> None:
     spoiling.whole = whole
-    with httpx2.HTTPTransport(verify=spoiling.trust) as transport:
-        hop = Hop(transport, never, None)
+    with httpcore2.ConnectionPool(ssl_context=spoiling.trust) as pool:
+        hop = Hop(pool, never, None)
         with pytest.raises(error):
             hop.drive(asks(spoiling.url))
         hop.close()
@@ -121,8 +122,66 @@ def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
 @cases
 async def test_so_it_is_for_the_async_hop(spoiling: Spoiling, whole: bytes, error: type[CloisterError]) -> None:
     spoiling.whole = whole
-    async with httpx2.AsyncHTTPTransport(verify=spoiling.trust) as transport:
-        hop = AsyncHop(transport, never, None)
+    async with httpcore2.AsyncConnectionPool(ssl_context=spoiling.trust) as pool:
+        hop = AsyncHop(pool, never, None)
         with pytest.raises(error):
             await hop.drive(asks(spoiling.url))
         await hop.close()
+
+
+class Counting(BaseHTTPRequestHandler):
+    """Answers in two pieces, and counts connections."""
+
+    protocol_version = "HTTP/1.1"
+    connections = 0
+
+    def setup(self) -> None:
+        type(self).connections += 1
+        super().setup()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        for name, value in (("X-Twice", "1"), ("x-twice", "2"), ("Transfer-Encoding", "chunked")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"4\r\nhalf\r\n5\r\nwhole\r\n0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def counting() -> Iterator[str]:
+    Counting.connections = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Counting) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def reads(url: str) -> Generator[Step, Reply, tuple[Arrived, bytes]]:
+    arrived, body = (yield Fetch("POST", url, {}, b"x")), b""
+    assert isinstance(arrived, Arrived)
+    while data := (yield READ):
+        assert isinstance(data, bytes)
+        body += data
+    return arrived, body
+
+
+def test_an_answer_that_was_read_to_its_end_gives_its_connection_back(counting: str) -> None:
+    with httpcore2.ConnectionPool() as pool:
+        for _ in range(2):
+            arrived, body = Hop(pool, never, None).drive(reads(counting))  # nobody closes
+            assert (arrived.status, arrived.headers["x-twice"], body) == (200, "1, 2", b"halfwhole")
+    assert Counting.connections == 1
+
+
+@pytest.mark.anyio
+async def test_so_it_does_for_the_async_hop(counting: str) -> None:
+    async with httpcore2.AsyncConnectionPool() as pool:
+        for _ in range(2):
+            assert (await AsyncHop(pool, never, None).drive(reads(counting)))[1] == b"halfwhole"
+    assert Counting.connections == 1

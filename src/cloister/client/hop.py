@@ -1,10 +1,12 @@
 """The untrusted hop, sync and async: carries out the steps of an `exchange` and translates what goes wrong on the way.
 
-Plain HTTP by httpx2's transport alone, which knows no cookies and no redirects: no compression, nothing of the inner
-request. TLS, if there is any, is the hop's own affair: what protects the words is the seal.
+Plain HTTP by httpcore2 alone, the layer under httpx2, which knows no cookies and no redirects: no compression, nothing of the
+inner request. TLS, if there is any, is the hop's own affair: what protects the words is the seal.
 """
 
 import asyncio
+import functools
+import importlib
 import ipaddress
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing
@@ -12,17 +14,25 @@ from typing import TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
 
+import httpcore2
 import httpx2
 
 from cloister.client.exchange import Arrived, Fetch, Opened, Reply, Step, Verify, Work, content, trailers
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
-__all__ = ["AsyncHop", "Hop", "Timeouts", "proxy_for"]
+__all__ = ["AsyncHop", "Hop", "Timeouts", "proxy", "proxy_for"]
 
 T = TypeVar("T")
 # httpcore2 translates a record that does not open (`ssl.SSLError`, an OSError) on the sync way alone.
-_FAULTS = (httpx2.HTTPError, httpx2.StreamError, OSError)
+_FAULTS = (
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.ProxyError,
+    httpcore2.TimeoutException,
+    httpcore2.UnsupportedProtocol,
+    OSError,
+)
 Timeouts: TypeAlias = Mapping[str, float | None]  # connect, read, write, pool; seconds
 _SECONDS = 30.0
 _READ_SECONDS = 300.0  # of silence: a model may think long before its first token
@@ -54,6 +64,25 @@ def _is_excepted(parts: SplitResult, entry: str) -> bool:
         return not name or any(end == name or end.endswith(f".{name}") for end in ends)
 
 
+def proxy(address: str) -> httpcore2.Proxy:
+    """Raises: ValueError, httpx2.InvalidURL for what is no address of one; ImportError for SOCKS without its library."""
+    named = httpx2.Proxy(address)
+    if named.url.scheme.startswith("socks"):
+        importlib.import_module("socksio")
+    return httpcore2.Proxy(_core(named.url), auth=named.raw_auth)
+
+
+def _core(url: httpx2.URL) -> httpcore2.URL:
+    return httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
+
+
+@functools.lru_cache(maxsize=32)
+def _address(url: str) -> tuple[httpcore2.URL, str]:
+    """With what `Host` says. A session asks for few addresses again and again."""
+    parsed = httpx2.URL(url)
+    return _core(parsed), parsed.netloc.decode("ascii")
+
+
 class _Base:
     """One exchange's use of the hop; `answered` once something of an answer has arrived. `trailers`: filled when an answer's
     authentic end has opened."""
@@ -63,10 +92,14 @@ class _Base:
         self._timeouts = dict(_TIMEOUTS if timeouts is None else timeouts)
         self._answered = False
 
-    def _request(self, step: Fetch) -> httpx2.Request:
-        headers = {**_HEADERS, **step.headers}
-        return httpx2.Request(
-            step.method, step.url, headers=headers, content=step.content, extensions={"timeout": self._timeouts}
+    def _request(self, step: Fetch) -> httpcore2.Request:
+        url, host = _address(step.url)
+        headers = {"host": host, **_HEADERS, **step.headers}
+        if step.content:
+            headers["content-length"] = str(len(step.content))
+        extensions = {"timeout": self._timeouts}
+        return httpcore2.Request(
+            step.method, url, headers=list(headers.items()), content=step.content, extensions=extensions
         )
 
     def _opened(self, opened: Opened, data: bytes) -> Iterator[bytes]:
@@ -93,12 +126,12 @@ class _Base:
 
 class Hop(_Base):
     def __init__(
-        self, transport: httpx2.BaseTransport, verify: Callable[[Verified | None], Verified], timeouts: Timeouts | None
+        self, pool: httpcore2.ConnectionPool, verify: Callable[[Verified | None], Verified], timeouts: Timeouts | None
     ) -> None:
         super().__init__(timeouts)
-        self._transport = transport
+        self._pool = pool
         self._verify = verify
-        self._response: httpx2.Response | None = None
+        self._response: httpcore2.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
 
     def drive(self, flow: Generator[Step, Reply, T]) -> T:
@@ -135,16 +168,18 @@ class Hop(_Base):
         self.close()
         self._answered = False
         try:
-            response = self._transport.handle_request(self._request(step))
+            response = self._pool.handle_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = not step.opaque
-        self._response, self._chunks = response, response.iter_raw()
+        self._response, self._chunks = response, response.iter_stream()
         return _arrived(response)
 
     def _read(self) -> bytes:
         try:
-            return next(self._chunks, b"")
+            if not (data := next(self._chunks, b"")):
+                self.close()  # so that the connection is free, whoever forgets to close
+            return data
         except _FAULTS as error:
             raise self._broken(error) from error
 
@@ -152,14 +187,14 @@ class Hop(_Base):
 class AsyncHop(_Base):
     def __init__(
         self,
-        transport: httpx2.AsyncBaseTransport,
+        pool: httpcore2.AsyncConnectionPool,
         verify: Callable[[Verified | None], Awaitable[Verified]],
         timeouts: Timeouts | None,
     ) -> None:
         super().__init__(timeouts)
-        self._transport = transport
+        self._pool = pool
         self._verify = verify
-        self._response: httpx2.Response | None = None
+        self._response: httpcore2.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
 
     async def drive(self, flow: Generator[Step, Reply, T]) -> T:
@@ -202,21 +237,27 @@ class AsyncHop(_Base):
         await self.close()
         self._answered = False
         try:
-            response = await self._transport.handle_async_request(self._request(step))
+            response = await self._pool.handle_async_request(self._request(step))
         except _FAULTS as error:
             raise self._broken(error) from error
         self._answered = not step.opaque
-        self._response, self._chunks = response, response.aiter_raw()
+        self._response, self._chunks = response, response.aiter_stream()
         return _arrived(response)
 
     async def _read(self) -> bytes:
         if self._chunks is None:
             return b""
         try:
-            return await anext(self._chunks, b"")
+            if not (data := await anext(self._chunks, b"")):
+                await self.close()
+            return data
         except _FAULTS as error:
             raise self._broken(error) from error
 
 
-def _arrived(response: httpx2.Response) -> Arrived:
-    return Arrived(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+def _arrived(response: httpcore2.Response) -> Arrived:
+    fields: dict[str, str] = {}
+    for name, value in response.headers:
+        low, text = name.decode("ascii").lower(), value.decode("latin-1")
+        fields[low] = f"{fields[low]}, {text}" if low in fields else text
+    return Arrived(response.status, fields)

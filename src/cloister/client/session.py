@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpcore2
 import httpx2
 
 from cloister.client.attestor import Attestor, Clock, Completer
 from cloister.client.exchange import InnerRequest, Opened, Sealer, attest
-from cloister.client.hop import AsyncHop, Hop, Timeouts, proxy_for
+from cloister.client.hop import AsyncHop, Hop, Timeouts, proxy, proxy_for
 from cloister.client.memory import Memory
 from cloister.errors import WrongUse
 from cloister.verify import Policy, Verified
@@ -39,10 +40,16 @@ class _Core(ABC):
         self._closed = False
         self._sealer = Sealer(self._attestor, clock, require_pq=require_pq, reuse_cache=reuse_cache)
         # A proxy named by the environment is one more untrusted hop; but none leads back to this machine.
-        proxy = None if self._attestor.loopback else proxy_for(self._attestor.base)
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=_KEEPALIVE)
+        local = self._attestor.loopback
+        named = None if local else proxy_for(self._attestor.base)
         try:
-            self._connect(limits=limits, proxy=proxy, trust_env=not self._attestor.loopback)
+            self._connect(
+                ssl_context=httpx2.create_ssl_context(trust_env=not local),
+                proxy=proxy(named) if named else None,
+                max_connections=None,
+                max_keepalive_connections=32,
+                keepalive_expiry=_KEEPALIVE,
+            )
         except (ImportError, ValueError, httpx2.InvalidURL) as error:
             hint = "Correct HTTP_PROXY, HTTPS_PROXY or ALL_PROXY, or name this address in NO_PROXY."
             raise WrongUse("The proxy that the environment names cannot be used.", step="proxy", hint=hint) from error
@@ -93,7 +100,7 @@ class Session(_Core):
     """
 
     def _connect(self, **http: Any) -> None:
-        self._transport = httpx2.HTTPTransport(**http)
+        self._pool = httpcore2.ConnectionPool(**http)
         self._lock = threading.Lock()
 
     def __enter__(self) -> "Session":
@@ -104,7 +111,7 @@ class Session(_Core):
 
     def close(self) -> None:
         self._closed = True
-        self._transport.close()
+        self._pool.close()
 
     def verify(self, *, force: bool = False) -> Verified:
         """What was verified within the last hour and still holds; otherwise, or with `force`, verified anew.
@@ -119,7 +126,7 @@ class Session(_Core):
         Raises: WrongUse before anything was sent; NotTrusted, Malformed, Unreachable.
         """
         self._check_open()
-        hop = Hop(self._transport, self._renew, timeouts)
+        hop = Hop(self._pool, self._renew, timeouts)
         try:
             return Answer(hop.drive(self._sealer.exchange(request)), hop)
         except BaseException:
@@ -132,7 +139,7 @@ class Session(_Core):
             if (current := self._current(stale)) is not None:
                 return current
             self._check_open()
-            hop = Hop(self._transport, self._renew, None)
+            hop = Hop(self._pool, self._renew, None)
             try:
                 return hop.drive(attest(self._attestor))
             finally:
@@ -163,7 +170,7 @@ class AsyncSession(_Core):
     """`Session` for asyncio: one event loop, any number of tasks."""
 
     def _connect(self, **http: Any) -> None:
-        self._transport = httpx2.AsyncHTTPTransport(**http)
+        self._pool = httpcore2.AsyncConnectionPool(**http)
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> "AsyncSession":
@@ -174,7 +181,7 @@ class AsyncSession(_Core):
 
     async def aclose(self) -> None:
         self._closed = True
-        await self._transport.aclose()
+        await self._pool.aclose()
 
     async def verify(self, *, force: bool = False) -> Verified:
         """As `Session.verify`."""
@@ -183,7 +190,7 @@ class AsyncSession(_Core):
     async def send(self, request: InnerRequest, timeouts: Timeouts | None = None) -> "AsyncAnswer":
         """As `Session.send`."""
         self._check_open()
-        hop = AsyncHop(self._transport, self._renew, timeouts)
+        hop = AsyncHop(self._pool, self._renew, timeouts)
         try:
             return AsyncAnswer(await hop.drive(self._sealer.exchange(request)), hop)
         except BaseException:
@@ -204,7 +211,7 @@ class AsyncSession(_Core):
             if (current := self._current(stale)) is not None:
                 return current
             self._check_open()
-            hop = AsyncHop(self._transport, self._renew, None)
+            hop = AsyncHop(self._pool, self._renew, None)
             try:
                 return await hop.drive(attest(self._attestor))
             finally:
