@@ -15,6 +15,7 @@ import httpx2
 import uvloop
 
 from cloister.enclave.hardening import lower_priority
+from cloister.enclave.pages import collapse
 from cloister.errors import ConnectionFailed
 
 __all__ = [
@@ -109,9 +110,10 @@ def completion_body(words: Sequence[int], tokens: int, model: str = "default") -
 
 
 def as_client(measure: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it to its end at lower priority, in a thread of its own: a real client's cores are not the engine's."""
+    """Run it to its end at lower priority, in a thread of its own: a real client's cores, and their caches, are not the engine's."""
 
     def client() -> T:
+        collapse()
         if sys.platform == "linux":
             lower_priority()
         return uvloop.run(measure())

@@ -15,6 +15,7 @@ from cloister.bench.child import run_child, tell
 from cloister.enclave.hardening import lower_priority
 from cloister.enclave.llm.api import ApiConfig, create_api
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
+from cloister.enclave.pages import collapse
 from cloister.enclave.serving import server
 from cloister.host.process import listen
 
@@ -32,6 +33,7 @@ async def _serve(engine: LlamaEngine) -> None:
     serving = server(create_api(engine, ApiConfig(require_keys=False)))
     with listen("127.0.0.1", 0) as sock:
         await engine.start()
+        collapse()  # as the front does
         running = asyncio.create_task(serving.serve(sockets=[sock]))
         try:
             tell(port=sock.getsockname()[1])

@@ -12,6 +12,7 @@ from pathlib import Path
 from cloister.bench.child import run_child, tell
 from cloister.client import AsyncSession
 from cloister.enclave.hardening import lower_priority
+from cloister.enclave.pages import collapse
 from cloister.evidence.document import Document
 from cloister.host.process import listen
 from cloister.proxy import ProxyConfig, create_proxy
@@ -34,7 +35,8 @@ class Counter:
 
 def main(arguments: Sequence[str]) -> None:
     url, root = arguments
-    lower_priority()
+    lower_priority()  # as `load.as_client`
+    collapse()
     policy = Policy(
         platforms=("sim",),
         simulator_root=Path(root).read_bytes(),

@@ -36,6 +36,7 @@ from cloister.enclave.llm.engine import Engine, EngineInfo
 from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, LoopSettings
 from cloister.enclave.llm.tenants import ApiKey
 from cloister.enclave.llm.upstream import UpstreamConfig, UpstreamEngine, parse_address
+from cloister.enclave.pages import collapse
 from cloister.enclave.runtime.entrance import Entrance
 from cloister.enclave.runtime.joining import Group, engine_statement
 from cloister.enclave.runtime.life import Life, Surroundings
@@ -229,6 +230,7 @@ class _Enclave:
         )
         if self.tls is not None:
             self.tls.start()
+        collapse()
         _say("ready", **_describe(info), lineage_sha256=lineage, lineage_warning=trouble)
 
     def _lineage(self, model: str) -> tuple[str | None, str]:

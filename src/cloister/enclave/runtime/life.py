@@ -19,6 +19,7 @@ from cloister.enclave.boot import Boot, parse_config
 from cloister.enclave.gateway import Gateway
 from cloister.enclave.gateway.plaintext import demand_loopback
 from cloister.enclave.hardening import lower_priority
+from cloister.enclave.pages import collapse
 from cloister.enclave.pyapp.app import can_confine
 from cloister.enclave.runtime.clock import Clock
 from cloister.enclave.runtime.entrance import Entrance
@@ -183,6 +184,7 @@ class Life:
             return
         if self._tls is not None:
             self._tls.start()
+        collapse()
         self._around.say("ready", **inner.describe())
 
     async def _enter(self, inner: Inner, expires: int | None) -> bool:
