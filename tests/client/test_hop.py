@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpcore2
+import httpx2
 import pytest
 from tests.certificate import self_signed
 
 from cloister.client.exchange import READ, Arrived, Fetch, Reply, Step
-from cloister.client.hop import AsyncHop, Hop, proxy_for
+from cloister.client.hop import AsyncHop, Hop, proxy, proxy_for
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
@@ -101,6 +102,19 @@ def test_a_proxy_of_the_environment_stands_before_what_is_not_excepted(
     monkeypatch.setenv("https_proxy", "proxy.example:3128")
     monkeypatch.setenv("no_proxy", entries)
     assert proxy_for(url) == (None if excepted else "http://proxy.example:3128")
+
+
+def test_a_proxy_s_credentials_are_told_to_it_and_are_no_part_of_its_address() -> None:
+    found = proxy("http://user:p%40ss@proxy.example:3128")
+    assert (found.url.scheme, found.url.host, found.url.port) == (b"http", b"proxy.example", 3128)
+    assert found.auth == (b"user", b"p@ss")
+    assert dict(found.headers)[b"Proxy-Authorization"] == b"Basic dXNlcjpwQHNz"
+
+
+@pytest.mark.parametrize("address", ["ftp://proxy.example", "http://proxy.example:port"])
+def test_what_is_no_proxy_s_address_is_refused_before_anything_is_sent(address: str) -> None:
+    with pytest.raises((ValueError, httpx2.InvalidURL)):
+        proxy(address)
 
 
 cases = pytest.mark.parametrize(("whole", "error"), [(b"", ConnectionFailed), (HEAD, TruncatedResponse)])

@@ -14,13 +14,14 @@ __all__ = ["collapse"]
 
 _HUGE = 2 << 20  # bytes
 _MOST = 256 << 20  # bytes of one mapping: longer ones are weights and the like, which know best themselves
+_MAPS = Path("/proc/self/maps")
 _MADV_COLLAPSE = 25  # asm-generic/mman-common.h; since Linux 6.1
 
 
 def collapse() -> int:
-    """Gathers what this process has allocated by now, and how many huge pages it became. Where the system has none, nothing
-    changes and it is 0."""
-    if sys.platform != "linux":
+    """Gathers what this process has allocated by now, and how many huge pages it became. Where the system has none, or does
+    not tell a process of its memory, nothing changes and it is 0."""
+    if sys.platform != "linux" or not _MAPS.exists():
         return 0
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -29,7 +30,7 @@ def collapse() -> int:
 
 def _places() -> Iterator[int]:
     """Where a huge page would fit: addresses in private memory without a file."""
-    for mapping in Path("/proc/self/maps").read_text().splitlines():
+    for mapping in _MAPS.read_text().splitlines():
         addresses, access, _offset, _device, inode, *name = mapping.split()
         start, end = (int(address, 16) for address in addresses.split("-"))
         if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]) and end - start <= _MOST:
