@@ -111,7 +111,7 @@ class Turn:
         return Spent(Run(streams, tokens, 1.0, (0.1,)), {})
 
 
-def test_every_other_round_goes_in_the_opposite_order() -> None:
+def test_every_other_round_goes_in_the_opposite_order_and_a_short_run_comes_before_each() -> None:
     log: list[tuple[str, int]] = []
 
     def raw(streams: int, tokens: int, _prompt_tokens: int) -> Run:
@@ -120,11 +120,26 @@ def test_every_other_round_goes_in_the_opposite_order() -> None:
 
     ways: Any = [Turn("plain", log), Turn("sealed", log)]
     found = asyncio.run(overhead._rounds(raw, ways, 1, 50, 2, lambda: None))
-    warm_up = [("raw", 8), ("plain", 8), ("plain", 2), ("sealed", 8), ("sealed", 2)]
-    there = [("raw", 50), ("plain", 50), ("plain", 2), ("sealed", 50), ("sealed", 2)]
-    back = [("sealed", 50), ("sealed", 2), ("plain", 50), ("plain", 2), ("raw", 50)]
+    warm_up = [("raw", 2), ("raw", 8), ("plain", 2), ("plain", 8), ("sealed", 2), ("sealed", 8)]
+    there = [("raw", 2), ("raw", 50), ("plain", 2), ("plain", 50), ("sealed", 2), ("sealed", 50)]
+    back = [("sealed", 2), ("sealed", 50), ("plain", 2), ("plain", 50), ("raw", 2), ("raw", 50)]
     assert log == [*warm_up, *back, *there]
     assert [len(runs) for runs in (found.raw, *found.ways.values())] == [2, 2, 2]
+
+
+def test_a_first_token_that_counts_follows_at_once_on_one_like_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "FIRST_TOKEN_PAIRS", 1)
+    log: list[tuple[str, int]] = []
+
+    def raw(streams: int, tokens: int, _prompt_tokens: int) -> Run:
+        log.append(("raw", tokens))
+        return Run(streams, tokens, 1.0, (float(len(log)),))
+
+    ways: Any = [Turn("plain", log), Turn("sealed", log)]
+    found = asyncio.run(overhead._first_tokens(raw, ways))
+    assert log == [("raw", 1), ("raw", 1), ("plain", 1), ("plain", 1), ("sealed", 1), ("sealed", 1)] * 2
+    assert found.raw == (8.0,)
+    assert [len(seconds) for seconds in found.ways.values()] == [1, 1]
 
 
 @pytest.mark.parametrize("answer", [(503, b""), (200, b""), (200, event("a"))], ids=["refused", "empty", "no usage"])

@@ -60,7 +60,7 @@ RawLoop = Callable[[int, int, int], Run]
 """Of streams, tokens for each, tokens of each prompt."""
 
 PLAIN, SEALED, PROXIED = "plain", "sealed", "proxied"
-FIRST_TOKEN_PAIRS = 21
+FIRST_TOKEN_PAIRS = 41
 FREED_SLOT_PAIRS = 7
 CONTEXT = 1024
 """Tokens of each stream's context, here and in the bare loop."""
@@ -335,7 +335,8 @@ def compare(
 async def _rounds(
     raw: RawLoop, ways: Sequence[_Way], streams: int, tokens: int, repeats: int, on_run: Callable[[], None]
 ) -> Comparison:
-    """Every other round in the opposite order, so that a machine that slows down favours nobody."""
+    """Every other round in the opposite order, so that a machine that slows down favours nobody; and a short run before each,
+    because who rested while the others ran has its memory to find again, which is no layer's cost."""
     bare: list[Run] = []
     for way in ways:
         way.runs[streams], way.shorts[streams] = [], []
@@ -344,11 +345,12 @@ async def _rounds(
         turns: list[_Way | None] = [None, *ways]
         for turn in reversed(turns) if repeat % 2 else turns:
             if turn is None:
+                await asyncio.to_thread(raw, streams, _SHORT, SHORT_PROMPT_TOKENS)
                 one = await asyncio.to_thread(raw, streams, count, PROMPT_TOKENS)
                 bare += [one] if repeat else []
                 continue
-            spent = await turn.load(streams, count, PROMPT_TOKENS)
             short = await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
+            spent = await turn.load(streams, count, PROMPT_TOKENS)
             if repeat:
                 turn.runs[streams].append(spent)
                 turn.shorts[streams].append(short)
@@ -359,15 +361,17 @@ async def _rounds(
 
 
 async def _first_tokens(raw: RawLoop, ways: Sequence[_Way]) -> FirstToken:
+    """Each that counts follows at once on one like it, for the same reason."""
     bare: list[float] = []
     waits: dict[str, list[float]] = {way.endpoint.way: [] for way in ways}
     for pair in range(FIRST_TOKEN_PAIRS + 1):
-        one = await asyncio.to_thread(raw, 1, _SHORT, SHORT_PROMPT_TOKENS)
-        spent = [(way, await way.load(1, _SHORT, SHORT_PROMPT_TOKENS)) for way in ways]
-        if pair:  # the first warms up
-            bare.append(one.first_token[0])
-            for way, other in spent:
-                waits[way.endpoint.way].append(other.run.first_token[0])
+        for _ in range(2):
+            one = await asyncio.to_thread(raw, 1, 1, SHORT_PROMPT_TOKENS)
+        bare += [one.first_token[0]] if pair else []  # the first warms up
+        for way in ways:
+            for _ in range(2):
+                spent = await way.load(1, 1, SHORT_PROMPT_TOKENS)
+            waits[way.endpoint.way] += [spent.run.first_token[0]] if pair else []
     return FirstToken(tuple(bare), {name: tuple(seconds) for name, seconds in waits.items()})
 
 

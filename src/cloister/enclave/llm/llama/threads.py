@@ -17,7 +17,7 @@ __all__ = ["attach_threads", "fill_every_core", "roaming"]
 
 _MOST_CPUS = 512  # GGML_MAX_N_THREADS
 _EVERYWHERE = frozenset(os.sched_getaffinity(0))  # as this process was given it
-_POLL = 1  # of 100: spin for some milliseconds after each decode, then sleep. By default it would be some hundred
+_POLL = 0  # of 100: sleep after each decode. To spin for its successor would take the front's turn, which has a token to pass on
 
 
 class _Parameters(ctypes.Structure):
