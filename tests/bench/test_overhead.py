@@ -108,7 +108,7 @@ class Turn:
 
     async def load(self, streams: int, tokens: int, _prompt_tokens: int) -> Spent:
         self._log.append((self.endpoint.way, tokens))
-        return Spent(Run(streams, tokens, 1.0, (0.1,)), {})
+        return Spent(Run(streams, tokens, 1.0, (float(len(self._log)),)), {})
 
 
 def test_every_other_round_goes_in_the_opposite_order_and_a_short_run_comes_before_each() -> None:
@@ -120,10 +120,12 @@ def test_every_other_round_goes_in_the_opposite_order_and_a_short_run_comes_befo
 
     ways: Any = [Turn("plain", log), Turn("sealed", log)]
     found = asyncio.run(overhead._rounds(raw, ways, 1, 50, 2, lambda: None))
-    warm_up = [("raw", 2), ("raw", 8), ("plain", 2), ("plain", 8), ("sealed", 2), ("sealed", 8)]
-    there = [("raw", 2), ("raw", 50), ("plain", 2), ("plain", 50), ("sealed", 2), ("sealed", 50)]
-    back = [("sealed", 2), ("sealed", 50), ("plain", 2), ("plain", 50), ("raw", 2), ("raw", 50)]
-    assert log == [*warm_up, *back, *there]
+
+    def around(tokens: int) -> list[list[tuple[str, int]]]:
+        return [[("raw", 2), ("raw", tokens)], *([(way, 2), (way, tokens), (way, 2)] for way in ("plain", "sealed"))]
+
+    warm_up, there, back = around(8), around(50), around(50)[::-1]
+    assert log == [turn for turns in (*warm_up, *back, *there) for turn in turns]
     assert [len(runs) for runs in (found.raw, *found.ways.values())] == [2, 2, 2]
 
 
@@ -139,7 +141,7 @@ def test_a_first_token_that_counts_follows_at_once_on_one_like_it(monkeypatch: p
     found = asyncio.run(overhead._first_tokens(raw, ways))
     assert log == [("raw", 1), ("raw", 1), ("plain", 1), ("plain", 1), ("sealed", 1), ("sealed", 1)] * 2
     assert found.raw == (8.0,)
-    assert [len(seconds) for seconds in found.ways.values()] == [1, 1]
+    assert found.ways == {"plain": (10.0,), "sealed": (12.0,)}
 
 
 @pytest.mark.parametrize("answer", [(503, b""), (200, b""), (200, event("a"))], ids=["refused", "empty", "no usage"])

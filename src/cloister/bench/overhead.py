@@ -349,8 +349,9 @@ async def _rounds(
                 one = await asyncio.to_thread(raw, streams, count, PROMPT_TOKENS)
                 bare += [one] if repeat else []
                 continue
-            short = await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
+            await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
             spent = await turn.load(streams, count, PROMPT_TOKENS)
+            short = await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
             if repeat:
                 turn.runs[streams].append(spent)
                 turn.shorts[streams].append(short)
