@@ -16,6 +16,7 @@ from tests.certificate import self_signed
 
 from cloister.client.exchange import READ, Arrived, Fetch, Reply, Step
 from cloister.client.hop import AsyncHop, Hop, proxy, proxy_for
+from cloister.client.network import Network
 from cloister.errors import CloisterError, ConnectionFailed, TruncatedResponse
 from cloister.verify import Verified
 
@@ -136,7 +137,7 @@ def test_an_answer_that_is_spoilt_beneath_the_hop_s_tls_is_a_typed_error(
 @cases
 async def test_so_it_is_for_the_async_hop(spoiling: Spoiling, whole: bytes, error: type[CloisterError]) -> None:
     spoiling.whole = whole
-    async with httpcore2.AsyncConnectionPool(ssl_context=spoiling.trust) as pool:
+    async with httpcore2.AsyncConnectionPool(ssl_context=spoiling.trust, network_backend=Network()) as pool:
         hop = AsyncHop(pool, never, None)
         with pytest.raises(error):
             await hop.drive(asks(spoiling.url))
@@ -195,7 +196,7 @@ def test_an_answer_that_was_read_to_its_end_gives_its_connection_back(counting: 
 
 @pytest.mark.anyio
 async def test_so_it_does_for_the_async_hop(counting: str) -> None:
-    async with httpcore2.AsyncConnectionPool() as pool:
+    async with httpcore2.AsyncConnectionPool(network_backend=Network()) as pool:
         for _ in range(2):
             assert (await AsyncHop(pool, never, None).drive(reads(counting)))[1] == b"halfwhole"
     assert Counting.connections == 1

@@ -581,7 +581,14 @@ async def breaks_late(scope: Any, receive: Any, send: Any) -> None:
     raise RuntimeError("marked prompt")
 
 
-@pytest.mark.parametrize("app", [breaks_late, streams(0, 0.02, ends=False)])
+async def breaks_when_much_has_left(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": bytes(40_000), "more_body": True})
+    await asyncio.sleep(0.02)
+    raise RuntimeError("marked prompt")
+
+
+@pytest.mark.parametrize("app", [breaks_late, breaks_when_much_has_left, streams(0, 0.02, ends=False)])
 async def test_an_app_that_breaks_later_cuts_the_connection_without_an_end(device: Device, app: App) -> None:
     deployment = inner(app, device)
     sealed = sealed_to(deployment)
@@ -593,6 +600,26 @@ async def test_an_app_that_breaks_later_cuts_the_connection_without_an_end(devic
     sealed.response.feed(call.body)
     with pytest.raises(TruncatedResponse):
         sealed.response.finish()
+
+
+async def test_what_an_app_said_before_it_broke_leaves_at_its_time(device: Device) -> None:
+    deployment = inner(streams(0, 0.01, ends=False), device)
+    call = post(deployment, sealed_to(deployment).body)
+    with pytest.raises(EngineDied):
+        await call.run()
+    assert call.times[2:] == pytest.approx([0, 0.05])
+
+
+async def test_what_came_while_the_last_was_leaving_has_its_own_time(device: Device) -> None:
+    deployment = inner(streams(0, 0.06, 0.05), device)
+    call = post(deployment, sealed_to(deployment).body)
+    running = asyncio.create_task(call.run())
+    await call.until(3)
+    call.stalled = asyncio.Event()
+    await asyncio.sleep(0.17)  # the second has been leaving since 0.10, the third came at 0.11
+    call.stalled.set()
+    await running
+    assert call.times[2:] == pytest.approx([0, 0.1, 0.2])
 
 
 async def test_a_slow_reader_makes_the_app_wait(device: Device) -> None:

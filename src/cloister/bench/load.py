@@ -5,6 +5,7 @@ import json
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ BIAS: Mapping[int, float] = MappingProxyType({0: -100.0, 1: -100.0, 2: -100.0})
 """No stream may end early: the vocabulary's first three tokens are its controls (`bench.shapes`)."""
 
 T = TypeVar("T")
+_TAIL = 64  # pieces of an answer, in which its usage surely stands
 _TIMEOUT = httpx2.Timeout(30.0, read=600.0)
 
 
@@ -171,16 +173,16 @@ async def stream(client: httpx2.AsyncClient, body: Mapping[str, Any], began: flo
 
 
 async def _counted(client: httpx2.AsyncClient, body: Mapping[str, Any], arrivals: _Arrivals) -> int:
-    is_first, tail = True, b""
+    is_first, tail = True, deque[bytes](maxlen=_TAIL)
     async with client.stream("POST", "/v1/completions", json=body) as answer:
         async for piece in pieces(answer):
             arrivals.note(piece, is_first=is_first)
             is_first = False
-            tail = (tail + piece)[-8192:]
+            tail.append(piece)
     arrivals.over = True
     if is_first:
         raise ConnectionFailed("The benchmark's answer was empty.")
-    return _completion_tokens(tail)
+    return _completion_tokens(b"".join(tail))
 
 
 def pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:

@@ -13,6 +13,7 @@ from cloister.client.attestor import Attestor, Clock, Completer
 from cloister.client.exchange import InnerRequest, Opened, Sealer, attest
 from cloister.client.hop import AsyncHop, Hop, Timeouts, proxy, proxy_for
 from cloister.client.memory import Memory
+from cloister.client.network import Network
 from cloister.errors import WrongUse
 from cloister.verify import Policy, Verified
 
@@ -170,7 +171,7 @@ class AsyncSession(_Core):
     """`Session` for asyncio: one event loop, any number of tasks."""
 
     def _connect(self, **http: Any) -> None:
-        self._pool = httpcore2.AsyncConnectionPool(**http)
+        self._pool = httpcore2.AsyncConnectionPool(**http, network_backend=Network())
         self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> "AsyncSession":

@@ -20,9 +20,9 @@ from cloister.enclave.gateway.problems import Message, Send
 from cloister.enclave.gateway.receipts import PendingReceipt
 from cloister.errors import EngineDied
 
-__all__ = ["Answer", "Sealer"]
+__all__ = ["Answer", "Grid", "Sealer"]
 
-GRID = 0.05  # seconds
+_GRID = 0.05  # seconds
 _HIGH_WATER = 1 << 18  # bytes that wait here before the inner app has to
 _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"})
 _OUTER_HEADERS = [
@@ -44,9 +44,29 @@ class Sealer(Protocol):
     def finish(self, trailers: inner.Fields, *, pad: bool) -> bytes: ...
 
 
+class Grid:
+    """The moments at which events leave, for all streams of one event loop: one timer wakes all that wait for the next."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Event, None] = {}
+
+    def wake(self, event: asyncio.Event) -> None:
+        """Sets it at the next moment."""
+        if not self._waiting:
+            loop = asyncio.get_running_loop()
+            loop.call_at(math.ceil(loop.time() / _GRID) * _GRID, self._wake)
+        self._waiting[event] = None
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for event in waiting:
+            event.set()
+
+
 class Answer:
     """One answer: `send` is the inner app's, `pump` the gateway's; they meet in a buffer.
 
+    `grid`: when the events of a stream leave, and all is padded; None: everything leaves as it comes, as long as it is.
     `opening` leaves at once, behind an outer head that tells nothing; or `outer` makes one of the inner status and headers.
     `receipt` leaves with the end, of an event stream as its last comment, of any other answer in its trailers.
     """
@@ -55,7 +75,7 @@ class Answer:
         self,
         sealer: Sealer,
         *,
-        padding: bool,
+        grid: Grid | None,
         opening: bytes = b"",
         outer: Callable[[int, inner.Fields], Head] | None = None,
         receipt: PendingReceipt | None = None,
@@ -64,7 +84,7 @@ class Answer:
         self._receipt = receipt
         self._opening = opening
         self._outer = outer
-        self._padding = padding
+        self._grid = grid
         self._events: EventBuffer | None = None  # set when the answer is an event stream
         self._body = bytearray()  # of any other answer
         self._head: Head | None = None
@@ -92,7 +112,7 @@ class Answer:
         """The inner app returned or raised: a failure unless its answer was complete."""
         if not self.complete.is_set():
             self._failed = True
-            self._work.set()
+            self._wake()
 
     def abandon(self) -> None:
         """Nobody listens any more."""
@@ -113,11 +133,10 @@ class Answer:
         while not self._gone:
             await self._work.wait()
             self._work.clear()
-            if self._failed:
-                self._fail()
-            if self._whole and not self.complete.is_set() and len(self._body) <= MAX_CHUNK:
+            if self._failed and not self._left:
+                self.replace(*inner.failure())
+            if self._whole and not (self._failed or self.complete.is_set()) and len(self._body) <= MAX_CHUNK:
                 continue
-            await self._tick()
             if self._gone:
                 return
             ended = self.complete.is_set()
@@ -126,12 +145,17 @@ class Answer:
                 await self._leave(send, sealed, more=not ended)
             if ended:
                 return
+            if self._failed:
+                raise EngineDied("the app inside failed after its answer had begun")
+            if self._work.is_set():
+                self._work.clear()  # it came while the last was leaving, and has its own time
+                self._wake()
 
     def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         names = {name.lower(): value for name, value in headers}
         if names.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
-            self._events = EventBuffer(pad=self._padding)
-        self._whole = self._padding and self._events is None
+            self._events = EventBuffer(pad=self._grid is not None)
+        self._whole = self._grid is not None and self._events is None
         dropped = _HOP_BY_HOP if self._events is None else _HOP_BY_HOP | {b"content-length"}
         fields = [(name, value) for name, value in headers if name.lower() not in dropped]
         encode_response_head(status, fields)  # MalformedMessage goes to the app that gave them
@@ -145,20 +169,18 @@ class Answer:
             buffer += data
         if not more:
             self.complete.set()
-        self._work.set()
+        self._wake()
         if more and len(buffer) > _HIGH_WATER:
             self._room.clear()
             await self._room.wait()
 
-    async def _tick(self) -> None:
-        """Waits for the next point of the grid; not before the first event, and only for streams."""
-        if not self._padding or self._events is None:
-            return
-        if not self._begun:
+    def _wake(self) -> None:
+        """Lets the pump send what is here: at once what is no stream, or its first event; the rest when its time comes."""
+        if self._grid is not None and self._events is not None and self._begun:
+            self._grid.wake(self._work)
+        else:
             self._begun = True
-            return
-        now = asyncio.get_running_loop().time()
-        await asyncio.sleep(math.ceil(now / GRID) * GRID - now)
+            self._work.set()
 
     def _flush(self, ended: bool) -> bytes:
         sealed = []
@@ -168,7 +190,7 @@ class Answer:
         if body:
             sealed.append(self._sealer.data(body))
         if ended:
-            sealed.append(self._sealer.finish(trailers, pad=self._padding))
+            sealed.append(self._sealer.finish(trailers, pad=self._grid is not None))
         self._room.set()
         return b"".join(sealed)
 
@@ -180,7 +202,7 @@ class Answer:
         if not ended:
             return body, ()
         if self._events is not None:
-            return body + self._receipt.comment(pad=self._padding), ()
+            return body + self._receipt.comment(pad=self._grid is not None), ()
         return body, self._receipt.trailers()
 
     def _take(self, ended: bool) -> bytes:
@@ -198,17 +220,11 @@ class Answer:
                 await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": sealed, "more_body": more})
 
-    def _fail(self) -> None:
-        if self._left:
-            raise EngineDied("the app inside failed after its answer had begun")
-        status, headers, body = inner.failure()
-        self.replace(status, headers, body)
-
     def replace(self, status: int, headers: inner.Fields, body: bytes) -> None:
         """Answers with this, whole; only before anything has left."""
         self._events = None
         self._head = status, list(headers)
         self._body[:] = body
-        self._whole = self._padding
+        self._whole = self._grid is not None
         self.complete.set()
         self._work.set()

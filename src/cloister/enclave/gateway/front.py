@@ -13,7 +13,7 @@ from cloister.channel.keys import KeyRing
 from cloister.channel.limits import Limits
 from cloister.channel.ohttp import RequestOpener
 from cloister.enclave.gateway import ehbp, problems
-from cloister.enclave.gateway.answer import Answer
+from cloister.enclave.gateway.answer import Answer, Grid
 from cloister.enclave.gateway.inside import App, Inside, Scope
 from cloister.enclave.gateway.intake import Intake
 from cloister.enclave.gateway.plaintext import is_local
@@ -65,7 +65,7 @@ class Gateway:
         self._ring = ring
         self._attest = attest
         self._ready = ready
-        self._padding = padding
+        self._grid = Grid() if padding else None
         self._clock = clock
         self._ehbp_paths = ehbp_paths
         self._plaintext = plaintext
@@ -156,7 +156,7 @@ class Gateway:
             await opened.answer(send)
         elif opened is not None:
             receipt = self._receipt(opened.request)
-            answer = Answer(opened.response, padding=self._padding, opening=opened.response.begin(), receipt=receipt)
+            answer = Answer(opened.response, grid=self._grid, opening=opened.response.begin(), receipt=receipt)
             await self._inside.answer(opened.request, answer, scope, receive, send)
 
     async def _ehbp_keys(self, *, reads: bool, send: Send) -> None:
@@ -180,7 +180,7 @@ class Gateway:
             await opened.answer(send)
         elif opened is not None:
             head = partial(ehbp.outer_head, opened.response.nonce)
-            answer = Answer(opened.response, padding=self._padding, outer=head)
+            answer = Answer(opened.response, grid=self._grid, outer=head)
             await self._inside.answer(ehbp.request_of(scope, opened.content), answer, scope, receive, send)
 
 

@@ -40,7 +40,7 @@ class Unsealed:
         if isinstance(content, Problem):
             await content.answer(send)
         elif content is not None:
-            answer = Answer(_Sealer(), padding=False, outer=_outer_head)
+            answer = Answer(_Sealer(), grid=None, outer=_outer_head)
             await self._inside.answer(_request_of(scope, content), answer, scope, receive, send)
 
 

@@ -129,12 +129,30 @@ def test_an_engine_without_work_rests_until_nothing_is_left(
             assert stop(), "there is work: the rest may not go on"
         return forget
 
-    loop: Any = SimpleNamespace(busy=False, rest=rest)
+    loop: Any = SimpleNamespace(busy=False, rest=rest, gathering=lambda: 0.0)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         service = Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())
         assert not service._take(inbox, loop)
     assert forgot == expected
+
+
+@pytest.mark.parametrize(("patience", "expected"), [(60.0, [1, 2]), (0.0, [1])])
+def test_while_prompts_come_together_the_next_one_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, patience: float, expected: list[int]
+) -> None:
+    monkeypatch.setattr(child, "_NEXT_ARRIVAL", patience)
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    taken: list[int] = []
+    loop: Any = SimpleNamespace(busy=True, gathering=lambda: 60.0 if len(taken) < 2 else 0.0)
+    inbox.put(lambda: taken.append(1))
+    later = threading.Timer(0.05, lambda: inbox.put(lambda: taken.append(2)))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        later.start()
+        assert Service(ours, -1, mmap.mmap(-1, BEAT_SIZE), LoopSettings())._take(inbox, loop)
+        later.join()
+    assert taken == expected
 
 
 def test_nobody_may_look_into_a_child_that_is_locked_down() -> None:

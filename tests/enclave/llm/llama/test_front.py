@@ -1,15 +1,19 @@
 import asyncio
 import hashlib
 import os
+import socket
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import pytest
 from tests.enclave.llm.llama.random_model import START, write_model
 from tests.enclave.llm.llama.serving import answer, ask, serve
 
 from cloister.enclave.llm.engine import GenerateRequest, Prompt, Sampling, Started
-from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine
+from cloister.enclave.llm.llama import LlamaConfig, LlamaEngine, wire
+from cloister.enclave.llm.llama.front import _Link
+from cloister.enclave.llm.llama.process import Running
 from cloister.errors import ContextLengthExceeded, EngineLoading, MalformedModel, WrongUse
 
 pytestmark = pytest.mark.anyio
@@ -228,3 +232,18 @@ async def test_a_missing_file_is_a_wrong_use(tmp_path: Path) -> None:
     with pytest.raises(WrongUse):
         await engine.start()
     await engine.close()
+
+
+async def test_what_is_asked_at_the_same_moment_reaches_the_engine_together() -> None:
+    """It takes every core at once: whoever comes second would have to be opened beside it."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # noqa: FBT003
+    link = await _Link.open(cast("Running", SimpleNamespace(connection=ours)), lambda _share: None)
+    with theirs:
+        link.send({"t": "stats", "id": 1})
+        await asyncio.sleep(0)
+        link.send({"t": "stats", "id": 2})
+        loop = asyncio.get_running_loop()
+        messages = list(wire.FrameReader(wire.MAX_REQUEST).feed(await loop.sock_recv(theirs, 4096)))
+        assert [message["id"] for message in messages] == [1, 2]
+        link.close()

@@ -232,6 +232,48 @@ def test_a_chunk_that_began_just_now_waits_for_prompts_that_come_at_the_same_mom
     assert {number: type(events[number][-1]) for number in events} == {1: Done, 2: Done, 3: Done}
 
 
+def test_prompts_wait_for_one_that_is_being_prepared_but_not_for_long(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1.0]
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    loop.expect(1)
+    assert loop.gathering() == 0, "nobody waits yet"
+    loop.submit(job(1, "a" * 20, model))
+    assert loop.gathering() == 0, "nobody else comes"
+    loop.expect(2)
+    assert loop.gathering() == pytest.approx(0.05)
+    now[0] += 0.03
+    assert loop.gathering() == pytest.approx(0.02)
+    now[0] += 0.03
+    assert loop.gathering() == 0
+
+
+def test_nobody_waits_for_prompts_beside_an_answer(loop: DecodeLoop, model: Model) -> None:
+    loop.submit(job(1, "running", model, Sampling(max_tokens=40, temperature=0.0, ignore_eos=True)))
+    while not loop.stats.decode_steps:
+        loop.step()
+    loop.submit(job(2, "reading", model))
+    loop.expect(3)
+    assert loop.gathering() == 0
+
+
+def test_a_prompt_does_not_wait_for_those_that_came_with_others_before(
+    loop: DecodeLoop, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1.0]
+    monkeypatch.setattr("cloister.enclave.llm.llama.loop.time", SimpleNamespace(monotonic=lambda: now[0]))
+    loop.submit(job(1, "a" * 20, model))
+    loop.expect(2)
+    assert loop.gathering() > 0
+    loop.cancel(1)
+    loop.cancel(2)
+    assert loop.forgotten(2)
+    assert loop.step() == []
+    loop.submit(job(3, "b" * 20, model))
+    assert loop.gathering() == 0
+
+
 def regrouping(loop: DecodeLoop, model: Model, number: int) -> Callable[[Any], None]:
     """`model.decode`, in the midst of which a job's coming is told."""
     decode = model.decode

@@ -153,6 +153,18 @@ class DecodeLoop:
     def busy(self) -> bool:
         return bool(self._streams or self._paused or self._waiting or self._events)
 
+    def gathering(self) -> float:
+        """Seconds for which prompts should wait for another that is being prepared, or that they were just given up for;
+        mostly 0, and never beside answers (`_GATHERING`)."""
+        if not self.busy or any(not stream.prefilling for stream in self._streams.values()):
+            return 0.0
+        now = time.monotonic()
+        with self._current.lock:
+            coming = len(self._current.open) > len(self._streams) + len(self._waiting) + len(self._paused)
+        if coming:
+            self._gathers_since = min(self._gathers_since, now)
+        return max(0.0, self._gathers_since + _GATHERING - now) if self._gathers_since < math.inf else 0.0
+
     def expect(self, number: int) -> None:
         """A job of this number is being prepared: `cancel` knows it from now on."""
         with self._current.lock:
@@ -160,6 +172,8 @@ class DecodeLoop:
 
     def submit(self, job: Job) -> None:
         self.expect(job.number)
+        if not self.busy:
+            self._gathers_since = math.inf  # whoever was gathered before is gone
         self._waiting.append(job)
 
     def reject(self, number: int, error: CloisterError) -> None:
