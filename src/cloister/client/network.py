@@ -22,6 +22,7 @@ __all__ = ["Network"]
 _Option: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 _Info: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
+_NO_DELAY: _Option = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _NEXT_ADDRESS = 0.25  # seconds; RFC 8305, section 5: another address is tried beside one that keeps us waiting
 _PIECE = 1 << 16  # bytes that are written before it is looked whether they leave
 _MOST_HELD = 1 << 18  # bytes that were received and not read, from where on no more are taken in
@@ -42,9 +43,7 @@ class Network(httpcore2.AsyncNetworkBackend):
         try:
             async with asyncio.timeout(timeout):
                 sock = await _connect(host, port, local_address)
-                for option in (*_OPTIONS, *(socket_options or ())):
-                    sock.setsockopt(*option)
-                return await _Stream.over(sock)
+                return await _Stream.over(sock, (_NO_DELAY, *(socket_options or ())))
         except TimeoutError as error:
             raise httpcore2.ConnectTimeout(str(error)) from error
         except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
@@ -52,9 +51,6 @@ class Network(httpcore2.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-_OPTIONS: tuple[_Option, ...] = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
 
 
 async def _connect(host: str, port: int, local_address: str | None) -> socket.socket:
@@ -107,7 +103,7 @@ class _Protocol(asyncio.Protocol):
         self.error: Exception | None = None
         self.paused = False
         self._full = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -150,18 +146,20 @@ class _Protocol(asyncio.Protocol):
     async def wait(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Until something changes. Raises: TimeoutError."""
         loop = asyncio.get_running_loop()
-        self._waiter = waiter = loop.create_future()
+        waiter = loop.create_future()
+        self._waiting.add(waiter)
         timer = loop.call_later(timeout, _expire, waiter) if timeout is not None else None
         try:
             await waiter
         finally:
-            self._waiter = None
+            self._waiting.discard(waiter)
             if timer is not None:
                 timer.cancel()
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _expire(waiter: asyncio.Future[None]) -> None:
@@ -170,15 +168,17 @@ def _expire(waiter: asyncio.Future[None]) -> None:
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
-    """One connection. One task at a time reads or writes."""
+    """One connection. One task may read while another writes."""
 
     def __init__(self, transport: asyncio.Transport, protocol: _Protocol) -> None:
         self._transport = transport
         self._protocol = protocol
 
     @classmethod
-    async def over(cls, sock: socket.socket) -> "_Stream":
+    async def over(cls, sock: socket.socket, options: Iterable[_Option]) -> "_Stream":
         try:
+            for option in options:
+                sock.setsockopt(*option)
             return cls(*await asyncio.get_running_loop().create_connection(_Protocol, sock=sock))
         except BaseException:
             sock.close()
