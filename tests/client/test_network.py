@@ -459,21 +459,44 @@ def test_tls_goes_through_tls(run: Run, tls: Tls) -> None:
         run(ask())
 
 
-def test_what_is_cut_beneath_tls_is_no_words_of_the_other_side(run: Run, tls: Tls) -> None:
+def test_what_came_before_a_record_that_does_not_open_is_given_out(run: Run, tls: Tls) -> None:
+    spoilt = threading.Event()
+
     def spoils(client: socket.socket) -> None:
         with client.dup() as beneath, tls.seal(client) as sealed:
             sealed.sendall(b"good")
             beneath.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+            spoilt.set()
             until_closed(sealed)
 
     async def ask() -> None:
         stream = await (await connect(port)).start_tls(tls.trust, "localhost", HANG)
-        found = b""
+        assert spoilt.wait(HANG)  # no turn of the event loop since: both come at once
+        assert await stream.read(65536, HANG) == b"good"
         with pytest.raises(httpcore2.ReadError):
-            while True:
-                found += await stream.read(65536, HANG)
-                assert found in (b"", b"good")
+            await stream.read(65536, HANG)
         await stream.aclose()
 
     with served(spoils) as port:
+        run(ask())
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_the_end_of_tls_is_an_end_with_its_record_or_without(run: Run, tls: Tls, *, says_so: bool) -> None:
+    """That an answer is whole is what its seal says."""
+
+    def ends(client: socket.socket) -> None:
+        sealed = tls.seal(client)
+        sealed.sendall(b"all")
+        if says_so:
+            with suppress(OSError):
+                sealed.unwrap()
+        sealed.close()
+
+    async def ask() -> None:
+        stream = await (await connect(port)).start_tls(tls.trust, "localhost", HANG)
+        assert await read_all(stream) == b"all"
+        await stream.aclose()
+
+    with served(ends) as port:
         run(ask())

@@ -12,8 +12,8 @@ import socket
 import ssl
 from asyncio.staggered import staggered_race
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import httpcore2
 
@@ -22,6 +22,7 @@ __all__ = ["Network"]
 _Option: TypeAlias = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 _Info: TypeAlias = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
+T = TypeVar("T")
 _NO_DELAY: _Option = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 _NEXT_ADDRESS = 0.25  # seconds; RFC 8305, section 5: another address is tried beside one that keeps us waiting
 _PIECE = 1 << 16  # bytes that are written before it is looked whether they leave
@@ -221,29 +222,11 @@ class _Stream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore2.AsyncNetworkStream:
-        """The same connection, sealed. Raises: httpcore2.ConnectError, httpcore2.ConnectTimeout."""
-        loop, protocol = asyncio.get_running_loop(), self._protocol
-        try:
-            if protocol.pieces:  # would be taken for something that came sealed
-                raise httpcore2.ConnectError("words before the handshake")
-            async with asyncio.timeout(timeout):
-                sealed = await loop.start_tls(self._transport, protocol, ssl_context, server_hostname=server_hostname)
-            if sealed is None:
-                raise httpcore2.ConnectError("the connection was closed in its handshake")
-        except TimeoutError as error:
-            self._transport.abort()
-            raise httpcore2.ConnectTimeout("the handshake took too long") from error
-        except OSError as error:  # ssl.SSLError is one
-            self._transport.abort()
-            raise httpcore2.ConnectError(str(error)) from error
-        except BaseException:
-            self._transport.abort()
-            raise
-        protocol.transport = sealed
-        return _Stream(sealed, protocol)
+        """TLS over this connection. Raises: httpcore2.ConnectError, httpcore2.ConnectTimeout."""
+        return await _tls_over(self, ssl_context, server_hostname, timeout)
 
     def get_extra_info(self, info: str) -> Any:
-        """What httpcore2 asks for: `ssl_object`; `is_readable`: nobody asked, and yet something came, or the end."""
+        """Of what httpcore2 asks for: `is_readable`: nobody asked, and yet something came, or the end."""
         if info == "is_readable":
             protocol = self._protocol
             return bool(protocol.pieces) or protocol.ended or self._transport.is_closing() or self._has_unread()
@@ -254,3 +237,89 @@ class _Stream(httpcore2.AsyncNetworkStream):
         poll = select.poll()
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return bool(poll.poll(0))
+
+
+class _TlsStream(httpcore2.AsyncNetworkStream):
+    """TLS over another connection, which may be one itself. It opens record by record (asyncio's own opens what came at
+    once as one, and loses it with a record that does not open)."""
+
+    def __init__(self, beneath: httpcore2.AsyncNetworkStream, context: ssl.SSLContext, name: str | None) -> None:
+        self._beneath = beneath
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=name)
+        self._leaving = asyncio.Lock()
+
+    async def handshake(self) -> None:
+        """Raises: ssl.SSLError, httpcore2.ReadError, httpcore2.WriteError."""
+        await self._carry_out(self._tls.do_handshake, None)
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        """As `_Stream.read`; a record that does not open is a ReadError too, an end without its record is an end."""
+        try:
+            return await self._carry_out(functools.partial(self._tls.read, max_bytes), timeout)
+        except ssl.SSLEOFError:
+            return b""
+        except ssl.SSLError as error:
+            raise httpcore2.ReadError(str(error)) from error
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """As `_Stream.write`."""
+        try:
+            for at in range(0, len(buffer), _PIECE):
+                await self._carry_out(functools.partial(self._tls.write, buffer[at : at + _PIECE]), timeout)
+        except ssl.SSLError as error:
+            raise httpcore2.WriteError(str(error)) from error
+
+    async def aclose(self) -> None:
+        await self._beneath.aclose()
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore2.AsyncNetworkStream:
+        """As `_Stream.start_tls`."""
+        return await _tls_over(self, ssl_context, server_hostname, timeout)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._tls if info == "ssl_object" else self._beneath.get_extra_info(info)
+
+    async def _carry_out(self, call: Callable[[], T], timeout: float | None) -> T:  # noqa: ASYNC109
+        """What TLS wants to read is read, what it gives out leaves."""
+        while True:
+            try:
+                result = call()
+            except ssl.SSLWantReadError:
+                await self._flush(timeout)
+            else:
+                await self._flush(timeout)
+                return result
+            if data := await self._beneath.read(_PIECE, timeout):
+                self._incoming.write(data)
+            else:
+                self._incoming.write_eof()
+
+    async def _flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        async with self._leaving:
+            await self._beneath.write(self._outgoing.read(), timeout)
+
+
+async def _tls_over(
+    beneath: httpcore2.AsyncNetworkStream,
+    context: ssl.SSLContext,
+    name: str | None,
+    timeout: float | None,  # noqa: ASYNC109
+) -> _TlsStream:
+    stream = _TlsStream(beneath, context, name)
+    try:
+        async with asyncio.timeout(timeout):
+            await stream.handshake()
+    except BaseException as error:
+        await beneath.aclose()
+        if isinstance(error, TimeoutError):
+            raise httpcore2.ConnectTimeout("the handshake took too long") from error
+        if isinstance(error, (OSError, httpcore2.NetworkError)):  # ssl.SSLError is an OSError
+            raise httpcore2.ConnectError(str(error)) from error
+        raise
+    return stream

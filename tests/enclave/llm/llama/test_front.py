@@ -244,6 +244,8 @@ async def test_what_is_asked_at_the_same_moment_reaches_the_engine_together() ->
         await asyncio.sleep(0)
         link.send({"t": "stats", "id": 2})
         loop = asyncio.get_running_loop()
-        messages = list(wire.FrameReader(wire.MAX_REQUEST).feed(await loop.sock_recv(theirs, 4096)))
+        async with asyncio.timeout(20):
+            data = await loop.sock_recv(theirs, 4096)
+        messages = list(wire.FrameReader(wire.MAX_REQUEST).feed(data))
         assert [message["id"] for message in messages] == [1, 2]
         link.close()
