@@ -311,8 +311,8 @@ async def _tls_over(
     name: str | None,
     timeout: float | None,  # noqa: ASYNC109
 ) -> _TlsStream:
-    stream = _TlsStream(beneath, context, name)
     try:
+        stream = _TlsStream(beneath, context, name)
         async with asyncio.timeout(timeout):
             await stream.handshake()
     except BaseException as error:
