@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.cli.running import run
 
 from cloister.bench import overhead
 from cloister.bench.child import start_child
-from cloister.bench.load import PROMPT_TOKENS, Run, completion_body, over_http, prompt
+from cloister.bench.load import PROMPT_TOKENS, Run, as_client, completion_body, over_http, prompt
 from cloister.bench.overhead import Comparison, Cost, Endpoint, FirstToken, FreedSlot, Spent
 from cloister.bench.process import cpu_seconds, memory
 from cloister.bench.proxied import Counter
@@ -122,7 +123,7 @@ def test_every_other_round_goes_in_the_opposite_order_and_a_short_run_comes_befo
     found = asyncio.run(overhead._rounds(raw, ways, 1, 50, 2, lambda: None))
 
     def around(tokens: int) -> list[list[tuple[str, int]]]:
-        return [[("raw", 2), ("raw", tokens)], *([(way, 2), (way, tokens), (way, 2)] for way in ("plain", "sealed"))]
+        return [[("raw", 16), ("raw", tokens)], *([(way, 16), (way, tokens), (way, 2)] for way in ("plain", "sealed"))]
 
     warm_up, there, back = around(8), around(50), around(50)[::-1]
     assert log == [turn for turns in (*warm_up, *back, *there) for turn in turns]
@@ -163,6 +164,17 @@ def test_prompts_of_another_salt_share_no_token_at_their_beginning() -> None:
     first = {prompt(number, 4, salt)[0] for number in range(1, 17) for salt in range(1, 100)}
     assert len(first) == 99  # of every salt one
     assert len({tuple(prompt(number, 2, 7)) for number in range(64)}) == 64
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's own on Linux only")
+def test_what_stands_for_a_client_comes_last_and_nobody_else_with_it() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def measure() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    assert as_client(measure) == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
 def test_a_process_tells_its_own_cpu_time() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import statistics
 import sys
 import time
@@ -15,7 +16,6 @@ from typing import Any, TypeVar
 import httpx2
 import uvloop
 
-from cloister.enclave.hardening import lower_priority
 from cloister.enclave.pages import collapse
 from cloister.errors import ConnectionFailed
 
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "as_client",
     "completion_body",
+    "elsewhere",
     "over_http",
     "pieces",
     "plain_client",
@@ -41,6 +42,7 @@ BIAS: Mapping[int, float] = MappingProxyType({0: -100.0, 1: -100.0, 2: -100.0})
 """No stream may end early: the vocabulary's first three tokens are its controls (`bench.shapes`)."""
 
 T = TypeVar("T")
+_LAST = 19  # niceness: the lowest priority there is
 _TAIL = 64  # pieces of an answer, in which its usage surely stands
 _TIMEOUT = httpx2.Timeout(30.0, read=600.0)
 
@@ -111,13 +113,19 @@ def completion_body(words: Sequence[int], tokens: int, model: str = "default") -
     }
 
 
+def elsewhere() -> None:
+    """Lowers the calling thread to the last place, behind engine and front: what stands for a machine of its own, such as a
+    client, has cores and caches that are not theirs. What it does late counts against whoever it measures."""
+    collapse()
+    if sys.platform == "linux":
+        os.nice(_LAST)
+
+
 def as_client(measure: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run it to its end at lower priority, in a thread of its own: a real client's cores, and their caches, are not the engine's."""
+    """Run it to its end in a thread of its own, as `elsewhere`."""
 
     def client() -> T:
-        collapse()
-        if sys.platform == "linux":
-            lower_priority()
+        elsewhere()
         return uvloop.run(measure())
 
     with ThreadPoolExecutor(1) as pool:

@@ -66,6 +66,7 @@ CONTEXT = 1024
 """Tokens of each stream's context, here and in the bare loop."""
 _HINT = "See its words above. Is the engine built? Run `make setup`."
 _SHORT = 2  # tokens of the shortest answers, whose cost is that of a request
+_AWAKE = 16  # tokens after which whoever rested has found its memory again: the first dozen took a tenth longer
 _QUEUED = 0.2  # seconds in which a request has surely reached the queue
 _ENDLESS = 400  # tokens: longer than a trial lasts, and sixteen times that still fit a gibibyte of cache
 
@@ -345,11 +346,11 @@ async def _rounds(
         turns: list[_Way | None] = [None, *ways]
         for turn in reversed(turns) if repeat % 2 else turns:
             if turn is None:
-                await asyncio.to_thread(raw, streams, _SHORT, SHORT_PROMPT_TOKENS)
+                await asyncio.to_thread(raw, streams, _AWAKE, SHORT_PROMPT_TOKENS)
                 one = await asyncio.to_thread(raw, streams, count, PROMPT_TOKENS)
                 bare += [one] if repeat else []
                 continue
-            await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
+            await turn.load(streams, _AWAKE, SHORT_PROMPT_TOKENS)
             spent = await turn.load(streams, count, PROMPT_TOKENS)
             short = await turn.load(streams, _SHORT, SHORT_PROMPT_TOKENS)
             if repeat:

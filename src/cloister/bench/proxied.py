@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloister.bench.child import run_child, tell
+from cloister.bench.load import elsewhere
 from cloister.client import AsyncSession
-from cloister.enclave.hardening import lower_priority
-from cloister.enclave.pages import collapse
 from cloister.evidence.document import Document
 from cloister.host.process import listen
 from cloister.proxy import ProxyConfig, create_proxy
@@ -35,8 +34,7 @@ class Counter:
 
 def main(arguments: Sequence[str]) -> None:
     url, root = arguments
-    lower_priority()  # as `load.as_client`
-    collapse()
+    elsewhere()
     policy = Policy(
         platforms=("sim",),
         simulator_root=Path(root).read_bytes(),
