@@ -74,7 +74,8 @@ def test_cost_tells_tokens_from_requests() -> None:
 def test_decoding_is_counted_while_all_streams_run() -> None:
     assert Run(2, 100, 3.0, (0.5, 1.0), together=(60, 1.5)).decode_per_second == 40
     assert Run(2, 100, 3.0, (0.5, 1.0)).decode_per_second == 49  # nobody looked: all but each stream's first token
-    for apart in (Run(2, 2, 1.0, (0.5, 1.0)), Run(2, 100, 3.0, (0.5, 1.0), together=(0, -1.0))):
+    at_once = Run(2, 100, 3.0, (2.8, 2.81), together=(97, 0.19))
+    for apart in (Run(2, 2, 1.0, (0.5, 1.0)), Run(2, 100, 3.0, (0.5, 1.0), together=(0, -1.0)), at_once):
         with pytest.raises(ConnectionFailed):
             _ = apart.decode_per_second
 
@@ -173,7 +174,7 @@ def test_what_stands_for_a_client_comes_last_and_nobody_else_with_it() -> None:
     async def measure() -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
-    assert as_client(measure) == 19
+    assert (as_client(measure), as_client(measure, niceness=10)) == (19, min(before + 10, 19))
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 

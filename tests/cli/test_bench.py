@@ -32,6 +32,13 @@ def test_all_asks_for_text_and_model_together(tmp_path: Path, more: list[str]) -
     assert "a text and a model" in refused.stderr
 
 
+def test_all_asks_for_a_text_that_there_is_before_anything_is_measured(tmp_path: Path, scripted: None) -> None:
+    refused = run(app, "bench", "all", str(tmp_path / "new"), "--text", str(tmp_path / "none.txt"), "--model", "tiny")
+    assert refused.exit_code == 2
+    assert "none.txt" in refused.stderr
+    assert not (tmp_path / "new").exists()
+
+
 def test_every_command_of_all_is_one_that_there_is(tmp_path: Path) -> None:
     for arguments in bench_all.commands(tmp_path, "pythia-1b", tmp_path / "text", "tiny").values():
         offered = run(app, "bench", arguments[0], "--help").stdout

@@ -42,7 +42,7 @@ BIAS: Mapping[int, float] = MappingProxyType({0: -100.0, 1: -100.0, 2: -100.0})
 """No stream may end early: the vocabulary's first three tokens are its controls (`bench.shapes`)."""
 
 T = TypeVar("T")
-_LAST = 19  # niceness: the lowest priority there is
+_HARDLY = 0.1  # of a run: less than that together tells of whoever looked, not of the streams
 _TAIL = 64  # pieces of an answer, in which its usage surely stands
 _TIMEOUT = httpx2.Timeout(30.0, read=600.0)
 
@@ -69,10 +69,10 @@ class Run:
     def decode_per_second(self) -> float:
         """Tokens per second while every stream ran; where nobody looked, from when the last one had begun.
 
-        Raises: ConnectionFailed when they did not run together.
+        Raises: ConnectionFailed when they did not run together, or what they said was heard all at once.
         """
         tokens, seconds = self.together or (self.tokens - self.streams, self.seconds - max(self.first_token))
-        if tokens <= 0 or seconds <= 0:
+        if tokens <= 0 or seconds <= self.seconds * _HARDLY:
             raise ConnectionFailed("Some streams ended before all of them ran.", hint="Measure with more tokens.")
         return tokens / seconds
 
@@ -113,19 +113,19 @@ def completion_body(words: Sequence[int], tokens: int, model: str = "default") -
     }
 
 
-def elsewhere() -> None:
-    """Lowers the calling thread to the last place, behind engine and front: what stands for a machine of its own, such as a
-    client, has cores and caches that are not theirs. What it does late counts against whoever it measures."""
+def elsewhere(niceness: int = 19) -> None:
+    """Lowers the calling thread, to the last place unless told otherwise, behind engine and front: what stands for a machine
+    of its own, such as a client, has cores and caches that are not theirs. What it hears late counts against them."""
     collapse()
     if sys.platform == "linux":
-        os.nice(_LAST)
+        os.nice(niceness)
 
 
-def as_client(measure: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def as_client(measure: Callable[[], Coroutine[Any, Any, T]], *, niceness: int = 19) -> T:
     """Run it to its end in a thread of its own, as `elsewhere`."""
 
     def client() -> T:
-        elsewhere()
+        elsewhere(niceness)
         return uvloop.run(measure())
 
     with ThreadPoolExecutor(1) as pool:

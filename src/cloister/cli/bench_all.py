@@ -30,6 +30,10 @@ def everything(
         raise WrongUse(
             "Perplexity needs a text and a model.", hint="--text wiki.test.raw --model f16.gguf, or neither."
         )
+    if text is not None and not text.is_file():
+        raise WrongUse(
+            "The text for perplexity is no file.", hint="It is read last, after half an hour.", got=str(text)
+        )
     plots.require()
     folder.mkdir(parents=True, exist_ok=True)
     for name, arguments in commands(folder, shape, text, model).items():
