@@ -43,6 +43,7 @@ BIAS: Mapping[int, float] = MappingProxyType({0: -100.0, 1: -100.0, 2: -100.0})
 
 T = TypeVar("T")
 _HARDLY = 0.1  # of a run: less than that together tells of whoever looked, not of the streams
+_LAST = 19  # niceness: the lowest priority there is
 _TAIL = 64  # pieces of an answer, in which its usage surely stands
 _TIMEOUT = httpx2.Timeout(30.0, read=600.0)
 
@@ -73,7 +74,7 @@ class Run:
         """
         tokens, seconds = self.together or (self.tokens - self.streams, self.seconds - max(self.first_token))
         if tokens <= 0 or seconds <= self.seconds * _HARDLY:
-            raise ConnectionFailed("Some streams ended before all of them ran.", hint="Measure with more tokens.")
+            raise ConnectionFailed("Hardly a token came while all streams ran.", hint="Measure with more tokens.")
         return tokens / seconds
 
     @property
@@ -113,7 +114,7 @@ def completion_body(words: Sequence[int], tokens: int, model: str = "default") -
     }
 
 
-def elsewhere(niceness: int = 19) -> None:
+def elsewhere(niceness: int = _LAST) -> None:
     """Lowers the calling thread, to the last place unless told otherwise, behind engine and front: what stands for a machine
     of its own, such as a client, has cores and caches that are not theirs. What it hears late counts against them."""
     collapse()
@@ -121,7 +122,7 @@ def elsewhere(niceness: int = 19) -> None:
         os.nice(niceness)
 
 
-def as_client(measure: Callable[[], Coroutine[Any, Any, T]], *, niceness: int = 19) -> T:
+def as_client(measure: Callable[[], Coroutine[Any, Any, T]], *, niceness: int = _LAST) -> T:
     """Run it to its end in a thread of its own, as `elsewhere`."""
 
     def client() -> T:

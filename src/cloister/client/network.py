@@ -168,7 +168,20 @@ def _expire(waiter: asyncio.Future[None]) -> None:
         waiter.set_exception(TimeoutError())
 
 
-class _Stream(httpcore2.AsyncNetworkStream):
+class _Sealable(httpcore2.AsyncNetworkStream):
+    """A connection that TLS may go over, whether it is one itself or not."""
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> httpcore2.AsyncNetworkStream:
+        """TLS over this connection. Raises: httpcore2.ConnectError, httpcore2.ConnectTimeout."""
+        return await _tls_over(self, ssl_context, server_hostname, timeout)
+
+
+class _Stream(_Sealable):
     """One connection. One task may read while another writes."""
 
     def __init__(self, transport: asyncio.Transport, protocol: _Protocol) -> None:
@@ -216,15 +229,6 @@ class _Stream(httpcore2.AsyncNetworkStream):
         self._transport.abort()
         await asyncio.sleep(0)  # the turn in which it is closed
 
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore2.AsyncNetworkStream:
-        """TLS over this connection. Raises: httpcore2.ConnectError, httpcore2.ConnectTimeout."""
-        return await _tls_over(self, ssl_context, server_hostname, timeout)
-
     def get_extra_info(self, info: str) -> Any:
         """Of what httpcore2 asks for: `is_readable`: nobody asked, and yet something came, or the end."""
         if info == "is_readable":
@@ -239,7 +243,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return bool(poll.poll(0))
 
 
-class _TlsStream(httpcore2.AsyncNetworkStream):
+class _TlsStream(_Sealable):
     """TLS over another connection, which may be one itself. It opens record by record (asyncio's own opens what came at
     once as one, and loses it with a record that does not open)."""
 
@@ -272,15 +276,6 @@ class _TlsStream(httpcore2.AsyncNetworkStream):
 
     async def aclose(self) -> None:
         await self._beneath.aclose()
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109
-    ) -> httpcore2.AsyncNetworkStream:
-        """As `_Stream.start_tls`."""
-        return await _tls_over(self, ssl_context, server_hostname, timeout)
 
     def get_extra_info(self, info: str) -> Any:
         return self._tls if info == "ssl_object" else self._beneath.get_extra_info(info)
