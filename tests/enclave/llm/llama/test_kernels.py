@@ -45,7 +45,8 @@ def apart(one: list[NDArray[np.float32]], other: list[NDArray[np.float32]]) -> f
 
 
 @pytest.mark.parametrize(
-    ("kind", "width"), [("Q8_0", 32), ("Q8_0", 256), ("Q4_0", 32), ("Q4_0", 256), ("Q6_K", 256), ("Q4_K_M", 256)]
+    ("kind", "width"),
+    [("Q8_0", 32), ("Q8_0", 256), ("Q4_0", 32), ("Q4_0", 256), ("Q6_K", 256), ("Q5_K_M", 256), ("Q4_K_M", 256)],
 )
 def test_they_compute_the_same(library: Any, tmp_path: Path, kind: str, width: int) -> None:
     full = write_model(tmp_path / "full.gguf", width=width)
