@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -97,6 +98,21 @@ def test_whose_streams_did_not_run_together_has_no_figure_for_that_load_and_all_
     told = {figure.load.kind: set(figure.values) for figure in figures}
     assert told.pop("decode") == {"one"}
     assert set(map(frozenset, told.values())) == {frozenset({"one", "ragged"})}
+
+
+class Placed(Fake):
+    """Notes in which place its client stands."""
+
+    async def run(self, load: Load, tokens: int, salt: int) -> Run | None:
+        self.log.append(str(os.getpriority(os.PRIO_PROCESS, 0)))
+        return await super().run(load, tokens, salt)
+
+
+def test_a_client_stands_where_the_servers_stand_that_it_asks() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    one = Placed("one")
+    compare([one], streams=[1], tokens=8, repeats=1)
+    assert set(one.log) == {str(before), "one"}
 
 
 def test_a_loop_is_asked_for_what_it_can_do() -> None:
